@@ -1,0 +1,20 @@
+"""What a person drags: V3 nodes, one file per step of film-making. Unwrap, call, wrap.
+
+Add a node by importing its class here and naming it in `NODES`; the order is the one of film-making.
+"""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+NODES: list[type[io.ComfyNode]] = []
+
+
+class LongreelExtension(ComfyExtension):
+    """The pack, as ComfyUI sees it."""
+
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Return the node classes of the pack."""
+        return NODES

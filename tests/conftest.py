@@ -1,0 +1,3 @@
+"""Fixtures for every room's tests."""
+
+from __future__ import annotations
