@@ -12,3 +12,43 @@ comfy.options.enable_args_parsing()
 import comfy.cli_args  # noqa: E402  (parses now, with our argument)
 
 sys.argv = _argv
+
+import json  # noqa: E402
+from pathlib import Path  # noqa: E402
+from types import SimpleNamespace  # noqa: E402
+
+import pytest  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The golden rollouts: .info (dict) and .tensors (fp32)."""
+    tensors = {name: tensor.float() for name, tensor in load_file(GOLDEN / "rollout_tiny.safetensors").items()}
+    return SimpleNamespace(info=json.loads((GOLDEN / "rollout_tiny.json").read_text()), tensors=tensors)
+
+
+def load_tiny_wan(golden, causal=True, **model_options):
+    """The golden file's tiny Wan model through ComfyUI's stock loader."""
+    import comfy.sd
+
+    weights = {name.removeprefix("weights."): t.clone() for name, t in golden.tensors.items() if name.startswith("weights.")}
+    config = json.loads(golden.info["comfyui_metadata"])
+    if not causal:
+        del config["transformer"]["causal_ar"]
+    metadata = {"config": json.dumps(config)}
+    return comfy.sd.load_diffusion_model_state_dict(weights, model_options=model_options, metadata=metadata)
+
+
+@pytest.fixture
+def load_tiny(golden):
+    """Loader of fresh tiny models: load_tiny(causal=True, **model_options)."""
+    return lambda causal=True, **model_options: load_tiny_wan(golden, causal, **model_options)
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(golden):
+    """One shared tiny model in fp32."""
+    return load_tiny_wan(golden)

@@ -1,0 +1,43 @@
+"""The KV memory of causal video models: sink, ring window, memory bank, sparse activation. Pure PyTorch.
+
+Example:
+
+    memory = KVMemory(layout, MEMFLOW, frames_per_block=3, dtype=torch.bfloat16, device="cuda")
+    call = memory.begin_call(CallKind.DENOISE, 3)
+    for layer in range(layout.layers):
+        memory.write(layer, k, v)             # keys rotated at call.position
+        keys, values = memory.read(layer, q)  # attend to these
+    memory.end_call()
+"""
+
+from .arena import FrameArena, KVLayout
+from .kv import Call, CallKind, KVMemory
+from .settings import (
+    LONGLIVE,
+    MEMFLOW,
+    PRESETS,
+    SELF_FORCING,
+    UNBOUNDED,
+    MemorySettings,
+    MemorySettingsError,
+)
+from .snapshot import MemoryMismatchError, MemorySnapshot, restore, snapshot
+
+__all__ = [
+    "LONGLIVE",
+    "MEMFLOW",
+    "PRESETS",
+    "SELF_FORCING",
+    "UNBOUNDED",
+    "Call",
+    "CallKind",
+    "FrameArena",
+    "KVLayout",
+    "KVMemory",
+    "MemoryMismatchError",
+    "MemorySettings",
+    "MemorySettingsError",
+    "MemorySnapshot",
+    "restore",
+    "snapshot",
+]

@@ -1,0 +1,277 @@
+"""Run a stock Wan model block by block with our KV memory instead of full attention.
+
+Only the layers the model already has are called, so LoRA patches, fp8 and GGUF weights, offloading and hooks work as
+in ComfyUI. The forward pass is put in place for one sampling run by a DIFFUSION_MODEL wrapper in transformer_options;
+the model itself is never changed. Facts: shared/research/memflow.md 1-3 and ComfyUI's comfy/ldm/wan/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.ldm.common_dit
+import comfy.ldm.flux.math
+import comfy.ldm.modules.attention
+import comfy.ldm.wan.ar_model
+import comfy.ldm.wan.model
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.patcher_extension
+import torch
+
+from ..film.memory import CallKind, KVLayout, KVMemory
+
+__all__ = ["CausalPass", "UnsupportedModelError", "check_model", "install", "kv_layout"]
+
+_KEY = "longreel_causal"
+
+TransformerOptions = dict[str, Any]
+
+
+class UnsupportedModelError(ValueError):
+    """A model that cannot film causally; the message is one sentence that says why and what to load instead."""
+
+
+@dataclass
+class CausalPass:
+    """What a forward pass needs beyond its usual inputs; one object serves a whole rollout.
+
+    memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean and
+    are told timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current
+    prompt per layer, dropped by new_prompt().
+    """
+
+    memory: KVMemory
+    kind: CallKind = CallKind.DENOISE
+    frames: int = 0
+    given: int = 0
+    calls: int = 0
+    text: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def new_prompt(self) -> None:
+        """Forget the keys of the last prompt."""
+        self.text = []
+        self.memory.forget_text()
+
+
+def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Raise UnsupportedModelError unless `model` is a plain text-to-video Wan model."""
+    base = model.model
+    dit = getattr(base, "diffusion_model", None)
+    if not isinstance(dit, comfy.ldm.wan.model.WanModel):
+        raise UnsupportedModelError(
+            f"{type(base).__name__} is not a Wan model; load a Wan text-to-video model or a causal one made from it."
+        )
+    if type(dit) not in (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel) or dit.ref_conv is not None:
+        raise UnsupportedModelError(
+            f"The Wan variant {type(dit).__name__} needs inputs a causal film does not have; "
+            "load a plain Wan text-to-video model."
+        )
+    channels, latent_channels = dit.patch_embedding.weight.shape[1], base.latent_format.latent_channels
+    if dit.model_type != "t2v" or channels != latent_channels:
+        raise UnsupportedModelError(
+            f"This Wan model takes {channels} input channels where the latent has {latent_channels} (image-to-video or "
+            "control); load the text-to-video model, it takes a first frame too."
+        )
+    flow = isinstance(base.model_sampling, comfy.model_sampling.CONST)
+    if not flow or base.model_type != comfy.model_base.ModelType.FLOW or dit.patch_size[0] != 1:
+        raise UnsupportedModelError("This Wan model was not trained with flow matching; load a text-to-video model.")
+
+
+def kv_layout(model: comfy.model_patcher.ModelPatcher, height: int, width: int) -> KVLayout:
+    """The memory layout of `model` for latents of `height` x `width` (latent pixels)."""
+    dit = model.model.diffusion_model
+    head_dim = dit.dim // dit.num_heads
+    tokens = -(-height // dit.patch_size[1]) * -(-width // dit.patch_size[2])
+    embedder = dit.rope_embedder
+    return KVLayout(dit.num_layers, dit.num_heads, head_dim, tokens, embedder.axes_dim[0], float(embedder.theta))
+
+
+def install(transformer_options: TransformerOptions, state: CausalPass) -> None:
+    """Route the forward passes of one sampling run through `state`; `transformer_options` must be that run's own."""
+    transformer_options[_KEY] = state
+    comfy.patcher_extension.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, _KEY, _causal_wrapper, transformer_options
+    )
+
+
+def _causal_wrapper(
+    executor: comfy.patcher_extension.WrapperExecutor,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    context: torch.Tensor,
+    clip_fea: torch.Tensor | None = None,
+    time_dim_concat: torch.Tensor | None = None,
+    transformer_options: TransformerOptions | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    options = transformer_options if transformer_options is not None else {}
+    state: CausalPass = options[_KEY]
+    if x.shape[0] != 1 or x.shape[2] != state.frames or state.calls:
+        raise UnsupportedModelError(
+            "A causal film takes one picture, one prompt and no second conditioning at a time; "
+            "remove batches, areas, masks and combined conditionings."
+        )
+    if clip_fea is not None or time_dim_concat is not None:
+        raise UnsupportedModelError("A causal film takes text conditioning only; remove the image conditioning nodes.")
+    state.calls += 1
+    return _forward(executor.class_obj, x, timestep, context, state, options)
+
+
+def _forward(
+    dit: comfy.ldm.wan.model.WanModel,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    context: torch.Tensor,
+    state: CausalPass,
+    options: TransformerOptions,
+) -> torch.Tensor:
+    """One pass over the frames of a block: x [1, C, F, h, w], timestep [1], context [1, rows, text width].
+
+    Returns the flow [1, C, F, h, w]; zeros where the pass only had to write the memory.
+    """
+    frames, height, width = x.shape[2:]
+    x = comfy.ldm.common_dit.pad_to_patch_size(x, dit.patch_size)
+    latents = x
+    x = dit.patch_embedding(x.float()).to(x.dtype)
+    grid = x.shape[2:]
+    x = x.flatten(2).transpose(1, 2)
+
+    times = timestep.reshape(1, 1).repeat(1, frames)
+    times[:, : state.given] = 0
+    wave = comfy.ldm.wan.model.sinusoidal_embedding_1d(dit.freq_dim, times.flatten())
+    time = dit.time_embedding(wave.to(x.dtype)).unsqueeze(0)
+    modulation = dit.time_projection(time).unflatten(2, (6, dit.dim))
+
+    _cache_text(dit, context, state)
+    call = state.memory.begin_call(state.kind, frames)
+    # fp32 positions: core builds them in the model's dtype, and bf16 has no integers beyond 256
+    scale = options.get("rope_options", {}).get("scale_t", 1.0)
+    rotation = dit.rope_encode(
+        frames, height, width, call.position * scale, device=x.device, dtype=torch.float32, transformer_options=options
+    )
+    text = dit.text_embedding(context) if "dit" in options.get("patches_replace", {}) else None
+    only_writes = state.kind is not CallKind.DENOISE
+
+    patches = options.get("patches", {}).get("double_block", ())
+    replaced = options.get("patches_replace", {}).get("dit", {})
+    options |= {"grid_sizes": grid, "total_blocks": len(dit.blocks), "block_type": "double"}
+    for layer, block in enumerate(dit.blocks):
+        options["block_index"] = layer
+        last = only_writes and layer == len(dit.blocks) - 1
+        if ("double_block", layer) in replaced:
+            arguments = {"img": x, "txt": text, "vec": modulation, "pe": rotation, "transformer_options": options}
+            original = {"original_block": _replaceable(block, layer, state)}
+            x = replaced["double_block", layer](arguments, original)["img"]
+        else:
+            x = _block(block, layer, x, modulation, rotation, state, options, last)
+        for patch in patches:
+            arguments = {"img": x, "x": latents, "vec": time, "block_index": layer, "img_offset": 0}
+            x = patch(arguments | {"transformer_options": options})["img"]
+    state.memory.end_call()
+    if only_writes:
+        return torch.zeros_like(latents[:, :, :, :height, :width])
+    return dit.unpatchify(dit.head(x, time), grid)[:, :, :, :height, :width]
+
+
+def _replaceable(
+    block: torch.nn.Module, layer: int, state: CausalPass
+) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
+    """The block as a `patches_replace` function may call it. Cross-attention keeps to the cached prompt."""
+
+    def original_block(args: dict[str, Any]) -> dict[str, torch.Tensor]:
+        options = args["transformer_options"]
+        return {"img": _block(block, layer, args["img"], args["vec"], args["pe"], state, options, last=False)}
+
+    return original_block
+
+
+def _block(
+    block: torch.nn.Module,
+    layer: int,
+    x: torch.Tensor,
+    modulation: torch.Tensor,
+    rotation: torch.Tensor,
+    state: CausalPass,
+    options: TransformerOptions,
+    last: bool,
+) -> torch.Tensor:
+    """One transformer block: x [1, F*T, dim], modulation [1, F, 6, dim]. `last` stops once the memory is written."""
+    own = comfy.model_management.cast_to(block.modulation, dtype=x.dtype, device=x.device)
+    # per frame, broadcast over its tokens: [1, F, 1, dim] each
+    shift1, scale1, gate1, shift2, scale2, gate2 = (own.unsqueeze(0) + modulation).unsqueeze(3).unbind(2)
+    frames = modulation.shape[1]
+
+    def modulate(y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(shift, y.unflatten(1, (frames, -1)), 1 + scale).flatten(1, 2)
+
+    def gated(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(x.unflatten(1, (frames, -1)), y.unflatten(1, (frames, -1)), gate).flatten(1, 2)
+
+    x = x.contiguous()
+    y = _self_attention(block.self_attn, layer, modulate(block.norm1(x), shift1, scale1), rotation, state, options, last)
+    if y is None:
+        return x
+    x = gated(y, gate1)
+
+    cross = block.cross_attn
+    q = cross.norm_q(cross.q(block.norm3(x)))
+    k, v = state.text[layer]
+    attention = comfy.ldm.modules.attention.optimized_attention
+    x = x + cross.o(attention(q, k, v, heads=cross.num_heads, transformer_options=options))
+    for patch in options.get("patches", {}).get("attn2_patch", ()):
+        x = patch({"x": x, "transformer_options": options})
+
+    return gated(block.ffn(modulate(block.norm2(x), shift2, scale2)), gate2)
+
+
+def _self_attention(
+    attn: torch.nn.Module,
+    layer: int,
+    x: torch.Tensor,
+    rotation: torch.Tensor,
+    state: CausalPass,
+    options: TransformerOptions,
+    last: bool,
+) -> torch.Tensor | None:
+    """Self-attention of x [1, F*T, dim] over the memory; None when only the memory's keys were wanted."""
+    heads = (attn.num_heads, attn.head_dim)
+    k = comfy.ldm.flux.math.apply_rope1(attn.norm_k(attn.k(x)).unflatten(2, heads), rotation)
+    v = attn.v(x).unflatten(2, heads)
+    state.memory.write(layer, k.transpose(1, 2), v.transpose(1, 2))
+    if last:
+        return None
+    q = comfy.ldm.flux.math.apply_rope1(attn.norm_q(attn.q(x)).unflatten(2, heads), rotation)
+    keys, values = state.memory.read(layer, q.transpose(1, 2))
+    attention = comfy.ldm.modules.attention.optimized_attention
+    y = attention(
+        q.transpose(1, 2), keys, values, heads=attn.num_heads, skip_reshape=True, transformer_options=options
+    )
+    for patch in options.get("patches", {}).get("attn1_patch", ()):
+        y = patch({"x": y, "q": q, "k": k, "transformer_options": options})
+    return attn.o(y)
+
+
+def _cache_text(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, state: CausalPass) -> None:
+    """Compute the prompt's cross-attention keys and values once, and give the memory their mean per head.
+
+    The mean is over all rows, empty ones included, as in the original, unless the settings mask them.
+    """
+    if state.text:
+        return
+    weight = torch.ones_like(context[..., :1], dtype=torch.float32)
+    if state.memory.settings.mask_padding:
+        # padding rows are exactly zero in ComfyUI's Wan text encoding; an empty prompt keeps them all
+        filled = context.ne(0).any(dim=-1, keepdim=True).float()
+        weight = filled if filled.any() else weight
+    text = dit.text_embedding(context)
+    for layer, block in enumerate(dit.blocks):
+        cross = block.cross_attn
+        k = cross.norm_k(cross.k(text))
+        state.text.append((k, cross.v(text)))
+        mean = (k.float() * weight).sum(dim=1) / weight.sum(dim=1)
+        state.memory.set_text(layer, mean.view(cross.num_heads, cross.head_dim))
