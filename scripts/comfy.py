@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""One command from a bare machine to a film, an editor, or a test report.
+
+    python3 scripts/comfy.py film     set up, film the quick-start storyboard with the miniature, say where the MP4 lies
+    python3 scripts/comfy.py serve    set up, start ComfyUI with the pack, say its address
+    python3 scripts/comfy.py test     set up, run every test; more arguments go to pytest
+
+Needs Python 3.10 to 3.14 and a network on the first run, nothing else. `COMFYUI_PATH` names a ComfyUI to use instead of
+the one that is fetched; `LONGREEL_HOME` names the folder to set up in instead of `.comfy` in the repository.
+"""
+
+import sys
+
+if not (3, 10) <= sys.version_info[:2] <= (3, 14):
+    sys.exit("Longreel needs Python 3.10 to 3.14; this is Python {}.{}.".format(*sys.version_info))
+
+import argparse
+import json
+import subprocess
+import time
+from pathlib import Path
+
+from comfyui_server import Event, Outcome, PromptRejected, Server, ServerError, clean_environment, port_is_free
+from comfyui_setup import Place, SetupError, find_place, has_cuda, install_chromium, prepare
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+QUICKSTART = REPOSITORY / "tests" / "prompts" / "quickstart.json"
+DEFAULT_PORT = 8188
+VIDEO_ENDINGS = (".mp4", ".webm")
+
+
+def film(place: Place) -> int:
+    """Film the quick-start storyboard and say where the video lies."""
+    start = time.monotonic()
+    prompt = json.loads(QUICKSTART.read_text(encoding="utf-8"))
+    prepare(place)
+    ready = time.monotonic()
+    flags = ["--disable-api-nodes", *([] if has_cuda(place) else ["--cpu"])]
+    print("- Starting ComfyUI", flush=True)
+    with Server(place.python, place.comfyui, place.base, flags, log=place.home / "server.log") as server:
+        answering = time.monotonic()
+        print("- Filming", flush=True)
+        outcome = server.queue(prompt, on_event=print_progress)
+        done = time.monotonic()
+        videos = [server.path_of(file) for file in outcome.files() if file["filename"].endswith(VIDEO_ENDINGS)]
+    if not report(outcome, videos):
+        return 1
+    set_up, startup, filming = ready - start, answering - ready, done - answering
+    print(f"Set-up {set_up:.0f} s, start of ComfyUI {startup:.0f} s, filming {filming:.0f} s.")
+    for video in videos:
+        print(f"Your film: {video}")
+    return 0
+
+
+def print_progress(event: Event) -> None:
+    """Print each progress text of the pack once, as it comes."""
+    if event["type"] == "progress_text":
+        print(f"  {event['data']['text']}", flush=True)
+
+
+def report(outcome: Outcome, videos: list[Path]) -> bool:
+    """Say what went wrong, if anything did; True where there is a film."""
+    if outcome.error is not None:
+        message = outcome.error["exception_message"].strip()
+        print(f"Filming failed in {outcome.error['node_type']}: {message}", file=sys.stderr)
+    elif outcome.interrupted:
+        print("Filming was interrupted.", file=sys.stderr)
+    elif not videos:
+        print("The prompt ran, but no node of it saved a video.", file=sys.stderr)
+    return outcome.succeeded and bool(videos)
+
+
+def serve(place: Place, flags: list[str]) -> int:
+    """Run ComfyUI with the pack until it is stopped; `flags` are ComfyUI's own."""
+    prepare(place)
+    if "--cpu" not in flags and sys.platform != "darwin" and not has_cuda(place):
+        flags = ["--cpu", *flags]
+    port = DEFAULT_PORT if port_is_free(DEFAULT_PORT) else 0
+    with Server(place.python, place.comfyui, place.base, flags, port=port) as server:
+        print(f"\nComfyUI with Longreel: {server.url}   (Ctrl-C stops it)\n", flush=True)
+        return server.wait()
+
+
+def test(place: Place, arguments: list[str]) -> int:
+    """Run the whole suite; linters and type checker are tests too, so pytest's last line is the verdict on all."""
+    prepare(place, tests=True)
+    no_browser = install_chromium(place)
+    if no_browser is not None:
+        print(f"- Browser tests are skipped: {no_browser}", flush=True)
+    # The program and not `python -m pytest`, which would put the repository's root on the path.
+    command = [str(place.script("pytest")), "--durations=10", f"--junitxml={place.home / 'tests.xml'}", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, env=clean_environment()).returncode
+
+
+def main() -> int:
+    """Parse the command line and do what it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("film", "serve", "test"))
+    options, rest = parser.parse_known_args()
+    if rest[:1] == ["--"]:
+        rest = rest[1:]
+    try:
+        place = find_place(REPOSITORY)
+        if options.command == "serve":
+            return serve(place, rest)
+        if options.command == "test":
+            return test(place, rest)
+        if rest:
+            parser.error(f"film takes no arguments: {' '.join(rest)}")
+        return film(place)
+    except (SetupError, ServerError, PromptRejected) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
