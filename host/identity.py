@@ -65,6 +65,12 @@ def fingerprint_clip(clip: CLIP) -> str:
     return _digest(["clip", *parts, _digest(clip.apply_hooks_to_conds), _patcher_digest(clip.patcher)]).hex()
 
 
+def fingerprint_image(image: Tensor) -> str:
+    """Fingerprint of a picture or clip, every value of it: [..., H, W, C]. 64 hexadecimal digits."""
+    head = repr((image.dtype, tuple(image.shape))).encode()
+    return _hash("image", head, image.cpu().contiguous().numpy().tobytes()).hex()
+
+
 def _patcher_digest(patcher: ModelPatcher) -> bytes:
     model = patcher.model
     replaced = {**patcher.object_patches, **patcher.object_patches_backup}

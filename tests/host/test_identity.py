@@ -20,7 +20,13 @@ from comfy.ldm.wan.vae import WanVAE
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
-from longreel.host.identity import _tensor_digest, fingerprint_clip, fingerprint_model, fingerprint_vae
+from longreel.host.identity import (
+    _tensor_digest,
+    fingerprint_clip,
+    fingerprint_image,
+    fingerprint_model,
+    fingerprint_vae,
+)
 from safetensors.torch import save_file
 
 CONFIG = {"num_heads": 4, "text_dim": 32, "freq_dim": 32}
@@ -187,6 +193,13 @@ def test_clip() -> None:
     assert fingerprint_clip(_clip(network, layer_idx=-2)) != base
     assert fingerprint_clip(_clip(network, tokenizer_options={"min_length": 1})) != base
     assert fingerprint_clip(_clip(torch.nn.Linear(4, 4))) != base
+
+
+def test_image_counts_every_value() -> None:
+    image = torch.rand(1, 40, 40, 3)
+    other = image.clone()
+    other[0, 17, 23, 1] += 1e-3
+    assert fingerprint_image(image) == fingerprint_image(image.clone()) != fingerprint_image(other)
 
 
 def _network(layers: int, width: int) -> ModelPatcher:
