@@ -57,7 +57,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """latents: the new frames [1, C, T, h, w], fp32, in the latent space of ComfyUI's LATENT; memory: what is remembered."""
+    """latents: the new frames [1, C, T, h, w], fp32, CPU, ComfyUI's LATENT space; memory: what is remembered."""
 
     latents: torch.Tensor
     memory: MemorySnapshot
@@ -87,7 +87,7 @@ def roll_out(
     prompts: the first at frame 0; each later one switches prompt with a recache. sigmas: falling from at most 1 to 0.
     memory: None begins a film. start: "cut" drops the recent past (sink, bank and positions stay), "continue" keeps it
     and recaches it under the first prompt, "resume" goes on as if nothing had happened (same prompt as before).
-    first_frame: [1, C, n, h, w] latents (ComfyUI's LATENT space) given as the first n frames of the take, n at most a block.
+    first_frame: [1, C, n, h, w] latents (LATENT space) given as the first n frames of the take, n at most a block.
     seed: of the noise, which depends on it, the block's number in the take (from `first_block`) and the step only.
     noise: replaces the seeded noise. loop: "renoise" denoises fully and adds fresh noise at each step (the distilled
     models), "euler" follows the flow. on_block(block, latents [1, C, frames, h, w]) gets each finished block in LATENT
@@ -104,6 +104,8 @@ def roll_out(
     channels = model.model.latent_format.latent_channels
     if shape[0] != 1 or shape[1] != channels:
         raise RolloutError(f"The latents must be one video of {channels} channels, not of shape {list(shape)}.")
+    if first_frame is not None and tuple(first_frame.shape[i] for i in (0, 1, 3, 4)) != (1, channels, *shape[3:]):
+        raise RolloutError(f"The first frame's latent has shape {list(first_frame.shape)}; resize it to the film.")
 
     sampler = RolloutSampler(
         settings=settings,
@@ -175,8 +177,8 @@ class RolloutSampler(comfy.samplers.Sampler):
         return self._memory
 
     def release(self) -> None:
-        """Let go of the KV memory."""
-        self._memory = None
+        """Let go of everything large, for good."""
+        self._memory = self.saved = self.first_frame = self.noise = self.on_block = None
 
     def prepare(
         self,
@@ -186,10 +188,11 @@ class RolloutSampler(comfy.samplers.Sampler):
         conds: dict[str, Any],
         **kwargs: Any,
     ) -> Any:
-        """PREPARE_SAMPLING wrapper: make room for the KV memory and take it before ComfyUI loads the model beside it."""
+        """PREPARE_SAMPLING wrapper: take the KV memory first, so that ComfyUI fits the model beside it."""
         self._allocate(model, noise_shape)
-        longest = self.settings.window or self.frames_per_block
         if self.saved is not None or len(self.switches) > 1:
+            # a recache is the longest pass
+            longest = self.settings.window or self.memory.position + (self.frames or 0)
             noise_shape = [*noise_shape[:2], max(longest, noise_shape[2]), *noise_shape[3:]]
         return executor(model, noise_shape, conds, **kwargs)
 
@@ -255,7 +258,7 @@ class RolloutSampler(comfy.samplers.Sampler):
             return _BlockLoop(self, model_wrap, state, sigmas, extra_args, callback, noise, source).film(total)
         finally:
             if not prepared:
-                self.release()
+                self._memory = None
 
 
 class _BlockLoop:
@@ -338,7 +341,7 @@ class _BlockLoop:
         self.state.kind, self.state.frames, self.state.calls = kind, x.shape[2], 0
         denoised: torch.Tensor = self.guider(x, sigma.reshape(1), **self.extra_args)
         if self.state.calls != 1:
-            raise RolloutError("The prompt was not active for the whole denoising; remove its start and end percentages.")
+            raise RolloutError("The prompt was not active in every step; remove its start and end percentages.")
         return denoised
 
 

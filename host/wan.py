@@ -66,7 +66,8 @@ def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
         raise UnsupportedModelError(
             f"{type(base).__name__} is not a Wan model; load a Wan text-to-video model or a causal one made from it."
         )
-    if type(dit) not in (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel) or dit.ref_conv is not None:
+    plain = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
+    if type(dit) not in plain or dit.ref_conv is not None:
         raise UnsupportedModelError(
             f"The Wan variant {type(dit).__name__} needs inputs a causal film does not have; "
             "load a plain Wan text-to-video model."
@@ -178,9 +179,7 @@ def _forward(
     return dit.unpatchify(dit.head(x, time), grid)[:, :, :, :height, :width]
 
 
-def _replaceable(
-    block: torch.nn.Module, layer: int, state: CausalPass
-) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
+def _replaceable(block: Any, layer: int, state: CausalPass) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
     """The block as a `patches_replace` function may call it. Cross-attention keeps to the cached prompt."""
 
     def original_block(args: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -191,7 +190,7 @@ def _replaceable(
 
 
 def _block(
-    block: torch.nn.Module,
+    block: Any,
     layer: int,
     x: torch.Tensor,
     modulation: torch.Tensor,
@@ -209,14 +208,15 @@ def _block(
     def modulate(y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return torch.addcmul(shift, y.unflatten(1, (frames, -1)), 1 + scale).flatten(1, 2)
 
-    def gated(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(x.unflatten(1, (frames, -1)), y.unflatten(1, (frames, -1)), gate).flatten(1, 2)
+    def add(base: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(base.unflatten(1, (frames, -1)), y.unflatten(1, (frames, -1)), gate).flatten(1, 2)
 
     x = x.contiguous()
-    y = _self_attention(block.self_attn, layer, modulate(block.norm1(x), shift1, scale1), rotation, state, options, last)
-    if y is None:
+    normed = modulate(block.norm1(x), shift1, scale1)
+    attended = _self_attention(block.self_attn, layer, normed, rotation, state, options, last)
+    if attended is None:
         return x
-    x = gated(y, gate1)
+    x = add(x, attended, gate1)
 
     cross = block.cross_attn
     q = cross.norm_q(cross.q(block.norm3(x)))
@@ -226,11 +226,11 @@ def _block(
     for patch in options.get("patches", {}).get("attn2_patch", ()):
         x = patch({"x": x, "transformer_options": options})
 
-    return gated(block.ffn(modulate(block.norm2(x), shift2, scale2)), gate2)
+    return add(x, block.ffn(modulate(block.norm2(x), shift2, scale2)), gate2)
 
 
 def _self_attention(
-    attn: torch.nn.Module,
+    attn: Any,
     layer: int,
     x: torch.Tensor,
     rotation: torch.Tensor,
@@ -248,12 +248,11 @@ def _self_attention(
     q = comfy.ldm.flux.math.apply_rope1(attn.norm_q(attn.q(x)).unflatten(2, heads), rotation)
     keys, values = state.memory.read(layer, q.transpose(1, 2))
     attention = comfy.ldm.modules.attention.optimized_attention
-    y = attention(
-        q.transpose(1, 2), keys, values, heads=attn.num_heads, skip_reshape=True, transformer_options=options
-    )
+    y = attention(q.transpose(1, 2), keys, values, heads=attn.num_heads, skip_reshape=True, transformer_options=options)
     for patch in options.get("patches", {}).get("attn1_patch", ()):
         y = patch({"x": y, "q": q, "k": k, "transformer_options": options})
-    return attn.o(y)
+    projected: torch.Tensor = attn.o(y)
+    return projected
 
 
 def _cache_text(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, state: CausalPass) -> None:

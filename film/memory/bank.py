@@ -94,7 +94,12 @@ class MemoryBank:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a snapshot must keep besides the arena."""
-        kept = {"order": self.order, "positions": self.positions, "means": self.means, "pending_mean": self.pending_mean}
+        kept = {
+            "order": self.order,
+            "positions": self.positions,
+            "means": self.means,
+            "pending_mean": self.pending_mean,
+        }
         if self.canonical is not None:
             kept["canonical"] = torch.stack(self.canonical)
         return kept

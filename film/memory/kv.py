@@ -95,7 +95,7 @@ class KVMemory:
     # Text and clean latents
 
     def set_text(self, layer: int, mean_key: torch.Tensor) -> None:
-        """Give the mean cross-attention key [heads, head_dim] of the prompt in one layer; the bank is scored with it."""
+        """Give a layer's mean cross-attention key [heads, head_dim] of the prompt, to score the bank with."""
         self.text[layer] = mean_key
 
     def forget_text(self) -> None:
@@ -127,7 +127,7 @@ class KVMemory:
     # A forward pass
 
     def begin_call(self, kind: CallKind, frames: int) -> Call:
-        """Plan a pass over `frames` latent frames; the first pass of a block evicts what must leave and folds the bank."""
+        """Plan a pass over `frames` latent frames; the first pass of a block evicts and folds the bank."""
         first = kind is CallKind.RECACHE or not self._open
         if first:
             self._fold()
@@ -231,7 +231,7 @@ class KVMemory:
 
     def _plan_recache(self, frames: int) -> Call:
         if not 0 < frames <= self.position:
-            raise ValueError(f"A recache of {frames} frames needs that many finished frames; there are {self.position}.")
+            raise ValueError(f"A recache of {frames} frames needs as many finished ones; there are {self.position}.")
         first = self.position - frames
         renews = 0 < len(self.sink) <= frames and (first <= self.sink[0] or not self.settings.keep_sink)
         runs = [(0, self.arena.sink_base, len(self.sink))] if renews else []

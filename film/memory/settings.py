@@ -24,8 +24,8 @@ class MemorySettings:
     record: "interactive" records the first frame of every record_interval-th block, "single" renews the pending
         prototype every block and only counts every record_interval-th one (the two pipelines of the original).
     active: sparse memory activation, how many of the sink and bank frames each head reads; 0 reads them all.
-    positions: "absolute" keeps every frame at the place it was filmed at; "relative" seats sink and bank directly before
-        the window, so distances never leave the range [0, window + bank).
+    positions: "absolute" keeps every frame at the place it was filmed at; "relative" seats sink and bank directly
+        before the window, so distances never leave the range [0, window + bank).
     keep_sink: False renews the sink from the recached frames when the prompt changes.
     mask_padding: leave the empty text rows out of the bank's scores.
     fresh_text: score with the new prompt at a prompt change (the original scores with zeros there).
@@ -52,7 +52,8 @@ class MemorySettings:
             raise MemorySettingsError("Sink, bank and active frames must be 0 or more; raise the negative one.")
         if self.window is not None and self.window <= self.sink:
             raise MemorySettingsError(
-                f"A window of {self.window} frames cannot hold a sink of {self.sink}; enlarge the window or shrink the sink."
+                f"A window of {self.window} frames cannot hold a sink of {self.sink}; "
+                "enlarge the window or shrink the sink."
             )
         if self.record_interval < 1:
             raise MemorySettingsError("The record interval must be at least 1 block.")
@@ -61,7 +62,7 @@ class MemorySettings:
         if self.positions not in ("absolute", "relative"):
             raise MemorySettingsError(f"Unknown positions {self.positions!r}; choose 'absolute' or 'relative'.")
         if self.active and not self.bank and self.active < self.sink:
-            raise MemorySettingsError("Sparse activation without a bank would only lose the sink; set active frames to 0.")
+            raise MemorySettingsError("Sparse activation without a bank only loses the sink; set active frames to 0.")
 
     def check_block(self, frames_per_block: int) -> None:
         """Raise MemorySettingsError when the window has no room for one block of `frames_per_block` frames."""

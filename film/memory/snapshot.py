@@ -127,12 +127,12 @@ def check(saved: MemorySnapshot, layout: KVLayout, settings: MemorySettings, *, 
         raise MemoryMismatchError("The saved memory has another format; film this reel again with this version.")
     if saved.meta["layout"] != layout.to_json():
         raise MemoryMismatchError(
-            "The saved memory belongs to another model or picture size; use the model and size the reel was filmed with."
+            "The saved memory belongs to another model or picture size; use those the reel was filmed with."
         )
     if saved.meta["frames_per_block"] != frames_per_block:
         raise MemoryMismatchError(
-            f"The saved memory was made with {saved.meta['frames_per_block']} frames per block, not {frames_per_block}; "
-            "set the same number again."
+            f"The saved memory was made with {saved.meta['frames_per_block']} frames per block, "
+            f"not {frames_per_block}; set the same number again."
         )
     for name in _STRUCTURAL:
         was, now = saved.meta["settings"][name], getattr(settings, name)

@@ -34,7 +34,8 @@ def load_tiny_wan(golden, causal=True, **model_options):
     """The golden file's tiny Wan model through ComfyUI's stock loader."""
     import comfy.sd
 
-    weights = {name.removeprefix("weights."): t.clone() for name, t in golden.tensors.items() if name.startswith("weights.")}
+    named = ((name, t) for name, t in golden.tensors.items() if name.startswith("weights."))
+    weights = {name.removeprefix("weights."): t.clone() for name, t in named}
     config = json.loads(golden.info["comfyui_metadata"])
     if not causal:
         del config["transformer"]["causal_ar"]
