@@ -1,3 +1,43 @@
 """Fixtures for every room's tests."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import comfy.options
+import pytest
+
+from .server.harness import Server, make_server
+
+# ComfyUI reads its command line when it is first imported. In the tests' own process it runs on the CPU everywhere.
+_argv, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
+comfy.options.enable_args_parsing()
+import comfy.cli_args  # noqa: E402
+
+sys.argv = _argv
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add our options to pytest's."""
+    parser.addoption(
+        "--update-snapshots",
+        action="store_true",
+        help="rewrite tests/snapshots from what is there now, where saved workflows go on working",
+    )
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The running server that a session's tests share. Leave it idle; give your prompts values of their own."""
+    with make_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A server for one test, not yet started, which may be killed, restarted or broken."""
+    server = make_server(tmp_path / "server")
+    yield server
+    server.stop()
