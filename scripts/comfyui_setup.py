@@ -9,6 +9,7 @@ result is there, and a half-made result never bears the final name, so the next 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -17,8 +18,8 @@ import subprocess
 import sys
 import tarfile
 import time
-import venv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,13 +135,34 @@ def prepare(place: Place, tests: bool = False) -> None:
     try:
         place.home.mkdir(parents=True, exist_ok=True)
         _check_disk(place)
-        make_venv(place)
-        if place.comfyui.is_relative_to(place.home):
-            fetch_comfyui(place)
-        _install_requirements(place, tests)
-        _link_everything(place)
+        with _one_at_a_time(place.home / "set-up.lock"):
+            make_venv(place)
+            if place.comfyui.is_relative_to(place.home):
+                fetch_comfyui(place)
+            _install_requirements(place, tests)
+            _link_everything(place)
     except OSError as error:
         raise SetupError(f"Set-up could not write below {place.home}: {error}.") from error
+
+
+@contextmanager
+def _one_at_a_time(file: Path) -> Iterator[None]:
+    """Hold the lock `file`, which the system frees however this process ends; wait for another set-up to finish."""
+    with file.open("a+b") as lock:
+        if sys.platform == "win32":
+            import msvcrt
+
+            while True:
+                try:
+                    msvcrt.locking(lock.fileno(), msvcrt.LK_LOCK, 1)  # tries for ten seconds
+                    break
+                except OSError:
+                    continue
+        else:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _check_disk(place: Place) -> None:
@@ -158,13 +180,12 @@ def make_venv(place: Place) -> None:
         return
     _say("Making a virtual environment")
     _discard(place.venv)
-    try:
-        venv.EnvBuilder(with_pip=True, symlinks=os.name != "nt").create(place.venv)
-    except subprocess.CalledProcessError as error:
+    if importlib.util.find_spec("ensurepip") is None:
         raise SetupError(
             "This Python cannot make a virtual environment with pip in it: install its venv module "
             "(on Debian and Ubuntu: apt install python3-venv) and run the command again."
-        ) from error
+        )
+    _run(place, [sys.executable, "-m", "venv", str(place.venv)], "make a virtual environment")
 
 
 def fetch_comfyui(place: Place) -> None:

@@ -99,6 +99,18 @@ def test_full_disk_is_noticed_first(place, monkeypatch: pytest.MonkeyPatch):
         setup.prepare(place)
 
 
+@posix_only
+def test_second_set_up_waits_for_the_first(place):
+    lock = place.home / "set-up.lock"
+    again = f"import sys; sys.path.insert(0, {str(REPOSITORY / 'scripts')!r}); import comfyui_setup, pathlib\n"
+    again += f"with comfyui_setup._one_at_a_time(pathlib.Path({str(lock)!r})): print('in')"
+    with setup._one_at_a_time(lock):
+        second = subprocess.Popen([sys.executable, "-c", again], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(1.5)
+    assert second.communicate(timeout=20)[0] == "in\n"
+
+
 def test_link_is_made_once_and_mended(tmp_path: Path):
     target, elsewhere, name = tmp_path / "pack", tmp_path / "elsewhere", tmp_path / "nodes" / "longreel"
     target.mkdir()
