@@ -8,11 +8,18 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from ..host.paths import register_model_folders
+
 NODES: list[type[io.ComfyNode]] = []
 
 
 class LongreelExtension(ComfyExtension):
     """The pack, as ComfyUI sees it."""
+
+    @override
+    async def on_load(self) -> None:
+        """Let ComfyUI's own loaders find the miniature's weights."""
+        register_model_folders()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
