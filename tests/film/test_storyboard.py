@@ -20,8 +20,9 @@ from longreel.film.storyboard import (
 # Pieces that could be taken for something else than text, next to arbitrary characters.
 TRAPS = [
     "---", "-----", " --- ", "#", "# no comment", "seconds: 5", "seed: 3, start: cut", "Start : continue",
-    "references:", "second: 5", "seeds: 1", "[2.5s]", "[0:02]", "[3] x", "[2,5s] y", "[16:9]", "\\---", "\\\\# two", "\\(as is\\)",
-    "\\  ---", "\\", "", "  ", "\u2028---", "Night: rain", "a\u0085b", "\ufeffseed: 1", "\u017fecond: 1", "  seed: 4  ",
+    "references:", "second: 5", "seeds: 1", "[2.5s]", "[0:02]", "[3] x", "[2,5s] y", "[16:9]", "\\---", "\\\\# two",
+    "\\(as is\\)", "\\  ---", "\\", "", "  ", "\u2028---",
+    "Night: rain", "a\u0085b", "\ufeffseed: 1", "\u017fecond: 1", "  seed: 4  ",
     "a  ", "\t[1s]\t", "[ 1 s ]", "\x00", "\x1c#",
 ]  # fmt: skip
 characters = st.characters(exclude_categories=("Cs",))

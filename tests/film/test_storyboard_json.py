@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,18 @@ def test_a_file_is_read_by_its_name_and_may_begin_with_a_byte_order_mark(tmp_pat
         read_storyboards(tmp_path / "latin.txt")
     with pytest.raises(StoryboardError, match="cannot be read: No such file"):
         read_storyboards(tmp_path / "absent.txt")
+
+
+def test_what_the_documentation_shows_is_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "storyboard.md").read_text(encoding="utf-8")
+    first, escapes, error, in_json = (block for _, block in re.findall(r"```(\w*)\n(.*?)\n```", page, re.DOTALL))
+    robot, on, tree = parse_storyboard(first).shots
+    assert [prompt.at for prompt in robot.prompts] == [0, 4.5]
+    assert (on.start, on.seed) == ("continue", 4)
+    assert tree.references == ("robot.png", "a forest, at dawn.png")
+    (words,) = parse_storyboard(escapes).shots[0].prompts
+    assert words.text.split("\n")[:2] == ["---", "# a number sign"]
+    assert words.text.split("\n")[-1].startswith("\\(parentheses\\)")
+    with pytest.raises(StoryboardError, match=f"^{re.escape(error)}$"):
+        parse_storyboard("A cat.\n[2,5s] It sits.")
+    assert len(from_json(in_json).shots) == 3
