@@ -170,6 +170,13 @@ def test_a_damaged_shot_is_filmed_again_and_the_ones_after_it_are_reused(store: 
     assert kept.file.path.read_bytes()[-100:] == content[-100:]
 
 
+def test_a_file_under_another_shots_name_is_not_taken_for_it(store: ProjectStore, tmp_path: Path) -> None:
+    first, second = fingerprint_story([shot("a"), shot("b")], SETTINGS)
+    kept = store.add(make(first, tmp_path))
+    kept.file.path.rename(kept.file.path.with_name(f"shot-{second.fingerprint[:32]}.safetensors"))
+    assert store.find(second.fingerprint) is None
+
+
 def test_half_written_files_are_passed_over_and_cleared(store: ProjectStore, tmp_path: Path) -> None:
     planned = fingerprint_story([shot("a")], SETTINGS)
     film_all(store, planned, tmp_path)

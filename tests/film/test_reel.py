@@ -385,3 +385,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(result.stdout) < 24  # MB, of 256
+
+
+def test_tensors_lie_where_their_elements_are_aligned(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(3), "c": torch.ones(1, dtype=torch.bfloat16)}
+    write_tensor_file(tmp_path / "x", {"kind": "shot", "shots": []}, {**tensors, "d": torch.ones(1).double()})
+    slots = read_header(tmp_path / "x").slots
+    sizes = {"a": 1, "b": 4, "c": 2, "d": 8}
+    assert {name: slot.offset % sizes[name] for name, slot in slots.items()} == dict.fromkeys("abcd", 0)
