@@ -149,9 +149,7 @@ def test_a_shots_noise_depends_on_nothing_else(tiny_wan, conds):
 def test_euler_with_many_steps_and_other_block_sizes(tiny_wan, conds):
     settings = MemorySettings(window=5, sink=1, bank=2, record_interval=2)
     sigmas = torch.linspace(1, 0, 9)
-    rollout = film(
-        tiny_wan, conds, 7, settings=settings, frames_per_block=2, loop="euler", sigmas=sigmas, size=(5, 7)
-    )
+    rollout = film(tiny_wan, conds, 7, settings=settings, frames_per_block=2, loop="euler", sigmas=sigmas, size=(5, 7))
     assert rollout.latents.shape == (1, 16, 14, 5, 7)
     assert bool(rollout.latents.isfinite().all())
 
