@@ -30,7 +30,7 @@ from ..film.memory import (
 from .noise import Noise, SeededNoise
 from .wan import CausalPass, check_model, install, kv_layout
 
-__all__ = ["Prompt", "Rollout", "RolloutError", "RolloutSampler", "roll_out"]
+__all__ = ["Prompt", "Rollout", "RolloutError", "RolloutSampler", "check_sigmas", "roll_out"]
 
 Start = Literal["cut", "continue", "resume"]
 Loop = Literal["renoise", "euler"]
@@ -241,7 +241,7 @@ class RolloutSampler(comfy.samplers.Sampler):
         if denoise_mask is not None:
             raise RolloutError("A causal film cannot be inpainted; remove the noise mask from the latent.")
         check_model(model_wrap.model_patcher)
-        _check_sigmas(sigmas)
+        check_sigmas(sigmas)
         total = self.frames if self.frames is not None else noise.shape[2]
         if total < 1 or total % self.frames_per_block:
             raise RolloutError(
@@ -367,7 +367,8 @@ class _PromptGuider(comfy.samplers.CFGGuider):
         )
 
 
-def _check_sigmas(sigmas: torch.Tensor) -> None:
+def check_sigmas(sigmas: torch.Tensor) -> None:
+    """Raise RolloutError unless the schedule falls from at most 1 to 0."""
     if sigmas.ndim != 1 or len(sigmas) < 2 or float(sigmas[-1]) != 0.0 or not bool((sigmas[1:] < sigmas[:-1]).all()):
         raise RolloutError("The sigmas of a causal film must fall step by step to 0; use a complete schedule.")
     if float(sigmas[0]) > 1.0:
