@@ -7,6 +7,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ..film import project as film_project
+
 MINIATURE_WEIGHTS = Path(__file__).resolve().parents[1] / "miniature" / "weights"
 """The shipped weights, one subfolder per kind: diffusion_models, vae, text_encoders."""
 
@@ -35,16 +37,11 @@ def register_model_folders() -> None:
 
 
 def project_folder(name: str) -> Path:
-    """The folder of a project, below longreel in the output folder. It is not created.
+    """The folder of the project that a person calls `name`, in the folder longreel of the output folder.
 
-    Raises:
-        ValueError: an empty name, or one that would lie outside.
+    It always lies directly in there and is not made. Raises ReelError for a name without a letter or digit.
     """
-    root = Path(folder_paths.get_output_directory()) / "longreel"
-    folder = root / name
-    if not name.strip() or folder == root or not folder_paths.is_within_directory(str(root), str(folder)):
-        raise ValueError(f"{name!r} cannot be the name of a project; use letters, digits, spaces, - and _.")
-    return folder
+    return film_project.project_folder(Path(folder_paths.get_output_directory()) / "longreel", name)
 
 
 def spill_folder() -> Path:

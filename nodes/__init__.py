@@ -9,8 +9,24 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..host.paths import register_model_folders
+from .engines import LongreelCausalEngine
+from .film import LongreelFilmShot, LongreelFilmStoryboard
+from .miniature import LongreelMiniatureTextEncoder
+from .reel import LongreelLoadReel, LongreelSaveReel
+from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
+from .video import LongreelReelToVideo
 
-NODES: list[type[io.ComfyNode]] = []
+NODES: list[type[io.ComfyNode]] = [
+    LongreelStoryboard,
+    LongreelStoryboardFromFile,
+    LongreelMiniatureTextEncoder,
+    LongreelCausalEngine,
+    LongreelFilmShot,
+    LongreelFilmStoryboard,
+    LongreelReelToVideo,
+    LongreelSaveReel,
+    LongreelLoadReel,
+]
 
 
 class LongreelExtension(ComfyExtension):

@@ -1,0 +1,252 @@
+"""The causal engine: a Wan model films a shot block by block and remembers it in a bounded KV memory.
+
+A shot becomes latents in six steps, all in `CausalEngine.film`: plan its length, encode its prompts, encode its first
+picture if it has one, wake the memory that the reel's last shot left, roll the film out, and put latents and memory on
+disk as one more shot of the reel. Nothing is decoded on the way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import calculate_sigmas
+from comfy.sd import CLIP, VAE
+from torch import Tensor
+
+from ..film.memory import MEMFLOW, MemorySettings, MemorySnapshot
+from ..film.memory.snapshot import check as check_snapshot
+from ..film.reel import FilmedShot, Reel, ReelLayout, check_layout
+from ..film.shot import Shot
+from ..film.takes import Clock, ShotPlan, plan_shot, schedule_prompts
+from ..host.identity import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
+from ..host.paths import spill_folder
+from ..host.pictures import load_picture
+from ..host.progress import Previewer, Progress, film_previewer
+from ..host.rollout import Prompt, check_sigmas, roll_out
+from ..host.streaming_vae import encode_image, wan_vae_version
+from ..host.wan import check_model, kv_layout
+from .filming import EngineError
+
+__all__ = ["CausalEngine", "default_sigmas"]
+
+
+def default_sigmas(model: ModelPatcher, steps: int) -> tuple[float, ...]:
+    """The schedule of a few-step causal model: the model's own shift, `steps` even steps of time from 1 to 0."""
+    sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    return tuple(float(sigma) for sigma in sigmas)
+
+
+@dataclass(frozen=True, eq=False)
+class CausalEngine:
+    """A way to film: which models, at which size and rate, sampled how, remembering how much.
+
+    width, height: pixels, multiples of `cell`. fps: frames a second. sigmas: falling from at most 1 to 0; one denoising
+    call for each but the last. loop: "renoise" for models distilled to few steps, "euler" follows the flow. memory:
+    sizes in latent frames. frames_per_block: latent frames that are denoised together.
+    """
+
+    model: ModelPatcher
+    clip: CLIP
+    vae: VAE
+    width: int
+    height: int
+    fps: float
+    sigmas: tuple[float, ...]
+    loop: Literal["renoise", "euler"] = "renoise"
+    memory: MemorySettings = MEMFLOW
+    frames_per_block: int = 3
+
+    # What the engine is
+
+    def get_models(self) -> list[ModelPatcher]:
+        """ComfyUI asks this of values that hold models, so that it does not unload them in the middle of a film."""
+        return [self.model, self.clip.patcher, self.vae.patcher]
+
+    @property
+    def clock(self) -> Clock:
+        """How this engine counts time."""
+        return Clock(self.fps, self.vae.temporal_compression_decode(), self.frames_per_block)
+
+    @property
+    def cell(self) -> int:
+        """Pixels to a side of one token: width and height are multiples of it."""
+        patch = self.model.model.diffusion_model.patch_size
+        return int(self.vae.spacial_compression_encode() * max(patch[1:]))
+
+    def layout(self) -> ReelLayout:
+        """What a reel must have in common with this engine to be continued by it."""
+        kv = kv_layout(self.model, *self._latent_size)
+        remembered = {"layers": kv.layers, "heads": kv.heads, "head_dim": kv.head_dim}
+        return ReelLayout(
+            fps=self.fps,
+            width=self.width,
+            height=self.height,
+            latent_channels=self.vae.latent_channels,
+            spatial_compression=self.vae.spacial_compression_encode(),
+            temporal_compression=self.clock.compression,
+            model=self._fingerprints["model"],
+            vae=self._fingerprints["vae"],
+            engine={"causal": {**remembered, "frames_per_block": self.frames_per_block}},
+        )
+
+    def settings(self, picture: Tensor | None = None) -> dict[str, Any]:
+        """Everything but the shot itself that decides how it looks, JSON-able. picture: its first, if any."""
+        settings: dict[str, Any] = {
+            "engine": "causal",
+            **self._fingerprints,
+            "width": self.width,
+            "height": self.height,
+            "fps": self.fps,
+            "sigmas": list(self.sigmas),
+            "loop": self.loop,
+            "memory": self.memory.to_json(),
+            "frames_per_block": self.frames_per_block,
+        }
+        return settings if picture is None else {**settings, "picture": fingerprint_image(picture)}
+
+    def steps(self, plan: ShotPlan) -> int:
+        """Forward passes that a shot costs, as the progress bar counts them: denoising and one clean pass a block."""
+        return plan.latent_frames // self.frames_per_block * len(self.sigmas)
+
+    def previewer(self) -> Previewer:
+        """Makes a picture of the newest block."""
+        return film_previewer(self.model, self.vae)
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {
+            "model": fingerprint_model(self.model),
+            "clip": fingerprint_clip(self.clip),
+            "vae": fingerprint_vae(self.vae),
+        }
+
+    @property
+    def _latent_size(self) -> tuple[int, int]:
+        compression = self.vae.spacial_compression_encode()
+        return self.height // compression, self.width // compression
+
+    # What it refuses before a GPU starts
+
+    def check(self) -> None:
+        """Refuse models and settings that cannot film.
+
+        Raises EngineError, UnsupportedModelError, UnsupportedVaeError, RolloutError or MemorySettingsError, all
+        ValueErrors of one sentence.
+        """
+        check_model(self.model)
+        wan_vae_version(self.vae)
+        channels = self.model.model.latent_format.latent_channels
+        if self.vae.latent_channels != channels:
+            fitting = "wan2.2_vae.safetensors" if channels == 48 else "wan_2.1_vae.safetensors"
+            raise EngineError(
+                f"The model's latents have {channels} channels and the VAE's {self.vae.latent_channels}: "
+                f"load {fitting} with this model."
+            )
+        check_sigmas(torch.tensor(self.sigmas))
+        self.memory.check_block(self.frames_per_block)
+        for name, pixels in (("width", self.width), ("height", self.height)):
+            if pixels < self.cell or pixels % self.cell:
+                near = max(1, round(pixels / self.cell)) * self.cell
+                raise EngineError(
+                    f"A {name} of {pixels} does not fit this model: set a multiple of {self.cell} such as {near}."
+                )
+
+    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None:
+        """Refuse a shot that this engine cannot film, unknown words among it. picture: given beside its references.
+
+        Raises EngineError, or the text encoder's own ValueError.
+        """
+        pictures = len(shot.references) + (picture is not None)
+        if pictures > 1:
+            raise EngineError(f"A shot of the causal engine starts from one picture and this has {pictures}: keep one.")
+        if pictures and shot.start != "cut":
+            raise EngineError("Only a shot that starts with a cut can start from a picture: set its start to cut.")
+        for prompt in shot.prompts:
+            self.clip.tokenize(prompt.text)
+
+    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor | None:
+        """The picture that a shot starts from, [1, H, W, 3] in 0..1: the one given, or its first reference."""
+        if given is not None or not shot.references:
+            return given
+        return load_picture(shot.references[0])
+
+    # Filming
+
+    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel:
+        """Film one shot after those on the reel.
+
+        report: gets a step for every forward pass and the newest block's picture. picture: [1, H, W, C] in 0..1, the
+        take's first frame; see `picture`. Returns the reel with the shot on it, its tensors in a temporary file.
+
+        Raises ReelError for a reel of another model, size or rate, TakeError, EngineError, MemoryMismatchError for a
+        reel that remembers in another way, and ComfyUI's InterruptProcessingException; the reel given stays good.
+        """
+        check_layout(reel, self.layout())
+        plan = plan_shot(reel.shots, shot, self.clock)
+        memory = self._memory_after(reel)
+        first_frame = None if picture is None else encode_image(self.vae, picture, self.width, self.height)
+        rollout = roll_out(
+            self.model,
+            self._prompts(shot, plan),
+            (1, self.vae.latent_channels, plan.latent_frames, *self._latent_size),
+            torch.tensor(self.sigmas),
+            settings=self.memory,
+            memory=memory,
+            start=shot.start,
+            first_frame=first_frame,
+            frames_per_block=self.frames_per_block,
+            seed=shot.seed,
+            loop=self.loop,
+            on_block=lambda _, latents: report.block_done(latents),
+            callback=lambda *_: report.step(),
+        )
+        filmed = FilmedShot.store(
+            shot,
+            rollout.latents,
+            previous=reel.fingerprint,
+            settings=self.settings(picture),
+            take_start=plan.take_start,
+            frames=plan.frames,
+            tensors={"memory": rollout.memory.tensors},
+            meta={"memory": rollout.memory.meta},
+            folder=spill_folder(),
+        )
+        return reel.append(filmed)
+
+    def _memory_after(self, reel: Reel) -> MemorySnapshot | None:
+        """What the reel's last shot left to remember, None where the film begins."""
+        last = reel.last_shot
+        if last is None or not last.memory_meta:
+            return None
+        memory = MemorySnapshot(last.memory(), last.memory_meta)
+        check_snapshot(
+            memory,
+            kv_layout(self.model, *self._latent_size),
+            self.memory,
+            frames_per_block=self.frames_per_block,
+        )
+        return memory
+
+    def _prompts(self, shot: Shot, plan: ShotPlan) -> Sequence[Prompt]:
+        """The shot's prompts, encoded, with the latent frames at which they begin to hold."""
+        schedule = schedule_prompts(shot, plan, self.clock)
+        for prompt in schedule.unseen:
+            logging.warning("Longreel: no block is left for the prompt at %g s: %s", prompt.at, prompt.text)
+        return [Prompt(at, self._encode(prompt.text)) for at, prompt in schedule.changes]
+
+    def _encode(self, text: str) -> list[Any]:
+        """A prompt as ComfyUI's CONDITIONING."""
+        conditioning: list[Any] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        given, wanted = conditioning[0][0].shape[-1], self.model.model.diffusion_model.text_dim
+        if given != wanted:
+            raise EngineError(
+                f"The text encoder gives {given} numbers a word and the model reads {wanted}: "
+                "load the text encoder that belongs to the model."
+            )
+        return conditioning

@@ -1,0 +1,129 @@
+"""Filming: one shot, or a whole storyboard shot by shot."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import GraphBuilder
+from torch import Tensor
+from typing_extensions import override
+
+from ..engines.filming import Engine, Place, film_shot, prepare
+from ..film.project import ProjectStore
+from ..film.reel import Reel
+from ..film.storyboard import Storyboard, StoryboardError, format_shot, parse_shot
+from ..host.expansion import input_link, leave_note, own_note
+from ..host.paths import project_folder
+from ..host.pictures import fingerprint_files
+from .sockets import CATEGORY, EngineSocket, ReelSocket, StoryboardSocket, project_input
+
+_REEL_TOOLTIP = "What was filmed before, to go on with. Without it a new film begins."
+
+
+class LongreelFilmShot(io.ComfyNode):
+    """One shot onto a reel."""
+
+    @override
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongreelFilmShot",
+            display_name="Film Shot",
+            category=CATEGORY,
+            description="Films one shot and puts it on the reel. Chain several to look at each before the next.",
+            search_aliases=["shoot", "take", "sampler", "generate video", "extend video", "scene"],
+            inputs=[
+                EngineSocket.Input("engine", tooltip="How to film; a reel goes on with the engine it was filmed with."),
+                ReelSocket.Input("reel", optional=True, tooltip=_REEL_TOOLTIP),
+                io.Image.Input(
+                    "start_image",
+                    optional=True,
+                    tooltip="The shot begins with this picture, cut to the film's size. Only for a shot that starts "
+                    "with a cut.",
+                ),
+                io.String.Input(
+                    "shot",
+                    multiline=True,
+                    default="seconds: 5\nA red ball with a crown walks in the forest.",
+                    tooltip="The shot in words, written as in a storyboard. More seconds: a longer shot. Another seed: "
+                    "another take.",
+                ),
+                project_input(""),
+            ],
+            outputs=[ReelSocket.Output(display_name="reel", tooltip="What was filmed before, and this shot.")],
+        )
+
+    @override
+    @classmethod
+    def validate_inputs(cls, shot: str | None) -> bool | str:
+        if shot is None:
+            return True
+        try:
+            parse_shot(shot)
+        except StoryboardError as error:
+            return str(error)
+        return True
+
+    @override
+    @classmethod
+    def fingerprint_inputs(cls, shot: str | None) -> str:
+        return "" if shot is None else fingerprint_files(parse_shot(shot).references)
+
+    @override
+    @classmethod
+    def execute(
+        cls, engine: Engine, shot: str, project: str, reel: Reel | None = None, start_image: Tensor | None = None
+    ) -> io.NodeOutput:
+        asked, store, note = parse_shot(shot), _store(project), own_note()
+        if not note:
+            story = prepare(engine, [asked], reel, store, start_image)
+            note = {"place": asdict(story.places[0]), "text": story.describe()}
+        place = Place(**note["place"])
+        longer = film_shot(engine, asked, reel, store, place, picture=start_image, note=note["text"])
+        return io.NodeOutput(longer, ui=ui.PreviewText(longer.describe()))
+
+
+class LongreelFilmStoryboard(io.ComfyNode):
+    """All shots of a storyboard onto a reel. Expands into one Film Shot for each."""
+
+    @override
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongreelFilmStoryboard",
+            display_name="Film Storyboard",
+            category=CATEGORY,
+            description="Films a storyboard shot by shot. Change a shot and queue again: only it and the shots after "
+            "it are filmed again.",
+            search_aliases=["shoot film", "multi shot", "make movie", "long video", "render story"],
+            enable_expand=True,
+            inputs=[
+                EngineSocket.Input("engine", tooltip="How to film; a reel goes on with the engine it was filmed with."),
+                StoryboardSocket.Input("storyboard", tooltip="What to film."),
+                ReelSocket.Input("reel", optional=True, tooltip=_REEL_TOOLTIP),
+                project_input("my film"),
+            ],
+            outputs=[ReelSocket.Output(display_name="reel", tooltip="What was filmed before, and all these shots.")],
+        )
+
+    @override
+    @classmethod
+    def execute(cls, engine: Engine, storyboard: Storyboard, project: str, reel: Reel | None = None) -> io.NodeOutput:
+        story = prepare(engine, storyboard.shots, reel, _store(project))
+        graph = GraphBuilder()
+        last = input_link("reel")
+        for shot in storyboard.shots:
+            node = graph.node("LongreelFilmShot", engine=input_link("engine"), shot=format_shot(shot), project=project)
+            # Without a link there must be no input: None would become part of what the cache compares.
+            if last is not None:
+                node.set_input("reel", last)
+            last = node.out(0)
+        entries = graph.finalize()
+        for entry, place in zip(entries.values(), story.places):
+            leave_note(entry, {"place": asdict(place), "text": story.describe()})
+        return io.NodeOutput(last, expand=entries, ui=ui.PreviewText(story.describe()))
+
+
+def _store(project: str) -> ProjectStore | None:
+    return ProjectStore(project_folder(project)) if project.strip() else None

@@ -1,0 +1,105 @@
+"""Reels as files, to go on another day."""
+
+from __future__ import annotations
+
+import folder_paths
+from comfy_api.latest import io, ui
+from typing_extensions import override
+
+from ..film.reel import Reel, load_reel, save_reel
+from ..host.paths import input_file, output_file
+from .sockets import CATEGORY, ReelSocket
+
+_SUFFIX = ".reel.safetensors"
+
+
+class LongreelSaveReel(io.ComfyNode):
+    """A reel into one file of the output folder."""
+
+    @override
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongreelSaveReel",
+            display_name="Save Reel",
+            category=CATEGORY,
+            description="Writes the reel, all it shows and all it remembers, into one file of the output folder.",
+            search_aliases=["export reel", "store film", "checkpoint"],
+            inputs=[
+                ReelSocket.Input("reel", tooltip="The reel to keep."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="reels/reel",
+                    tooltip="Folder and beginning of the file's name, below the output folder; a number is added.",
+                ),
+            ],
+            outputs=[
+                io.Combo.Output(
+                    "file", display_name="file", tooltip="The file's name; connect it to Load Reel, or choose it there."
+                )
+            ],
+            is_output_node=True,
+        )
+
+    @override
+    @classmethod
+    def execute(cls, reel: Reel, filename_prefix: str) -> io.NodeOutput:
+        target = output_file(filename_prefix, _SUFFIX, reel.layout.width, reel.layout.height)
+        save_reel(reel, target.path)
+        name = f"{target.subfolder}/{target.filename}" if target.subfolder else target.filename
+        return io.NodeOutput(f"{name} [output]", ui=ui.PreviewText(f"{name}: {reel.describe()}"))
+
+
+class LongreelLoadReel(io.ComfyNode):
+    """A reel from a file."""
+
+    @override
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongreelLoadReel",
+            display_name="Load Reel",
+            category=CATEGORY,
+            description="Opens a reel that Save Reel wrote. Go on filming with the same models and sizes.",
+            search_aliases=["import reel", "open film", "resume", "continue"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=_files(),
+                    tooltip="A file of the output folder, marked so, or of the input folder. Press R to look again.",
+                ),
+            ],
+            outputs=[ReelSocket.Output(display_name="reel")],
+        )
+
+    @override
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        if file is None:
+            return True
+        try:
+            load_reel(input_file(file))
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @override
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None) -> str:
+        if file is None:
+            return ""
+        status = input_file(file).stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    @override
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        reel = load_reel(input_file(file))
+        return io.NodeOutput(reel, ui=ui.PreviewText(reel.describe()))
+
+
+def _files() -> list[str]:
+    saved, _ = folder_paths.recursive_search(folder_paths.get_output_directory())
+    given, _ = folder_paths.recursive_search(folder_paths.get_input_directory())
+    named = [*(f"{name} [output]" for name in saved), *given]
+    return sorted(name.replace("\\", "/") for name in named if name.removesuffix(" [output]").endswith(_SUFFIX))

@@ -1,0 +1,140 @@
+"""The types of our own that connect nodes, and inputs that several nodes share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..film.memory import MEMFLOW, PRESETS, MemorySettings
+
+CATEGORY = "Longreel"
+
+StoryboardSocket = io.Custom("LONGREEL_STORYBOARD")
+EngineSocket = io.Custom("LONGREEL_ENGINE")
+ReelSocket = io.Custom("LONGREEL_REEL")
+
+_CUSTOM = "custom"
+
+
+def project_input(default: str) -> io.String.Input:
+    """The name of a project, empty for none."""
+    return io.String.Input(
+        "project",
+        default=default,
+        tooltip="Every finished shot is kept under this name in output/longreel and used again, also after a crash or "
+        "restart, as long as it and the shots before it are unchanged. Another name films everything anew; an empty "
+        "one keeps shots only while ComfyUI runs.",
+    )
+
+
+def memory_input() -> io.DynamicCombo.Input:
+    """How much a causal model remembers; read the value with memory_settings()."""
+    frames = "latent frames (4 pictures each)"
+    return io.DynamicCombo.Input(
+        "memory",
+        options=[
+            *(io.DynamicCombo.Option(name, []) for name in PRESETS),
+            io.DynamicCombo.Option(
+                _CUSTOM,
+                [
+                    io.Int.Input(
+                        "window",
+                        default=12,
+                        min=0,
+                        max=4096,
+                        tooltip=f"Recent {frames} a new one sees, sink and current block included. More: steadier "
+                        "motion, more memory and time. 0 keeps the whole film, which grows without bound.",
+                    ),
+                    io.Int.Input(
+                        "sink",
+                        default=MEMFLOW.sink,
+                        min=0,
+                        max=64,
+                        tooltip=f"First {frames} of the film, seen for ever. More: the look drifts less but changes "
+                        "less willingly. 0: no anchor.",
+                    ),
+                    io.Int.Input(
+                        "bank",
+                        default=MEMFLOW.bank,
+                        min=0,
+                        max=64,
+                        tooltip=f"{frames.capitalize()} from long ago that match the prompt best. More: characters are "
+                        "remembered over more cuts. 0: nothing beyond window and sink.",
+                    ),
+                    io.Int.Input(
+                        "record_interval",
+                        default=MEMFLOW.record_interval,
+                        min=1,
+                        max=1024,
+                        advanced=True,
+                        tooltip="Blocks between two additions to the bank. More: the bank reaches further back, with "
+                        "gaps.",
+                    ),
+                    io.Combo.Input(
+                        "record",
+                        options=["interactive", "single"],
+                        default=MEMFLOW.record,
+                        advanced=True,
+                        tooltip="What the bank records: the first frame of every interval (interactive, for films of "
+                        "several prompts) or always the newest block (single, for one prompt).",
+                    ),
+                    io.Int.Input(
+                        "active",
+                        default=0,
+                        min=0,
+                        max=128,
+                        advanced=True,
+                        tooltip="Sink and bank frames that each attention head picks to read. Fewer: faster, less "
+                        "remembered. 0 reads them all.",
+                    ),
+                    io.Combo.Input(
+                        "positions",
+                        options=["absolute", "relative"],
+                        default=MEMFLOW.positions,
+                        advanced=True,
+                        tooltip="absolute keeps every frame where it was filmed, as MemFlow does; relative seats sink "
+                        "and bank right before the window, so that distances stay short however long the film is.",
+                    ),
+                    io.Boolean.Input(
+                        "keep_sink",
+                        default=True,
+                        advanced=True,
+                        tooltip="On: the sink stays that of the film's start. Off: each new prompt renews it.",
+                    ),
+                    io.Boolean.Input(
+                        "mask_padding",
+                        default=False,
+                        advanced=True,
+                        tooltip="On: empty rows of the prompt do not count when the bank is matched with it. Off: as "
+                        "published.",
+                    ),
+                    io.Boolean.Input(
+                        "fresh_text",
+                        default=False,
+                        advanced=True,
+                        tooltip="On: the bank is matched with the new prompt at once when it changes. Off: as "
+                        "published, one block later.",
+                    ),
+                    io.Boolean.Input(
+                        "fold_once",
+                        default=False,
+                        advanced=True,
+                        tooltip="On: each recorded frame is offered to the bank once. Off: as published, in every "
+                        "block until the next one is recorded.",
+                    ),
+                ],
+            ),
+        ],
+        tooltip="What the model remembers. MemFlow: recent frames, the film's first ones, and a bank of old ones that "
+        "match the prompt, best over cuts. LongLive: without the bank, faster. Self-Forcing: recent frames only. "
+        "unbounded: everything, growing with the film. Use the one the model was trained for.",
+    )
+
+
+def memory_settings(value: dict[str, Any]) -> MemorySettings:
+    """The settings that a memory input stands for. Raises MemorySettingsError where they contradict each other."""
+    chosen = {name: setting for name, setting in value.items() if name != "memory"}
+    if value["memory"] != _CUSTOM:
+        return PRESETS[value["memory"]]
+    return MemorySettings(**{**chosen, "window": chosen["window"] or None})

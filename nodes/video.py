@@ -1,0 +1,132 @@
+"""A reel into a video file."""
+
+from __future__ import annotations
+
+import torch
+from comfy.sd import VAE
+from comfy_api.latest import io, ui
+from torch import Tensor
+from typing_extensions import override
+
+from ..film.reel import Reel, ReelError
+from ..host.paths import output_file
+from ..host.progress import Progress
+from ..host.reel_frames import decoding_steps, film_frames
+from ..host.video_file import VideoWriter, as_video, workflow_metadata
+from .sockets import CATEGORY, ReelSocket
+
+
+class LongreelReelToVideo(io.ComfyNode):
+    """Decodes a reel straight into a file."""
+
+    @override
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongreelReelToVideo",
+            display_name="Reel To Video",
+            category=CATEGORY,
+            description="Decodes the reel frame by frame straight into a video file, however long it is. Cheap to "
+            "repeat: nothing is filmed again.",
+            search_aliases=["export video", "save video", "decode film", "render mp4", "webm"],
+            inputs=[
+                ReelSocket.Input("reel", tooltip="The film."),
+                io.Vae.Input("vae", tooltip="The VAE that the reel was filmed with."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/longreel",
+                    tooltip="Folder and beginning of the file's name, below the output folder; a number is added.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=["mp4", "webm"],
+                    default="mp4",
+                    tooltip="mp4 (H.264) plays everywhere; webm (VP9) is smaller and slower to write.",
+                ),
+                io.Int.Input("first_shot", default=1, min=1, max=100_000, advanced=True, tooltip="First shot to show."),
+                io.Int.Input(
+                    "last_shot",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    advanced=True,
+                    tooltip="Last shot to show; 0 goes on to the film's end.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=0.0,
+                    min=0.0,
+                    max=240.0,
+                    step=1.0,
+                    advanced=True,
+                    tooltip="Frames a second of the file. 0: as filmed. More: the film runs faster; less: slower.",
+                ),
+                io.Int.Input(
+                    "first_image",
+                    default=0,
+                    min=0,
+                    max=10_000_000,
+                    advanced=True,
+                    tooltip="First frame to give out as images, counted from 0 in what is shown.",
+                ),
+                io.Int.Input(
+                    "images",
+                    default=1,
+                    min=1,
+                    max=100_000,
+                    advanced=True,
+                    tooltip="How many frames to give out as images. More: all of them stay in memory at once, 4.8 MB "
+                    "each at 832x480.",
+                ),
+            ],
+            outputs=[
+                io.Video.Output(display_name="video", tooltip="The saved file."),
+                io.Image.Output(display_name="images", tooltip="The frames asked for; fewer if the film ends before."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @override
+    @classmethod
+    def execute(
+        cls,
+        reel: Reel,
+        vae: VAE,
+        filename_prefix: str,
+        format: str,
+        first_shot: int,
+        last_shot: int,
+        fps: float,
+        first_image: int,
+        images: int,
+    ) -> io.NodeOutput:
+        start, stop = _frames_of(reel, first_shot, last_shot)
+        if first_image >= stop - start:
+            raise ReelError(f"There is no frame {first_image}: what is shown ends with frame {stop - start - 1}.")
+        layout = reel.layout
+        target = output_file(filename_prefix, f".{format}", layout.width, layout.height)
+        report = Progress(decoding_steps(reel, vae, start, stop))
+        report.start_decoding(stop - start)
+        picked: list[Tensor] = []
+        metadata = workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        with VideoWriter(target.path, layout.width, layout.height, fps or layout.fps, metadata=metadata) as writer:
+            for frames in film_frames(reel, vae, start, stop):
+                wanted = slice(max(first_image - writer.frames, 0), max(first_image + images - writer.frames, 0))
+                picked.append(frames[wanted].clone())
+                writer.write(frames)
+                report.chunk_done(frames)
+        report.finish(f"{target.filename}: {(stop - start) / (fps or layout.fps):.1f} s, {stop - start} frames")
+        shown = ui.PreviewVideo([ui.SavedResult(target.filename, target.subfolder, io.FolderType.output)])
+        return io.NodeOutput(as_video(target.path), torch.cat(picked), ui=shown)
+
+
+def _frames_of(reel: Reel, first_shot: int, last_shot: int) -> tuple[int, int]:
+    """Frames start .. stop (exclusive) of the film that shots first_shot .. last_shot (from 1; 0: the end) show."""
+    last = last_shot or len(reel.shots)
+    if not 1 <= first_shot <= last <= len(reel.shots):
+        raise ReelError(
+            f"Shots {first_shot} to {last} are not on this reel, which has {len(reel.shots)}: choose among those."
+        )
+    counts = [shot.frames for shot in reel.shots]
+    return sum(counts[: first_shot - 1]), sum(counts[:last])

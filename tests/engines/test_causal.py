@@ -1,0 +1,186 @@
+"""The causal engine without a server: shots onto reels, and what it refuses before filming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.sd
+import folder_paths
+import pytest
+import torch
+from longreel.engines.causal import CausalEngine, default_sigmas
+from longreel.engines.filming import film_shot, prepare
+from longreel.film.memory import LONGLIVE, MEMFLOW
+from longreel.film.project import ProjectStore
+from longreel.film.reel import Reel, ReelError
+from longreel.film.storyboard import parse_shot, parse_storyboard
+from longreel.host.miniature_clip import load_miniature_clip
+from longreel.host.progress import Progress
+from safetensors.torch import save_file
+
+from .. import tiny_models
+
+STORY = """\
+seconds: 1
+A red ball stands at the beach.
+---
+seconds: 1, start: continue
+A red ball jumps at the beach.
+[0.4s] A red ball spins at the beach.
+---
+seconds: 0.7
+The same character walks."""
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> CausalEngine:
+    text = tmp_path_factory.mktemp("text") / tiny_models.TEXT
+    save_file(tiny_models.text_weights(), text)
+    model = comfy.sd.load_diffusion_model_state_dict(tiny_models.dit_weights(), metadata=tiny_models.dit_metadata())
+    vae = comfy.sd.VAE(sd=tiny_models.vae_weights())
+    return CausalEngine(
+        model=model,
+        clip=load_miniature_clip(str(text)),
+        vae=vae,
+        width=32,
+        height=48,
+        fps=16.0,
+        sigmas=default_sigmas(model, 2),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    (tmp_path / "input").mkdir()
+    yield
+
+
+def film(engine: CausalEngine, text: str, reel: Reel | None = None) -> Reel:
+    for shot in parse_storyboard(text).shots:
+        reel = engine.film(shot, reel or Reel.empty(engine.layout()), Progress(1))
+    assert reel is not None
+    return reel
+
+
+def test_story_becomes_a_reel(engine: CausalEngine):
+    engine.check()
+    reel = film(engine, STORY)
+    assert [shot.take_start for shot in reel.shots] == [True, False, True]
+    assert [shot.frames for shot in reel.shots] == [16, 16, 11]
+    assert all(shot.latent_frames % 3 == 0 for shot in reel.shots)
+    assert [reel.latents(i).shape for i in range(3)] == [(1, 16, shot.latent_frames, 6, 4) for shot in reel.shots]
+    assert all(torch.isfinite(reel.latents(i)).all() for i in range(3))
+    assert reel.last_shot is not None
+    assert reel.last_shot.memory_meta["position"] == sum(shot.latent_frames for shot in reel.shots)
+
+
+def test_same_shots_same_film_and_other_seed_other_film(engine: CausalEngine):
+    once, twice = film(engine, STORY), film(engine, STORY)
+    assert all(torch.equal(once.latents(i), twice.latents(i)) for i in range(3))
+    assert once.fingerprint == twice.fingerprint
+    other = film(engine, STORY.replace("seconds: 0.7", "seconds: 0.7, seed: 9"))
+    assert torch.equal(once.latents(1), other.latents(1))
+    assert not torch.equal(once.latents(2), other.latents(2))
+
+
+def test_memory_reaches_over_a_cut(engine: CausalEngine):
+    told = film(engine, "seconds: 0.5\nA red ball.\n---\nseconds: 0.5\nThe same character.")
+    alone = film(engine, "seconds: 0.5, seed: 1\nThe same character.")
+    assert not torch.allclose(told.latents(1), alone.latents(0), atol=1e-3)
+
+
+def test_picture_is_the_first_frame(engine: CausalEngine):
+    picture = torch.rand(1, 48, 32, 3, generator=torch.Generator().manual_seed(5))
+    reel = engine.film(parse_shot("seconds: 0.5\nA red ball."), Reel.empty(engine.layout()), Progress(1), picture)
+    from longreel.host.streaming_vae import encode_image
+
+    assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(engine.vae, picture, 32, 48), atol=1e-4)
+
+
+def test_project_reuses_what_is_unchanged_and_says_why(engine: CausalEngine, tmp_path: Path):
+    def shoot(text: str) -> tuple[Reel, list[str]]:
+        store, shots, reel = ProjectStore(tmp_path / "project"), parse_storyboard(text).shots, None
+        story = prepare(engine, shots, reel, store)
+        for shot, place in zip(shots, story.places):
+            reel = film_shot(engine, shot, reel, store, place)
+        assert reel is not None
+        return reel, story.describe().splitlines()
+
+    first, said = shoot(STORY)
+    assert said == [f"shot {number} filmed: not filmed before" for number in (1, 2, 3)]
+    again, said = shoot(STORY)
+    assert said == [f"shot {number} reused: nothing changed" for number in (1, 2, 3)]
+    assert [shot.file.path for shot in first.shots] == [shot.file.path for shot in again.shots]
+    changed, said = shoot(STORY.replace("jumps", "sways"))
+    assert said == [
+        "shot 1 reused: nothing changed",
+        "shot 2 filmed: prompt changed",
+        "shot 3 filmed: an earlier shot changed",
+    ]
+    assert changed.fingerprint != first.fingerprint
+
+
+def test_steps_are_those_that_are_counted(engine: CausalEngine):
+    story = prepare(engine, parse_storyboard(STORY).shots, None, None)
+    counted = Progress(10**6)
+    reel = None
+    for shot in parse_storyboard(STORY).shots:
+        reel = engine.film(shot, reel or Reel.empty(engine.layout()), counted)
+    assert counted.done == story.places[0].total
+    assert [(place.shot, place.shots) for place in story.places] == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 40}, "width of 40 does not fit this model: set a multiple of 16 such as 32"),
+        ({"height": 8}, "height of 8 .* such as 16"),
+        ({"sigmas": (1.0, 0.5)}, "fall step by step to 0"),
+        ({"frames_per_block": 10}, "no room for a block of 10"),
+    ],
+)
+def test_settings_are_refused_before_filming(engine: CausalEngine, change: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        replace(engine, **change).check()
+
+
+def test_image_to_video_model_is_refused(engine: CausalEngine):
+    weights = tiny_models.image_to_video_weights()
+    model = comfy.sd.load_diffusion_model_state_dict(weights, metadata=tiny_models.dit_metadata(causal=False))
+    with pytest.raises(ValueError, match="36 input channels"):
+        replace(engine, model=model).check()
+
+
+def test_vae_of_another_family_is_refused(engine: CausalEngine):
+    vae = comfy.sd.VAE(sd={})
+    with pytest.raises(ValueError, match="needs a Wan VAE"):
+        replace(engine, vae=vae).check()
+
+
+@pytest.mark.parametrize(
+    ("shot", "message"),
+    [
+        ("A purple unicorn.", "does not know 'unicorn'"),
+        ("references: a.png; b.png\nA red ball.", "from one picture and this has 2"),
+        ("start: continue, references: a.png\nA red ball.", "set its start to cut"),
+        ("references: none.png\nA red ball.", "no file 'none.png'"),
+        ("start: continue\nA red ball.", "continues nothing"),
+        ("seconds: 0.01\nA red ball.", "less than a frame"),
+    ],
+)
+def test_shots_are_refused_before_filming(engine: CausalEngine, shot: str, message: str):
+    with pytest.raises(ValueError, match=f"Shot 1: .*{message}"):
+        prepare(engine, [parse_shot(shot)], None, None)
+
+
+def test_reel_of_other_settings_is_refused(engine: CausalEngine):
+    reel, shot = film(engine, "seconds: 0.5\nA red ball."), parse_shot("seconds: 0.5\nA red ball.")
+    with pytest.raises(ReelError, match="width 32 and this engine has 64"):
+        replace(engine, width=64).film(shot, reel, Progress(1))
+    with pytest.raises(ValueError, match="bank 3, the memory settings now say 0"):
+        replace(engine, memory=LONGLIVE).film(shot, reel, Progress(1))
+    assert replace(engine, memory=MEMFLOW).film(shot, reel, Progress(1)).frames == 16
