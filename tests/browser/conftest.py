@@ -50,6 +50,19 @@ class Editor:
         """Open a workflow as a dropped file would be."""
         self.run("async workflow => { await window.app.loadGraphData(workflow) }", workflow)
 
+    def open_template(self, name: str) -> None:
+        """Open one of our templates the way a person does: template browser, our name, its card."""
+        self.run("() => { window.app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
+        self.page.get_by_role("dialog").get_by_role("button", name="longreel", exact=True).click()
+        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        self.page.wait_for_function(
+            "name => window.app.extensionManager.workflow.activeWorkflow?.filename.includes(name)", arg=name
+        )
+
+    def press_run(self) -> None:
+        """Press the Run button."""
+        self.page.get_by_test_id("queue-button").click()
+
     def save(self) -> dict[str, Any]:
         """What the editor would write to a file."""
         saved: dict[str, Any] = self.run("() => window.app.graph.serialize()")
@@ -58,7 +71,7 @@ class Editor:
     def prompt(self) -> dict[str, Any]:
         """What the editor would send to the queue, in API format."""
         sent: dict[str, Any] = self.run("async () => (await window.app.graphToPrompt()).output")
-        return sent
+        return {node: {"class_type": each["class_type"], "inputs": each["inputs"]} for node, each in sent.items()}
 
 
 @pytest.fixture(scope="session")

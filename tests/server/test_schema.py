@@ -148,10 +148,16 @@ def test_every_node_has_a_help_page(server: Server, schemas: dict[str, Schema]):
             assert page.read(1) == b"#"
 
 
+def test_readme_lists_every_node(schemas: dict[str, Schema]):
+    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("## Nodes")[2].partition("\n## ")[0]
+    listed = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("|")][2:]
+    assert sorted(listed) == sorted(schema["display_name"] for schema in schemas.values())
+
+
 def types_used(workflow: Path) -> set[str]:
     """The node types of a saved workflow, those inside its subgraphs too."""
     saved = json.loads(workflow.read_text(encoding="utf-8"))
-    graphs = [saved, *saved.get("definitions", {}).get("subgraphs", [])]
+    graphs = [saved, *(saved.get("definitions") or {}).get("subgraphs", [])]
     return {each["type"] for graph in graphs for each in graph["nodes"]}
 
 
@@ -164,7 +170,10 @@ def test_workflows_use_known_nodes_only(server: Server):
     known = server.object_info().keys()
     for workflow in WORKFLOWS.glob("*.json"):
         saved = json.loads(workflow.read_text(encoding="utf-8"))
-        local = {graph["id"] for graph in saved.get("definitions", {}).get("subgraphs", [])} | {"Note", "MarkdownNote"}
+        local = {graph["id"] for graph in (saved.get("definitions") or {}).get("subgraphs", [])} | {
+            "Note",
+            "MarkdownNote",
+        }
         assert types_used(workflow) <= known | local, workflow.name
 
 
