@@ -1,0 +1,87 @@
+"""``python -m longreel.training``: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .miniature import MiniatureRecipe, start_comfyui, train_miniature
+
+PACK = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Read the command line and run the recipe it names."""
+    parser = argparse.ArgumentParser(prog="python -m longreel.training", description=__doc__)
+    recipes = parser.add_subparsers(dest="recipe", required=True)
+    small = recipes.add_parser("miniature", help="VAE, DiT, text encoder and probe of the small world, from scratch")
+    small.add_argument("--folder", type=Path, default=Path("miniature-training"), help="checkpoints and logs (resumed)")
+    small.add_argument(
+        "--weights", type=Path, default=PACK / "miniature" / "weights", help="where the finished files go"
+    )
+    small.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
+    small.add_argument("--effort", type=float, default=1.0, help="scales the number of steps; 1 is the full recipe")
+    judge = recipes.add_parser(
+        "evaluate", help="probe readings of films of held-out prompts and of the VAE's reconstructions"
+    )
+    judge.add_argument("--weights", type=Path, default=PACK / "miniature" / "weights", help="the files to judge")
+    judge.add_argument("--prompts", type=int, default=200, help="films of 5 s to make")
+    judge.add_argument("--clips", type=int, default=40, help="clips of 10 s to reconstruct")
+    judge.add_argument("--bidirectional", action="store_true", help="also film with core's sampler, all frames at once")
+    judge.add_argument("--strips", type=Path, default=None, help="folder for strips of frames")
+    judge.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
+    chosen = parser.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    if chosen.recipe == "miniature":
+        train_miniature(scaled(MiniatureRecipe(), chosen.effort), chosen.folder, chosen.weights)
+    else:
+        _evaluate(chosen)
+
+
+def _evaluate(chosen: argparse.Namespace) -> None:
+    start_comfyui()
+    from . import evaluate
+
+    models = evaluate.load(chosen.weights)
+
+    def strip(name: str) -> Path | None:
+        return chosen.strips / name if chosen.strips else None
+
+    if chosen.clips:
+        table = evaluate.judge_vae(models, chosen.clips, strip=strip("miniature-vae.png"))
+        evaluate.print_table(f"Reconstructions of {chosen.clips} held-out clips of 10 s", table)
+    ways = {"causal, 4 steps": True} | ({"bidirectional, 20 steps": False} if chosen.bidirectional else {})
+    if chosen.prompts:
+        rows = {
+            way: evaluate.judge_prompts(
+                models, chosen.prompts, causal=causal, strip=strip(f"miniature-{'causal' if causal else 'whole'}.png")
+            )
+            for way, causal in ways.items()
+        }
+        evaluate.print_table(f"Films of 5 s from {chosen.prompts} held-out prompts", rows)
+
+
+def scaled(recipe: MiniatureRecipe, effort: float) -> MiniatureRecipe:
+    """The same recipe with ``effort`` times the steps."""
+
+    def times(steps: int) -> int:
+        return max(round(steps * effort), 1)
+
+    vae = replace(recipe.vae, image_steps=times(recipe.vae.image_steps), clip_steps=times(recipe.vae.clip_steps))
+    return replace(
+        recipe,
+        probe=replace(recipe.probe, steps=times(recipe.probe.steps)),
+        vae=vae,
+        shards=times(recipe.shards),
+        dit=replace(recipe.dit, steps=times(recipe.dit.steps)),
+    )
+
+
+if __name__ == "__main__":
+    main()

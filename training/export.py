@@ -1,0 +1,81 @@
+"""Trained models as the files that ComfyUI's stock loaders open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ..miniature.probe import Probe
+from .dit import DitRecipe, Miniature
+from .vae import ClipSource, encode
+
+FILES = {
+    "vae": "vae/longreel-miniature-vae.safetensors",
+    "dit": "diffusion_models/longreel-miniature-dit.safetensors",
+    "text": "text_encoders/longreel-miniature-text.safetensors",
+    "probe": "probe/longreel-miniature-probe.safetensors",
+}
+
+
+def _write(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """fp16 halves the files and costs nothing visible; replaced whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    halves = {key: value.detach().half().contiguous() for key, value in state.items()}
+    save_file(halves, part, metadata=metadata)
+    part.replace(path)
+
+
+@torch.no_grad()
+def latent_statistics(vae: nn.Module, seed: int, clips: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [16, 1, 1, 1] of a trained VAE's raw latents over rendered clips of 45 frames."""
+    source = ClipSource(seed)
+    latents = [encode(vae, source.clips(1_000_000 + i, 1, 45)[0]) for i in range(clips)]
+    joined = torch.cat(latents).transpose(0, 1).flatten(1)
+    return joined.mean(dim=1)[:, None, None, None], joined.std(dim=1)[:, None, None, None]
+
+
+@torch.no_grad()
+def export_vae(vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, folder: Path) -> Path:
+    """Write the VAE so that ComfyUI's Wan 2.1 normalisation of its latents gives zero mean and unit variance.
+
+    The last layer of the encoder and the first of the decoder are 1x1x1 convolutions: the change of scale is folded
+    into them, exactly.
+    """
+    import comfy.latent_formats
+
+    wan = comfy.latent_formats.Wan21()
+    mean, std = wan.latents_mean.flatten(), wan.latents_std.flatten()
+    m, s = shift.flatten(), scale.flatten()
+    state = {key: value.clone() for key, value in vae.state_dict().items()}
+    gain = std / s
+    state["conv1.weight"][:16] *= gain[:, None, None, None, None]
+    state["conv1.bias"][:16] = mean + gain * (state["conv1.bias"][:16] - m)
+    weight = state["conv2.weight"]
+    state["conv2.bias"] += weight[:, :, 0, 0, 0] @ (m - mean / gain)
+    state["conv2.weight"] = weight / gain[None, :, None, None, None]
+    path = folder / FILES["vae"]
+    _write(state, path)
+    return path
+
+
+def export_dit(model: Miniature, recipe: DitRecipe, folder: Path) -> tuple[Path, Path]:
+    """Write the DiT (with the metadata that makes core load it as a causal model of its size) and the text encoder."""
+    transformer = {
+        "causal_ar": True, "num_heads": recipe.heads, "text_dim": recipe.text_dim, "freq_dim": recipe.freq_dim,
+    }  # fmt: skip
+    dit, text = folder / FILES["dit"], folder / FILES["text"]
+    _write(model.dit.state_dict(), dit, {"config": json.dumps({"transformer": transformer})})
+    _write(model.text.state_dict(), text)
+    return dit, text
+
+
+def export_probe(probe: Probe, folder: Path) -> Path:
+    """Write the attribute probe."""
+    path = folder / FILES["probe"]
+    _write(probe.state_dict(), path)
+    return path

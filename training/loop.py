@@ -1,0 +1,170 @@
+"""The loop every recipe runs on: AdamW or Muon, warm-up and cosine, moving average, checkpoints, a log, resume.
+
+A step's randomness comes from the seed and the step's number alone, so that a run killed at any moment and started
+again continues as if nothing had happened, to the bit on one machine and thread count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and learning rate of a run. ``rate`` is AdamW's; matrices under Muon use ``muon_rate`` (0: AdamW for
+    all).
+    """
+
+    steps: int
+    rate: float
+    warmup: int = 100
+    final_share: float = 0.05
+    muon_rate: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    average: float = 0.999
+
+    def share(self, step: int) -> float:
+        """The share of the full rate at ``step``: linear warm-up, then a cosine down to ``final_share``."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        progress = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
+        return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class _Optimizers:
+    """AdamW for vectors, embeddings and heads; Muon, when asked for, for the matrices and kernels inside.
+
+    torch's Muon takes matrices only; a convolution's kernel is handed to it as the matrix [out, in * taps] on the
+    same storage.
+    """
+
+    def __init__(self, model: nn.Module, schedule: Schedule):
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        inner = [p for name, p in trained if schedule.muon_rate and p.ndim > 1 and not _is_edge(name)]
+        chosen = {id(p) for p in inner}
+        self.kernels = [(p, nn.Parameter(p.detach().flatten(1))) for p in inner]
+        others = [p for _, p in trained if id(p) not in chosen]
+        decay = schedule.weight_decay
+        self.all: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=decay)
+        ]
+        if inner:
+            matrices = [matrix for _, matrix in self.kernels]
+            self.all.append(
+                torch.optim.Muon(matrices, lr=schedule.muon_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            )
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.all]
+
+    def step(self, share: float) -> None:
+        """One update at ``share`` of the full learning rates; clears the gradients."""
+        for kernel, matrix in self.kernels:
+            matrix.grad = kernel.grad.flatten(1) if kernel.grad is not None else None
+        for optimizer, rates in zip(self.all, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        for kernel, _ in self.kernels:
+            kernel.grad = None
+
+
+def _is_edge(name: str) -> bool:
+    """Input, output and embedding layers keep AdamW, as Muon's authors advise; modulation is a bias in matrix form."""
+    edges = ("patch_embedding", "head.head", "words", "places", "modulation", "encoder.conv1", "decoder.head", "gamma")
+    return any(edge in name for edge in edges) or name.startswith(("conv1", "conv2"))
+
+
+def _save(path: Path, value: object) -> None:
+    part = path.with_suffix(".part")
+    torch.save(value, part)
+    os.replace(part, path)
+
+
+def train(
+    name: str,
+    model: nn.Module,
+    loss_at: Callable[[int], tuple[torch.Tensor, Metrics]],
+    schedule: Schedule,
+    folder: Path,
+    *,
+    seed: int = 0,
+    save_every: float = 120.0,
+    watch: Iterable[tuple[int, Callable[[int, nn.Module], None]]] = (),
+    say: Callable[[str], None] = print,
+) -> dict[str, torch.Tensor]:
+    """Train ``model`` in place and return the moving average of its weights.
+
+    ``loss_at(step)`` gives the loss and figures to log; ``watch`` holds (every n steps, callback(step, model)) pairs.
+    The folder receives ``<name>.ckpt`` (replaced whole, every ``save_every`` seconds and at the end) and
+    ``<name>.jsonl``. A checkpoint found there is continued. KeyboardInterrupt saves before it leaves.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.jsonl"
+    optimizers = _Optimizers(model, schedule)
+    average = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    step = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        step = state["step"]
+        model.load_state_dict(state["model"])
+        average = state["average"]
+        for optimizer, saved in zip(optimizers.all, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        say(f"{name}: continuing at step {step} of {schedule.steps}")
+
+    def save() -> None:
+        _save(
+            checkpoint,
+            {
+                "step": step,
+                "model": model.state_dict(),
+                "average": average,
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers.all],
+            },
+        )
+
+    saved_at = logged_at = time.monotonic()
+    figures: dict[str, list[float]] = {}
+    try:
+        while step < schedule.steps:
+            torch.manual_seed(seed * 1_000_003 + step)
+            loss, metrics = loss_at(step)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], schedule.clip)
+            optimizers.step(schedule.share(step))
+            step += 1
+            with torch.no_grad():
+                decay = min(schedule.average, (1 + step) / (10 + step))
+                for key, value in model.state_dict().items():
+                    average[key].lerp_(value, 1 - decay) if value.is_floating_point() else average[key].copy_(value)
+            for key, figure in {"loss": loss.item(), "norm": norm.item(), **metrics}.items():
+                figures.setdefault(key, []).append(figure)
+            if len(figures["loss"]) == 50 or step == schedule.steps:
+                now = time.monotonic()
+                line = {"step": step, "seconds_per_step": round((now - logged_at) / len(figures["loss"]), 3)}
+                line |= {key: round(sum(values) / len(values), 5) for key, values in figures.items()}
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in line.items()))
+                figures, logged_at = {}, now
+            for every, callback in watch:
+                if step % every == 0:
+                    callback(step, model)
+            if time.monotonic() - saved_at > save_every:
+                save()
+                saved_at = time.monotonic()
+    finally:
+        save()
+    return average

@@ -1,0 +1,103 @@
+"""The attribute probe's recipe: rendered one-character clips, some blurred or grainy so that it reads generated
+frames too.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ..miniature.probe import ATTRIBUTES, SIGHT, SPACING, Probe
+from ..miniature.stories import random_scene
+from ..miniature.world import ACTIONS, FPS, Scene, render
+from .loop import Metrics, Schedule, train
+
+
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """Clips of 16 frames at 8 a second."""
+
+    steps: int = 1200
+    batch: int = 12
+    rate: float = 1e-3
+    seed: int = 0
+
+
+def labels(scene: Scene, time: float) -> dict[str, int]:
+    """Class numbers of a one-character scene at ``time``."""
+    character = scene.actors[0].character
+    values = {"colour": character.colour, "body": character.body, "headgear": character.headgear, "place": scene.place}
+    numbers = {name: ATTRIBUTES[name].index(value) for name, value in values.items()}
+    return numbers | {"action": ACTIONS.index(scene.beat_at(time).actions[0])}
+
+
+def draw_clips(
+    rng: random.Random, batch: int, *, held_out: bool = False
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Clips [B, 16, 3, 64, 64] in 0..1, each within one beat, and their class numbers [B]."""
+    clips: list[torch.Tensor] = []
+    known: list[dict[str, int]] = []
+    span = (SIGHT - 1) * SPACING / FPS
+    while len(clips) < batch:
+        scene = random_scene(rng, 6.0, two=0.0, held_out=held_out or rng.random() < 0.2)
+        beat = rng.choice(scene.beats)
+        later = [other.at for other in scene.beats if other.at > beat.at]
+        room = (later[0] if later else beat.at + 4.0) - beat.at - span
+        if room <= 0:
+            continue
+        start = beat.at + rng.uniform(0, room)
+        clips.append(render(scene, start + torch.arange(SIGHT) * SPACING / FPS).frames)
+        known.append(labels(scene, start))
+    return torch.stack(clips), {name: torch.tensor([k[name] for k in known]) for name in known[0]}
+
+
+def _spoil(clips: torch.Tensor) -> torch.Tensor:
+    """Half of the clips a little soft, half a little grainy, as a decoder's pictures are."""
+    soft = F.avg_pool2d(clips.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False).unflatten(
+        0, clips.shape[:2]
+    )
+    share = torch.rand(len(clips), 1, 1, 1, 1) * (torch.rand(len(clips), 1, 1, 1, 1) < 0.5)
+    grain = 0.08 * torch.rand(len(clips), 1, 1, 1, 1) * (torch.rand(len(clips), 1, 1, 1, 1) < 0.5)
+    return clips.lerp(soft, share) + grain * torch.randn_like(clips)
+
+
+def train_probe(recipe: ProbeRecipe, folder: Path) -> Probe:
+    """Train as ``recipe`` says, resuming from ``folder``."""
+    torch.manual_seed(recipe.seed)
+    probe = Probe()
+
+    def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
+        clips, known = draw_clips(random.Random(f"{recipe.seed}/{step}"), recipe.batch)
+        features = probe.features(_spoil(clips).flatten(0, 1))
+        action = probe.read_action(features.unflatten(0, clips.shape[:2]))
+        value = F.cross_entropy(action, known["action"])
+        metrics = {"action": (action.argmax(1) == known["action"]).float().mean().item()}
+        for name, head in probe.heads.items():
+            logits, wanted = head(features), known[name].repeat_interleave(SIGHT)
+            value = value + F.cross_entropy(logits, wanted)
+            metrics[name] = (logits.argmax(1) == wanted).float().mean().item()
+        return value, metrics
+
+    schedule = Schedule(recipe.steps, recipe.rate, average=0.99)
+    probe.load_state_dict(train("probe", probe, loss_at, schedule, folder, seed=recipe.seed))
+    return probe
+
+
+@torch.no_grad()
+def accuracy(probe: Probe, seed: int, clips: int = 400) -> dict[str, float]:
+    """Accuracy per attribute on rendered clips of combinations that training never shows."""
+    rng = random.Random(f"probe test {seed}")
+    right = dict.fromkeys([*ATTRIBUTES, "action"], 0.0)
+    for _ in range(clips // 20):
+        pictures, known = draw_clips(rng, 20, held_out=True)
+        features = probe.features(pictures.flatten(0, 1))
+        found = {name: head(features).argmax(1).unflatten(0, (20, SIGHT)) for name, head in probe.heads.items()}
+        for name in ATTRIBUTES:
+            right[name] += (found[name] == known[name][:, None]).float().mean().item()
+        action = probe.read_action(features.unflatten(0, (20, SIGHT))).argmax(1)
+        right["action"] += (action == known["action"]).float().mean().item()
+    return {name: value / (clips // 20) for name, value in right.items()}
