@@ -12,6 +12,9 @@ from ..film import project as film_project
 MINIATURE_WEIGHTS = Path(__file__).resolve().parents[1] / "miniature" / "weights"
 """The shipped weights, one subfolder per kind: diffusion_models, vae, text_encoders."""
 
+EXAMPLE_STORIES = Path(__file__).resolve().parents[1] / "miniature" / "example_stories.jsonl"
+"""Stories of the small world, one a line."""
+
 _MODEL_KINDS = ("diffusion_models", "vae", "text_encoders")
 
 

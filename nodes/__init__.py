@@ -13,6 +13,7 @@ from .engines import LongreelCausalEngine
 from .film import LongreelFilmShot, LongreelFilmStoryboard
 from .miniature import LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
+from .sampler import LongreelCausalSampler
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
 from .video import LongreelReelToVideo
 
@@ -21,6 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelStoryboardFromFile,
     LongreelMiniatureTextEncoder,
     LongreelCausalEngine,
+    LongreelCausalSampler,
     LongreelFilmShot,
     LongreelFilmStoryboard,
     LongreelReelToVideo,

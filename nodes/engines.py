@@ -12,7 +12,14 @@ from typing_extensions import override
 
 from ..engines.causal import CausalEngine, default_sigmas
 from ..host.rollout import RolloutError
-from .sockets import CATEGORY, EngineSocket, memory_input, memory_settings
+from .sockets import (
+    CATEGORY,
+    EngineSocket,
+    frames_per_block_input,
+    loop_input,
+    memory_input,
+    memory_settings,
+)
 
 
 class LongreelCausalEngine(io.ComfyNode):
@@ -65,24 +72,8 @@ class LongreelCausalEngine(io.ComfyNode):
                     tooltip="Denoising calls for each block. More: slower and cleaner; models distilled to 4 gain "
                     "little beyond.",
                 ),
-                io.Combo.Input(
-                    "loop",
-                    options=["renoise", "euler"],
-                    default="renoise",
-                    advanced=True,
-                    tooltip="renoise denoises fully and adds fresh noise in every step, as distilled models expect; "
-                    "euler follows the flow step by step, for models that are not distilled (then use 20 steps or "
-                    "more).",
-                ),
-                io.Int.Input(
-                    "frames_per_block",
-                    default=3,
-                    min=1,
-                    max=64,
-                    advanced=True,
-                    tooltip="Latent frames denoised together, as the model was trained (3). More: fewer, larger steps "
-                    "into the future. Shots are filmed in whole blocks and trimmed to length.",
-                ),
+                loop_input(),
+                frames_per_block_input(),
                 memory_input(),
             ],
             outputs=[EngineSocket.Output(display_name="engine")],

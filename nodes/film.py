@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import GraphBuilder
@@ -67,7 +68,7 @@ class LongreelFilmShot(io.ComfyNode):
 
     @override
     @classmethod
-    def fingerprint_inputs(cls, shot: str | None) -> str:
+    def fingerprint_inputs(cls, shot: str | None, **_: Any) -> str:
         return "" if shot is None else fingerprint_files(parse_shot(shot).references)
 
     @override
@@ -122,7 +123,8 @@ class LongreelFilmStoryboard(io.ComfyNode):
         entries = graph.finalize()
         for entry, place in zip(entries.values(), story.places):
             leave_note(entry, {"place": asdict(place), "text": story.describe()})
-        return io.NodeOutput(last, expand=entries, ui=ui.PreviewText(story.describe()))
+        said = ui.PreviewText(story.describe()) if story.decisions else None
+        return io.NodeOutput(last, expand=entries, ui=said)
 
 
 def _store(project: str) -> ProjectStore | None:

@@ -28,6 +28,31 @@ def project_input(default: str) -> io.String.Input:
     )
 
 
+def loop_input() -> io.Combo.Input:
+    """How a block is denoised."""
+    return io.Combo.Input(
+        "loop",
+        options=["renoise", "euler"],
+        default="renoise",
+        advanced=True,
+        tooltip="renoise denoises fully and adds fresh noise in every step, as distilled models expect; euler follows "
+        "the flow step by step, for models that are not distilled (then use 20 steps or more).",
+    )
+
+
+def frames_per_block_input() -> io.Int.Input:
+    """How many latent frames are denoised together."""
+    return io.Int.Input(
+        "frames_per_block",
+        default=3,
+        min=1,
+        max=64,
+        advanced=True,
+        tooltip="Latent frames denoised together, as the model was trained (3). More: fewer, larger steps into the "
+        "future. Shots are filmed in whole blocks and trimmed to length.",
+    )
+
+
 def memory_input() -> io.DynamicCombo.Input:
     """How much a causal model remembers; read the value with memory_settings()."""
     frames = "latent frames (4 pictures each)"

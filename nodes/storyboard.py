@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import folder_paths
 from comfy_api.latest import io, ui
 from typing_extensions import override
@@ -15,11 +17,12 @@ from ..film.storyboard import (
     parse_storyboard,
     read_storyboards,
 )
-from ..host.paths import input_file
+from ..host.paths import EXAMPLE_STORIES, input_file
 from ..host.pictures import fingerprint_files
 from .sockets import CATEGORY, StoryboardSocket
 
 _SUFFIXES = (".json", ".jsonl", ".txt")
+_SHIPPED = " [longreel]"
 _EXAMPLE = """\
 seconds: 10
 A red ball with a crown on the left walks in the forest.
@@ -96,8 +99,8 @@ class LongreelStoryboardFromFile(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=_files(),
-                    tooltip="A file of the input folder. .txt is read like the Storyboard node's text, .json is a "
-                    "storyboard in JSON, .jsonl holds one story a line, as MemFlow and LongLive publish them.",
+                    tooltip="A file of the input folder, or our examples. .txt is read like the Storyboard node's "
+                    "text, .json is a storyboard in JSON, .jsonl holds one story a line, as MemFlow publishes them.",
                 ),
                 io.Int.Input(
                     "story",
@@ -125,7 +128,7 @@ class LongreelStoryboardFromFile(io.ComfyNode):
         if file is None:
             return True
         try:
-            read_storyboards(input_file(file))
+            read_storyboards(_path(file))
         except ValueError as error:
             return str(error)
         return True
@@ -146,11 +149,16 @@ class LongreelStoryboardFromFile(io.ComfyNode):
 
 def _files() -> list[str]:
     names, _ = folder_paths.recursive_search(folder_paths.get_input_directory())
-    return sorted(name for name in names if name.lower().endswith(_SUFFIXES))
+    theirs = (name.replace("\\", "/") for name in names if name.lower().endswith(_SUFFIXES))
+    return [*sorted(theirs), EXAMPLE_STORIES.name + _SHIPPED]
+
+
+def _path(file: str) -> Path:
+    return EXAMPLE_STORIES if file == EXAMPLE_STORIES.name + _SHIPPED else input_file(file)
 
 
 def _choose(file: str, story: int, seconds_per_prompt: float) -> Storyboard:
-    stories = read_storyboards(input_file(file), seconds_per_prompt)
+    stories = read_storyboards(_path(file), seconds_per_prompt)
     if story > len(stories):
         raise StoryboardError(f"{file} has no story {story}: its last is number {len(stories)}.")
     return stories[story - 1]
