@@ -1,10 +1,10 @@
 """What a film costs beside the network's own work, with the miniature.
 
     python benchmarks/film_cost.py length      peak memory and time per block of a 1-minute and a 10-minute film
-    python benchmarks/film_cost.py overhead    the quick start through the server against the bare rollout, decode and file
+    python benchmarks/film_cost.py overhead    the quick start through the server against bare rollout, decode, file
 
-Predictions, written before the first run: the 10-minute film peaks within 5 % of the 1-minute one, because between shots only
-latents on disk grow; graph, server, progress, reel files and previews cost under 5 % of the quick start.
+Predictions, written before the first run: the 10-minute film peaks within 5 % of the 1-minute one, because between
+shots only latents on disk grow; graph, server, progress, reel files and previews cost under 5 % of the quick start.
 
 Figures compare within one run on one machine; nothing here is asserted in a test.
 """
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def film(seconds: float, folder: Path) -> dict[str, float]:
     with VideoWriter(folder / "film.mp4", 64, 64, 16.0) as writer:
         for frames in film_frames(reel, engine.vae, 0, reel.frames):
             writer.write(frames)
-    steps = [b - a for a, b in zip(block_times, block_times[1:])]
+    steps = [b - a for a, b in pairwise(block_times)]
     return {
         "seconds": seconds,
         "blocks": len(block_times),
@@ -92,9 +93,8 @@ def length() -> None:
         rows.append(json.loads(answer))
         print(json.dumps(rows[-1]))
     print(f"peak memory, 600 s over 60 s: {rows[1]['peak_mb'] / rows[0]['peak_mb']:.3f}")
-    print(
-        f"time per block, last over first ten of 600 s: {rows[1]['block_ms_last_ten'] / rows[1]['block_ms_first_ten']:.3f}"
-    )
+    growth = rows[1]["block_ms_last_ten"] / rows[1]["block_ms_first_ten"]
+    print(f"time per block, last over first ten of 600 s: {growth:.3f}")
 
 
 @torch.inference_mode()

@@ -24,6 +24,9 @@ def main() -> None:
     small.add_argument(
         "--weights", type=Path, default=PACK / "miniature" / "weights", help="where the finished files go"
     )
+    small.add_argument(
+        "--curves", type=Path, default=PACK / "docs" / "images" / "miniature-loss.png", help="loss curves"
+    )
     small.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
     small.add_argument("--effort", type=float, default=1.0, help="scales the number of steps; 1 is the full recipe")
     judge = recipes.add_parser(
@@ -39,7 +42,7 @@ def main() -> None:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     if chosen.recipe == "miniature":
-        train_miniature(scaled(MiniatureRecipe(), chosen.effort), chosen.folder, chosen.weights)
+        train_miniature(scaled(MiniatureRecipe(), chosen.effort), chosen.folder, chosen.weights, chosen.curves)
     else:
         _evaluate(chosen)
 

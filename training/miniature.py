@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..miniature.probe import Probe
+from .curves import draw_curves
 from .dit import DitRecipe, Miniature, train_dit
 from .export import export_dit, export_probe, export_vae, latent_statistics
 from .latents import encode_stories, load_stories
@@ -56,8 +57,8 @@ def _once(path: Path, make: Callable[[], nn.Module], build: Callable[[], nn.Modu
     return model.eval()
 
 
-def train_miniature(recipe: MiniatureRecipe, folder: Path, weights: Path) -> None:
-    """Run all stages in ``folder`` and write the finished files under ``weights``."""
+def train_miniature(recipe: MiniatureRecipe, folder: Path, weights: Path, curves: Path) -> None:
+    """Run all stages in ``folder``, write the finished files under ``weights`` and the loss curves as ``curves``."""
     start_comfyui()
     folder.mkdir(parents=True, exist_ok=True)
     probe = _once(folder / "probe.pt", lambda: train_probe(recipe.probe, folder), Probe)
@@ -77,3 +78,4 @@ def train_miniature(recipe: MiniatureRecipe, folder: Path, weights: Path) -> Non
     stories = load_stories(folder / "latents")
     model = _once(folder / "dit.pt", lambda: train_dit(recipe.dit, stories, folder), lambda: Miniature(recipe.dit))
     export_dit(model, recipe.dit, weights)  # type: ignore[arg-type]
+    draw_curves(folder, curves)
