@@ -75,11 +75,16 @@ def output_file(prefix: str, suffix: str, width: int, height: int) -> SavedName:
         width, height: of the film in pixels, for the placeholders.
 
     Raises:
-        ValueError: the prefix leads out of the output folder.
+        ValueError: the prefix leads out of the output folder, or its folder cannot be made.
     """
     output = folder_paths.get_output_directory()
     if not folder_paths.is_within_directory(output, str(Path(output) / prefix)):
         raise ValueError(f"The file name {prefix!r} leads out of ComfyUI's output folder; leave out '..' and '/'.")
-    folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
+    try:
+        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
+    except OSError as error:
+        raise ValueError(
+            f"The folder of {prefix!r} cannot be made in ComfyUI's output folder ({error.strerror}); choose another."
+        ) from error
     filename = f"{stem}_{counter:05}_{suffix}"
     return SavedName(Path(folder) / filename, filename, subfolder)
