@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import comfy.ops
 import comfy.sd
 import folder_paths
 import pytest
 import torch
+from comfy.ldm.lightricks.model import LTXVModel
 from longreel.engines.causal import CausalEngine, default_sigmas
 from longreel.engines.filming import film_shot, prepare
 from longreel.film.memory import LONGLIVE, MEMFLOW
@@ -182,3 +185,21 @@ def test_reel_of_other_settings_is_refused(engine: CausalEngine):
     with pytest.raises(ValueError, match="bank 3, the memory settings now say 0"):
         replace(engine, memory=LONGLIVE).film(shot, reel, Progress(1))
     assert replace(engine, memory=MEMFLOW).film(shot, reel, Progress(1)).frames == 16
+
+
+def test_model_of_another_family_is_refused(engine: CausalEngine):
+    plain = {
+        "in_channels": 8,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 2,
+        "caption_channels": 8,
+        "num_layers": 1,
+    }
+    weights = LTXVModel(**plain, operations=comfy.ops.disable_weight_init).state_dict()
+    config = {name: plain[name] for name in ("in_channels", "caption_channels")}
+    metadata = {"config": json.dumps({"transformer": config})}
+    model = comfy.sd.load_diffusion_model_state_dict(
+        {name: value.zero_() for name, value in weights.items()}, metadata=metadata
+    )
+    with pytest.raises(ValueError, match="LTXV is not a Wan model"):
+        replace(engine, model=model).check()

@@ -32,6 +32,9 @@ def schemas(server: Server) -> dict[str, Schema]:
     ours = {name: schema for name, schema in server.object_info().items() if name.startswith("Longreel")}
     for schema in ours.values():
         schema.pop("python_module")
+        for name, _, options in inputs(schema):
+            if name == "file":
+                options["options"] = []  # what lies in the folders of this server
     return dict(sorted(ours.items()))
 
 
