@@ -243,6 +243,8 @@ def check_layout(reel: Reel, layout: ReelLayout) -> None:
         mine, wanted = getattr(reel.layout, name), getattr(layout, name)
         if mine != wanted:
             what = name.replace("_", " ")
+            if name in ("model", "vae"):  # fingerprints tell a person nothing
+                raise ReelError(f"The reel was filmed with another {what.replace('vae', 'VAE')}: {remedy}.")
             raise ReelError(f"The reel was filmed with {what} {mine} and this engine has {wanted}: {remedy}.")
     for name in sorted(set(reel.layout.engine) & set(layout.engine)):
         mine, wanted = reel.layout.engine[name], layout.engine[name]

@@ -203,3 +203,11 @@ def test_model_of_another_family_is_refused(engine: CausalEngine):
     )
     with pytest.raises(ValueError, match="LTXV is not a Wan model"):
         replace(engine, model=model).check()
+
+
+def test_reel_of_another_model_is_refused(engine: CausalEngine):
+    reel = film(engine, "seconds: 0.5\nA red ball.")
+    weights = tiny_models.dit_weights(seed=9)
+    other = comfy.sd.load_diffusion_model_state_dict(weights, metadata=tiny_models.dit_metadata())
+    with pytest.raises(ReelError, match=r"^The reel was filmed with another model: connect the one it was filmed with"):
+        replace(engine, model=other).film(parse_shot("A red ball."), reel, Progress(1))

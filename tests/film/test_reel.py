@@ -175,8 +175,8 @@ def test_shots_that_do_not_fit_are_refused(layout: ReelLayout, film: Film, reel:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": "model-b"}, "model model-a and this engine has model-b"),
-        ({"vae": "vae-b"}, "vae vae-a and this engine has vae-b"),
+        ({"model": "model-b"}, "filmed with another model: connect"),
+        ({"vae": "vae-b"}, "filmed with another VAE: connect"),
         ({"width": 64}, "width 32 and this engine has 64: set the engine"),
         ({"fps": 24.0}, "fps 16.0 and this engine has 24.0"),
         ({"engine": {"frames_per_block": 3, "layers": 30}}, "layers 2 and this engine with 30"),
