@@ -123,7 +123,7 @@ def attend(
     """Launch the kernel; arguments and results as of `ops.frame_attention`, channels contiguous."""
     batch, heads, length, head_dim = q.shape
     blocks = -(-length // q_block)
-    runs = runs.expand(batch, heads, blocks, -1, -1)
+    runs = runs.contiguous().expand(batch, heads, blocks, -1, -1)
     count = count.expand(batch, heads, blocks)
     out = torch.empty((batch, length, heads, head_dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, heads, length) if with_lse else (0,), dtype=torch.float32, device=q.device)

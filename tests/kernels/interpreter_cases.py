@@ -137,6 +137,7 @@ def cases() -> dict[str, dict[str, float]]:
     found["fp32 one token"] = attention("fp32", 1, 32, [[(2, 1)]], 1)
     picks = torch.stack([torch.stack([torch.randperm(8)[:4] for _ in range(3)]) for _ in range(2)]).unsqueeze(0)
     table, count = runs.slot_runs(picks, 15)
+    table = table.movedim(-1, 0).contiguous().movedim(0, -1)  # any strides are taken
     found["fp32 a list per query block"] = attention("fp32", 15, 32, table, 20, count=count, frames=4, slots=8)
     found["fp32 slots in another order"] = permutation()
     found["fp32 preparation of two"] = preparation("fp32", heads=2, head_dim=64, tokens_per_program=8, batch=2)
