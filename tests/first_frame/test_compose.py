@@ -19,6 +19,7 @@ CASES = [
     [(0, 100, 490, 561)],  # clamped on the left: 5 px on one side only
     [(200, 300, 741, 272)],
     [(100, 100, 586, 508), (60, 40, 719, 667)],
+    [(100 + 9 * k, 30, 400, 700) for k in range(5)],  # shrunk more than four times: Pillow then works in two stages
 ]
 
 
