@@ -16,6 +16,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 14):
 
 import argparse
 import json
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -99,6 +100,8 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     if rest[:1] == ["--"]:
         rest = rest[1:]
+    # Ended from outside, stop the server as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         place = find_place(REPOSITORY)
         if options.command == "serve":

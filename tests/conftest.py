@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ comfy.options.enable_args_parsing()
 import comfy.cli_args  # noqa: E402
 
 sys.argv = _argv
+
+
+# A cancelled CI job sends SIGTERM: end as Ctrl-C does, so that fixtures stop their servers.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
