@@ -35,6 +35,7 @@ def main() -> None:
     judge.add_argument("--weights", type=Path, default=PACK / "miniature" / "weights", help="the files to judge")
     judge.add_argument("--prompts", type=int, default=200, help="films of 5 s to make")
     judge.add_argument("--clips", type=int, default=40, help="clips of 10 s to reconstruct")
+    judge.add_argument("--steps", type=int, nargs="+", default=[4, 16], help="denoising steps of the causal rollout")
     judge.add_argument("--bidirectional", action="store_true", help="also film with core's sampler, all frames at once")
     judge.add_argument("--strips", type=Path, default=None, help="folder for strips of frames")
     judge.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
@@ -59,14 +60,14 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     if chosen.clips:
         table = evaluate.judge_vae(models, chosen.clips, strip=strip("miniature-vae.png"))
         evaluate.print_table(f"Reconstructions of {chosen.clips} held-out clips of 10 s", table)
-    ways = {"causal, 4 steps": True} | ({"bidirectional, 20 steps": False} if chosen.bidirectional else {})
+    ways = [(f"causal, {steps} steps", steps, True) for steps in chosen.steps]
+    if chosen.bidirectional:
+        ways.append(("all frames at once, 20 steps", 20, False))
     if chosen.prompts:
-        rows = {
-            way: evaluate.judge_prompts(
-                models, chosen.prompts, causal=causal, strip=strip(f"miniature-{'causal' if causal else 'whole'}.png")
-            )
-            for way, causal in ways.items()
-        }
+        rows = {}
+        for way, steps, causal in ways:
+            picture = strip(f"miniature-{'causal' if causal else 'whole'}-{steps}.png")
+            rows[way] = evaluate.judge_prompts(models, chosen.prompts, steps=steps, causal=causal, strip=picture)
         evaluate.print_table(f"Films of 5 s from {chosen.prompts} held-out prompts", rows)
 
 
