@@ -69,7 +69,7 @@ def expected(scene: Scene) -> dict[str, str]:
 
 
 def schedule(steps: int) -> torch.Tensor:
-    """Noise levels of even steps of time at shift 5; four give the released checkpoints' 1, 0.9375, 0.8333, 0.625, 0."""
+    """Noise levels of even steps of time at shift 5; four give 1, 0.9375, 0.8333, 0.625, 0 of the released models."""
     even = torch.linspace(1, 0, steps + 1)
     return SHIFT * even / (1 + (SHIFT - 1) * even)
 
