@@ -16,8 +16,10 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 14):
 
 import argparse
 import json
+import re
 import signal
 import subprocess
+import textwrap
 import time
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def film(place: Place) -> int:
     with Server(place.python, place.comfyui, place.base, flags, log=place.home / "server.log") as server:
         answering = time.monotonic()
         print("- Filming", flush=True)
-        outcome = server.queue(prompt, on_event=print_progress)
+        outcome = server.queue(prompt, on_event=ProgressPrinter())
         done = time.monotonic()
         videos = [server.path_of(file) for file in outcome.files() if file["filename"].endswith(VIDEO_ENDINGS)]
     if not report(outcome, videos):
@@ -53,10 +55,22 @@ def film(place: Place) -> int:
     return 0
 
 
-def print_progress(event: Event) -> None:
-    """Print each progress text of the pack once, as it comes."""
-    if event["type"] == "progress_text":
-        print(f"  {event['data']['text']}", flush=True)
+class ProgressPrinter:
+    """Print the pack's progress texts as they come; of those that count (block 7/20), one every two seconds."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Take one message of the server."""
+        if event["type"] != "progress_text":
+            return
+        text, now = event["data"]["text"], time.monotonic()
+        counting = re.search(r"(\d+)/(\d+)$", text)
+        if counting and counting[1] != counting[2] and now < self._next:
+            return
+        self._next = now + 2
+        print(textwrap.indent(text, "  "), flush=True)
 
 
 def report(outcome: Outcome, videos: list[Path]) -> bool:

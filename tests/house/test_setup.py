@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -164,3 +165,17 @@ def test_film_says_what_it_does_not_take():
     )
     assert done.returncode == 2
     assert "film takes no arguments: x" in done.stderr
+
+
+def test_progress_is_told_without_a_flood(capsys: pytest.CaptureFixture[str]):
+    printer = runpy.run_path(str(REPOSITORY / "scripts" / "comfy.py"))["ProgressPrinter"]()
+    for text in (
+        "shot 1/2, block 1/3",
+        "shot 1/2, block 2/3",
+        "shot 1/2, block 3/3",
+        "shot 1 filmed: new\nshot 2 reused",
+    ):
+        printer({"type": "progress_text", "data": {"node": "4", "text": text}})
+    printer({"type": "status", "data": {}})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["  shot 1/2, block 1/3", "  shot 1/2, block 3/3", "  shot 1 filmed: new", "  shot 2 reused"]
