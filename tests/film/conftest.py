@@ -39,15 +39,17 @@ def film(tmp_path: Path) -> Callable[..., FilmedShot]:
         generator = torch.Generator().manual_seed(seed)
         spill = tmp_path / "spill"
         spill.mkdir(exist_ok=True)
+        latents = torch.randn(1, 4, latent_frames, 2, 4, generator=generator)
+        keys = torch.randn(3, 5, generator=generator).bfloat16()
         return FilmedShot.store(
             Shot((TimedPrompt(0, text),), 1.0, seed, start),  # type: ignore[arg-type]
-            torch.randn(1, 4, latent_frames, 2, 4, generator=generator),
+            latents,
             **{
                 "previous": previous,
                 "settings": {"model": "model-a", "memory": {"window": 9, "sink": 3}},
                 "take_start": True,
                 "frames": 16,
-                "tensors": {"memory": {"k.0": torch.randn(3, 5, generator=generator).bfloat16(), "seen": torch.tensor(7)}},
+                "tensors": {"memory": {"k.0": keys, "seen": torch.tensor(7)}},
                 "meta": {"memory": {"position": 6}},
                 "folder": spill,
                 **options,
