@@ -93,14 +93,13 @@ class Progress:
         self._advance(1, picture)
         self._say(f"{self._shot}, block {self._block}/{self._blocks}", always=self._block == self._blocks)
 
-    def chunk_done(self, frames: Tensor) -> None:
-        """Count one decoded chunk.
+    def chunk_done(self, frames: int) -> None:
+        """Count one decoded chunk of so many frames.
 
-        Args:
-            frames: [t, H, W, channels] in 0..1; the last one is previewed.
+        No picture is sent: the editor's classic renderer does not show a node's video once it has shown previews.
         """
-        self._frame += frames.shape[0]
-        self._advance(1, _picture(frames[-1]) if self._preview_due() else None)
+        self._frame += frames
+        self._advance(1, None)
         self._say(f"frame {self._frame}/{self._frames}", always=self._frame >= self._frames)
 
     def finish(self, text: str = "") -> None:

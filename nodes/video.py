@@ -115,7 +115,7 @@ class LongreelReelToVideo(io.ComfyNode):
                 wanted = slice(max(first_image - writer.frames, 0), max(first_image + images - writer.frames, 0))
                 picked.append(frames[wanted].clone())
                 writer.write(frames)
-                report.chunk_done(frames)
+                report.chunk_done(len(frames))
         report.finish(f"{target.filename}: {(stop - start) / (fps or layout.fps):.1f} s, {stop - start} frames")
         shown = ui.PreviewVideo([ui.SavedResult(target.filename, target.subfolder, io.FolderType.output)])
         return io.NodeOutput(as_video(target.path), torch.cat(picked), ui=shown)
