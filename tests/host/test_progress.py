@@ -98,7 +98,6 @@ def test_one_bar_over_shots_and_chunks(server: _Server) -> None:
     assert [value for value, _, _ in server.bars] == [*range(6, 18), 19, 20]
     assert {(total, node) for _, total, node in server.bars} == {(20, "7.0.1")}
     assert [picture.size for picture in server.pictures] == [(6, 4), (6, 4)]
-    assert [picture.getpixel((0, 0))[0] for picture in server.pictures[2:]] == [0, 255]
 
 
 def test_fast_blocks_do_not_flood_the_server(server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:
