@@ -67,19 +67,22 @@ def test_only_the_edited_shot_and_those_after_it_run(studio: Server):
 
 
 def test_shots_survive_a_killed_server(studio: Server):
-    long = (SHOTS[0], SHOTS[1], "seconds: 10\nThe same character walks.")
+    def prompt(project: str) -> Prompt:
+        filmed = story(project, SHOTS[0], SHOTS[1], "seconds: 10\nThe same character walks.")
+        return filmed | {"video": to_video("film", last_shot=1)}
+
     try:
         with pytest.raises(ServerError, match="broke off"):
-            studio.queue(story("killed", *long), on_event=on_text("shot 3/3", studio.kill))
+            studio.queue(prompt("killed"), on_event=on_text("shot 3/3", studio.kill))
     finally:
         studio.restart()
     assert len(latents_of(studio, "killed")) == 2
-    again = studio.queue(story("killed", *long))
+    again = studio.queue(prompt("killed"))
     said = ["shot 1 reused: nothing changed", "shot 2 reused: nothing changed", "shot 3 filmed: not filmed before"]
     assert again.outputs["film"]["text"] == ["\n".join(said)]
     assert not any(text.startswith(("shot 1/3, block", "shot 2/3, block")) for text in again.texts)
     assert all(line in studio.log_text() for line in said)
-    assert studio.queue(story("undisturbed", *long)).succeeded
+    assert studio.queue(prompt("undisturbed")).succeeded
     killed, undisturbed = latents_of(studio, "killed"), latents_of(studio, "undisturbed")
     assert len(killed) == 3
     assert killed.keys() == undisturbed.keys()
