@@ -372,7 +372,7 @@ def loss(model: Miniature, batch: Batch) -> torch.Tensor:
     return (error * batch.weight).sum() / batch.weight.sum()
 
 
-def train_dit(recipe: DitRecipe, stories: Stories, folder: Path, **watching: Any) -> Miniature:
+def train_dit(recipe: DitRecipe, stories: Stories, folder: Path) -> Miniature:
     """Train as ``recipe`` says, resuming from ``folder``; returns the model with averaged weights."""
     torch.manual_seed(recipe.seed)
     model = Miniature(recipe)
@@ -383,5 +383,5 @@ def train_dit(recipe: DitRecipe, stories: Stories, folder: Path, **watching: Any
         return value, {kind: float(value.detach())}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01)
-    model.load_state_dict(train("dit", model, loss_at, schedule, folder, seed=recipe.seed, **watching))
+    model.load_state_dict(train("dit", model, loss_at, schedule, folder, seed=recipe.seed))
     return model

@@ -23,7 +23,6 @@ from .vae import encode
 LATENTS = 21
 FRAMES = 1 + 4 * (LATENTS - 1)
 SHARD = 32
-TAKES = 2
 
 
 @dataclass(frozen=True)

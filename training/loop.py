@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,8 @@ def _is_edge(name: str) -> bool:
     return any(edge in name for edge in edges) or name.startswith(("conv1", "conv2"))
 
 
-def _save(path: Path, value: object) -> None:
+def save_whole(path: Path, value: object) -> None:
+    """``torch.save`` that leaves the old file or the whole new one, never a part."""
     part = path.with_suffix(".part")
     torch.save(value, part)
     os.replace(part, path)
@@ -101,14 +102,13 @@ def train(
     *,
     seed: int = 0,
     save_every: float = 120.0,
-    watch: Iterable[tuple[int, Callable[[int, nn.Module], None]]] = (),
     say: Callable[[str], None] = print,
 ) -> dict[str, torch.Tensor]:
     """Train ``model`` in place and return the moving average of its weights.
 
-    ``loss_at(step)`` gives the loss and figures to log; ``watch`` holds (every n steps, callback(step, model)) pairs.
-    The folder receives ``<name>.ckpt`` (replaced whole, every ``save_every`` seconds and at the end) and
-    ``<name>.jsonl``. A checkpoint found there is continued. KeyboardInterrupt saves before it leaves.
+    ``loss_at(step)`` gives the loss and figures to log. The folder receives ``<name>.ckpt`` (replaced whole, every
+    ``save_every`` seconds and at the end) and ``<name>.jsonl``. A checkpoint found there is continued.
+    KeyboardInterrupt saves before it leaves.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.jsonl"
@@ -125,7 +125,7 @@ def train(
         say(f"{name}: continuing at step {step} of {schedule.steps}")
 
     def save() -> None:
-        _save(
+        save_whole(
             checkpoint,
             {
                 "step": step,
@@ -159,9 +159,6 @@ def train(
                     file.write(json.dumps(line) + "\n")
                 say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in line.items()))
                 figures, logged_at = {}, now
-            for every, callback in watch:
-                if step % every == 0:
-                    callback(step, model)
             if time.monotonic() - saved_at > save_every:
                 save()
                 saved_at = time.monotonic()

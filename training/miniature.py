@@ -19,6 +19,7 @@ from .curves import draw_curves
 from .dit import DitRecipe, Miniature, train_dit
 from .export import export_dit, export_probe, export_vae, latent_statistics
 from .latents import encode_stories, load_stories
+from .loop import save_whole
 from .probe import ProbeRecipe, train_probe
 from .vae import VaeRecipe, build_vae, train_vae
 
@@ -48,10 +49,7 @@ def start_comfyui() -> None:
 def _once(path: Path, make: Callable[[], nn.Module], build: Callable[[], nn.Module]) -> nn.Module:
     """A trained model kept at ``path``: made if it is not there, else loaded."""
     if not path.exists():
-        made = make()
-        part = path.with_suffix(".part")
-        torch.save(made.state_dict(), part)
-        part.replace(path)
+        save_whole(path, make().state_dict())
     model = build()
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()
@@ -70,7 +68,7 @@ def train_miniature(recipe: MiniatureRecipe, folder: Path, weights: Path, curves
     vae = _once(folder / "vae.pt", lambda: train_vae(recipe.vae, folder), blank_vae)
     scales = folder / "latent-statistics.pt"
     if not scales.exists():
-        torch.save(latent_statistics(vae, recipe.seed), scales)
+        save_whole(scales, latent_statistics(vae, recipe.seed))
     shift, scale = torch.load(scales, weights_only=True)
     export_vae(vae, shift, scale, weights)
 
