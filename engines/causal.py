@@ -20,18 +20,21 @@ from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.memory import MEMFLOW, MemorySettings, MemorySnapshot
+from ..film.memory.recall import Remembered
 from ..film.memory.snapshot import check as check_snapshot
-from ..film.reel import FilmedShot, Reel, ReelLayout, check_layout
+from ..film.reel import FilmedShot, Reel, ReelError, ReelLayout, check_layout
 from ..film.shot import Shot
 from ..film.takes import Clock, ShotPlan, plan_shot, schedule_prompts
 from ..host.identity import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
 from ..host.paths import spill_folder
 from ..host.pictures import load_picture
 from ..host.progress import Previewer, Progress, film_previewer
+from ..host.recall import prompt_keys
 from ..host.rollout import Prompt, check_sigmas, roll_out
 from ..host.streaming_vae import encode_image, wan_vae_version
 from ..host.wan import check_model, kv_layout
 from .filming import EngineError
+from .remembering import MEMORY_LOG, pictures, remembered, wake
 
 __all__ = ["CausalEngine", "default_sigmas"]
 
@@ -214,17 +217,30 @@ class CausalEngine:
             take_start=plan.take_start,
             frames=plan.frames,
             tensors={"memory": rollout.memory.tensors},
-            meta={"memory": rollout.memory.meta},
+            meta={"memory": rollout.memory.meta, MEMORY_LOG: rollout.log},
             folder=spill_folder(),
         )
         return reel.append(filmed)
 
+    # Remembering
+
+    def retrieve(self, reel: Reel, prompt: str, top: int) -> tuple[list[Remembered], Tensor]:
+        """The `top` remembered frames that a prompt would bring back, best first, and their stills [n, H, W, 3].
+
+        Raises ReelError for a reel that remembers nothing or was filmed otherwise, or the text encoder's ValueError.
+        """
+        check_layout(reel, self.layout())
+        text = prompt_keys(self.model, self._encode(prompt), mask_padding=self.memory.mask_padding)
+        found = remembered(reel, text)[:top]
+        if not found:
+            raise ReelError("This film has neither sink nor bank, so nothing can be brought back: film it with a bank.")
+        return found, pictures(self.vae, reel, [item.frame for item in found])
+
     def _memory_after(self, reel: Reel) -> MemorySnapshot | None:
         """What the reel's last shot left to remember, None where the film begins."""
-        last = reel.last_shot
-        if last is None or not last.memory_meta:
+        memory = None if reel.last_shot is None else wake(reel.last_shot)
+        if memory is None:
             return None
-        memory = MemorySnapshot(last.memory(), last.memory_meta)
         check_snapshot(
             memory,
             kv_layout(self.model, *self._latent_size),

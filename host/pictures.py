@@ -25,10 +25,9 @@ def load_picture(name: str) -> Tensor:
     """
     try:
         picture = node_helpers.pillow(ImageOps.exif_transpose, node_helpers.pillow(Image.open, input_file(name)))
-        pixels = numpy.array(picture.convert("RGB"), dtype=numpy.float32) / 255.0
+        return as_image(picture)
     except (OSError, UnidentifiedImageError) as error:
         raise PictureError(f"{name!r} is not a picture that can be read: choose a PNG, JPEG or WebP file.") from error
-    return torch.from_numpy(pixels)[None]
 
 
 def fingerprint_files(names: Iterable[str]) -> str:
@@ -41,3 +40,8 @@ def fingerprint_files(names: Iterable[str]) -> str:
         except (OSError, ValueError):
             digest.update(b"absent")
     return digest.hexdigest()
+
+
+def as_image(picture: Image.Image) -> Tensor:
+    """A Pillow picture as ComfyUI's IMAGE, [1, H, W, 3] in 0..1."""
+    return torch.from_numpy(numpy.array(picture.convert("RGB"), dtype=numpy.float32) / 255.0)[None]

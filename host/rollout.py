@@ -24,6 +24,7 @@ from ..film.memory import (
     KVMemory,
     MemorySettings,
     MemorySnapshot,
+    observe,
     restore,
     snapshot,
 )
@@ -57,10 +58,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """latents: the new frames [1, C, T, h, w], fp32, CPU, ComfyUI's LATENT space; memory: what is remembered."""
+    """latents: the new frames [1, C, T, h, w], fp32, CPU, ComfyUI's LATENT space; memory: what is remembered; log: what
+    each block saw (see film.memory.observe).
+    """
 
     latents: torch.Tensor
     memory: MemorySnapshot
+    log: list[dict[str, Any]]
 
 
 def roll_out(
@@ -126,7 +130,7 @@ def roll_out(
     block = torch.zeros((1, channels, frames_per_block, *shape[3:]))
     try:
         latents = guider.sample(block, block, sampler, sigmas, callback=callback, disable_pbar=True, seed=seed)
-        return Rollout(latents.cpu(), snapshot(sampler.memory))
+        return Rollout(latents.cpu(), snapshot(sampler.memory), sampler.log)
     finally:
         # the clone stays ComfyUI's current patcher; it must not keep the memory alive
         sampler.release()
@@ -167,6 +171,7 @@ class RolloutSampler(comfy.samplers.Sampler):
         self.settings, self.frames_per_block, self.loop = settings, frames_per_block, loop
         self.frames, self.noise, self.saved, self.start = frames, noise, memory, start
         self.first_frame, self.switches, self.on_block = first_frame, list(switches), on_block
+        self.log: list[dict[str, Any]] = []
         self._memory: KVMemory | None = None
 
     @property
@@ -299,6 +304,7 @@ class _BlockLoop:
             latents = self._denoise(block, total // step, self.given if block == 0 else None)
             self._forward(CallKind.COMMIT, latents, torch.zeros_like(self.sigmas[0]))
             memory.remember_clean(latents)
+            plan.log.append(observe(memory))
             output[:, :, block * step : (block + 1) * step] = latents.cpu()
             if plan.on_block is not None:
                 plan.on_block(block, self.model.process_latent_out(latents))

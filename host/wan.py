@@ -25,7 +25,7 @@ import torch
 
 from ..film.memory import CallKind, KVLayout, KVMemory
 
-__all__ = ["CausalPass", "UnsupportedModelError", "check_model", "install", "kv_layout"]
+__all__ = ["CausalPass", "UnsupportedModelError", "check_model", "install", "kv_layout", "mean_text_keys"]
 
 _KEY = "longreel_causal"
 
@@ -256,21 +256,39 @@ def _self_attention(
 
 
 def _cache_text(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, state: CausalPass) -> None:
-    """Compute the prompt's cross-attention keys and values once, and give the memory their mean per head.
-
-    The mean is over all rows, empty ones included, as in the original, unless the settings mask them.
-    """
+    """Compute the prompt's cross-attention keys and values once, and give the memory their mean per head."""
     if state.text:
         return
-    weight = torch.ones_like(context[..., :1], dtype=torch.float32)
-    if state.memory.settings.mask_padding:
-        # padding rows are exactly zero in ComfyUI's Wan text encoding; an empty prompt keeps them all
-        filled = context.ne(0).any(dim=-1, keepdim=True).float()
-        weight = filled if filled.any() else weight
     text = dit.text_embedding(context)
+    weight = _row_weights(context, state.memory.settings.mask_padding)
     for layer, block in enumerate(dit.blocks):
         cross = block.cross_attn
         k = cross.norm_k(cross.k(text))
         state.text.append((k, cross.v(text)))
-        mean = (k.float() * weight).sum(dim=1) / weight.sum(dim=1)
-        state.memory.set_text(layer, mean.view(cross.num_heads, cross.head_dim))
+        state.memory.set_text(layer, _mean_key(k, weight, cross))
+
+
+def mean_text_keys(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, mask_padding: bool) -> torch.Tensor:
+    """What the memory bank is matched with: mean cross-attention keys [layers, heads, head_dim] fp32 of a prompt.
+
+    context: [1, rows, text width] on the model's device, in its dtype; the model must be loaded.
+    """
+    text = dit.text_embedding(context)
+    weight = _row_weights(context, mask_padding)
+    crosses = [block.cross_attn for block in dit.blocks]
+    return torch.stack([_mean_key(cross.norm_k(cross.k(text)), weight, cross) for cross in crosses])
+
+
+def _row_weights(context: torch.Tensor, mask_padding: bool) -> torch.Tensor:
+    """Which rows of a prompt count, [1, rows, 1]: all, as in the original, or all that are not empty."""
+    weight = torch.ones_like(context[..., :1], dtype=torch.float32)
+    if not mask_padding:
+        return weight
+    # padding rows are exactly zero in ComfyUI's Wan text encoding; an empty prompt keeps them all
+    filled = context.ne(0).any(dim=-1, keepdim=True).float()
+    return filled if filled.any() else weight
+
+
+def _mean_key(k: torch.Tensor, weight: torch.Tensor, cross: Any) -> torch.Tensor:
+    mean: torch.Tensor = (k.float() * weight).sum(dim=1) / weight.sum(dim=1)
+    return mean.view(cross.num_heads, cross.head_dim)

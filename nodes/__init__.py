@@ -9,8 +9,10 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..host.paths import register_model_folders
+from .checkpoint import LongreelLoadCausalCheckpoint
 from .engines import LongreelCausalEngine
 from .film import LongreelFilmShot, LongreelFilmStoryboard
+from .memory import LongreelMemoryView, LongreelPinMemory, LongreelRetrieveMemory
 from .miniature import LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
 from .sampler import LongreelCausalSampler
@@ -21,10 +23,14 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelStoryboard,
     LongreelStoryboardFromFile,
     LongreelMiniatureTextEncoder,
+    LongreelLoadCausalCheckpoint,
     LongreelCausalEngine,
     LongreelCausalSampler,
     LongreelFilmShot,
     LongreelFilmStoryboard,
+    LongreelRetrieveMemory,
+    LongreelPinMemory,
+    LongreelMemoryView,
     LongreelReelToVideo,
     LongreelSaveReel,
     LongreelLoadReel,

@@ -29,6 +29,7 @@ def main() -> None:
     )
     small.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
     small.add_argument("--effort", type=float, default=1.0, help="scales the number of steps; 1 is the full recipe")
+    small.add_argument("--start-from", type=Path, default=None, help="finished weights to train on instead of nothing")
     judge = recipes.add_parser(
         "evaluate", help="probe readings of films of held-out prompts and of the VAE's reconstructions"
     )
@@ -43,7 +44,8 @@ def main() -> None:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     if chosen.recipe == "miniature":
-        train_miniature(scaled(MiniatureRecipe(), chosen.effort), chosen.folder, chosen.weights, chosen.curves)
+        recipe = scaled(MiniatureRecipe(), chosen.effort)
+        train_miniature(recipe, chosen.folder, chosen.weights, chosen.curves, start_from=chosen.start_from)
     else:
         _evaluate(chosen)
 
@@ -83,7 +85,7 @@ def scaled(recipe: MiniatureRecipe, effort: float) -> MiniatureRecipe:
         probe=replace(recipe.probe, steps=times(recipe.probe.steps)),
         vae=vae,
         shards=times(recipe.shards),
-        dit=replace(recipe.dit, steps=times(recipe.dit.steps)),
+        dit=replace(recipe.dit, steps=times(recipe.dit.steps), guided_steps=times(recipe.dit.guided_steps)),
     )
 
 

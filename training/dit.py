@@ -2,8 +2,9 @@
 
 One network serves text-to-video, causal rollout and a given first frame, because Wan takes a noise level per frame. A
 training sequence is a list of latent frames, each clean (noise level 0, as the rollout's memory holds them) or noisy
-(what is learned), with a mask that says which frame sees which. Four layouts are mixed:
+(what is learned), with a mask that says which frame sees which. Five layouts are mixed:
 
+* ``opening``: the first block of a take alone, many takes in a batch: what the words mean is learned here;
 * ``clip``: a whole take, every frame at the same noise level, everybody sees everybody (text to video, image to video);
 * ``start``: a take from its first block on; noisy blocks see the clean sink, the clean window and themselves;
 * ``middle``: the same from the middle of a take whose sink lies any distance back;
@@ -11,13 +12,18 @@ training sequence is a list of latent frames, each clean (noise level 0, as the 
 
 Clean frames see what they see in a rollout's clean pass. Their latents carry a little noise, so that a long rollout
 forgives its own errors (the cure of drift that needs no rollout in training).
+
+A tenth of the sequences reads no prompt, which gives core's sampler a negative to guide with. Then the guided velocity
+is distilled into the model itself (Meng et al., "On Distillation of Guided Diffusion Models", 2023): the rollout runs
+without guidance, as the released causal models do, and needs few steps.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +42,9 @@ WINDOW = 12
 (MemFlow's values).
 """
 CONTEXT_NOISE = 0.15
+_OPENINGS = 7
+_CHARACTER_WEIGHT = 4.0
+_WORDLESS = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,12 @@ class DitRecipe:
     heads: int = 3
     freq_dim: int = 128
     text_dim: int = 128
-    steps: int = 6000
+    steps: int = 9000
     batch: int = 8
     rate: float = 1e-3
     muon_rate: float = 2e-3
+    guided_steps: int = 1500
+    guidance: float = 2.5
     seed: int = 0
 
 
@@ -122,13 +133,14 @@ def _distance(rng: random.Random) -> int:
 
 
 def draw_layout(rng: random.Random) -> tuple[str, Layout]:
-    """One of the four layouts, with the share of steps that each gets."""
-    kind = rng.choices(("clip", "start", "middle", "story"), (0.25, 0.3, 0.25, 0.2))[0]
-    if kind == "clip":
-        every = torch.arange(LATENTS)
+    """One of the five layouts, with the share of steps that each gets."""
+    kind = rng.choices(("opening", "clip", "start", "middle", "story"), (0.25, 0.15, 0.25, 0.2, 0.15))[0]
+    if kind in ("opening", "clip"):
+        count = BLOCK if kind == "opening" else LATENTS
+        every = torch.arange(count)
         alike = torch.zeros_like(every)
-        yes = torch.ones(LATENTS, dtype=torch.bool)
-        return kind, Layout(alike, every, every, yes, ~yes, torch.ones(LATENTS, LATENTS, dtype=torch.bool))
+        yes = torch.ones(count, dtype=torch.bool)
+        return kind, Layout(alike, every, every, yes, ~yes, torch.ones(count, count, dtype=torch.bool))
     if kind == "start":
         clean = [_Block(0, f, f, "sink" if f == 0 else "past") for f in range(0, 12, BLOCK)]
         noisy = [_Block(0, f, f, "noisy") for f in range(0, 15, BLOCK)]
@@ -196,12 +208,12 @@ def _angles(dit: Any, position: torch.Tensor, height: int, width: int) -> tuple[
     b, f = position.shape
     ids = [
         position[:, :, None, None].expand(b, f, height, width),
-        torch.arange(height)[None, None, :, None].expand(b, f, height, width),
-        torch.arange(width)[None, None, None].expand(b, f, height, width),
+        torch.arange(height, device=position.device)[None, None, :, None].expand(b, f, height, width),
+        torch.arange(width, device=position.device)[None, None, None].expand(b, f, height, width),
     ]
     parts = []
     for axis, index in zip(axes, ids, strict=True):
-        omega = 10000.0 ** -(torch.arange(0, axis, 2, dtype=torch.float64) / axis)
+        omega = 10000.0 ** -(torch.arange(0, axis, 2, dtype=torch.float64, device=position.device) / axis)
         parts.append(index.flatten(1).double()[..., None] * omega)
     angle = torch.cat(parts, dim=-1)[:, None]
     return angle.cos().float(), angle.sin().float()
@@ -311,19 +323,28 @@ class Batch:
         sigma = self.sigma[:, None, :, None, None]
         return (1 - sigma) * self.clean + sigma * self.noise
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
 
-def draw_batch(stories: Stories, rng: random.Random, size: int) -> tuple[str, Batch]:
-    """A batch of one layout. Uses torch's global generator for noise."""
+
+def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: int) -> tuple[str, Batch]:
+    """A batch of one layout: ``size`` sequences of ``stories``, or as many frames of ``openings``. Uses torch's global
+    generator for noise.
+    """
     kind, layout = draw_layout(rng)
+    if kind == "opening":
+        stories, size = openings, size * _OPENINGS
+    count = len(layout.frame)
+    takes = stories.latents.shape[1]
     chosen = torch.tensor([rng.randrange(len(stories)) for _ in range(size)])
-    order = torch.tensor([rng.randrange(2) for _ in range(size)])[:, None] ^ layout.take[None]
+    order = torch.tensor([rng.randrange(takes) for _ in range(size)])[:, None] ^ layout.take[None]
     frame = layout.frame[None].expand(size, -1)
     clean = stories.latents[chosen[:, None], order, :, frame].float().transpose(1, 2)
-    weight = (1 + 2 * stories.weights[chosen[:, None], order, frame].float())[:, None]
-    count = frame.shape[1]
+    weight = (1 + _CHARACTER_WEIGHT * stories.weights[chosen[:, None], order, frame].float())[:, None]
 
     # Noisy blocks have a level each, whole clips one; clean frames are at 0.
-    groups = torch.zeros(count, dtype=torch.long) if kind == "clip" else torch.arange(count) // BLOCK
+    whole = kind in ("opening", "clip")
+    groups = torch.zeros(count, dtype=torch.long) if whole else torch.arange(count) // BLOCK
     sigma = _noise_levels((size, int(groups.max()) + 1))[:, groups] * layout.noisy
     if kind in ("clip", "start"):
         given = torch.rand(size) < 0.15
@@ -346,42 +367,62 @@ def draw_batch(stories: Stories, rng: random.Random, size: int) -> tuple[str, Ba
              stories.tokens[chosen, second, 1]], dim=1)  # fmt: skip
         caption = torch.where(layout.take[None] == 0, torch.zeros_like(caption), 1 + caption)
     else:
-        tokens = stories.tokens[chosen, order[:, 0]][:, :2]
+        tokens = stories.tokens[chosen, order[:, 0]][:, : 1 if kind == "opening" else 2]
         recached = (torch.rand(size, 1) < 0.3) & ~layout.fixed[None] & ~layout.noisy[None]
         caption = torch.where(recached, caption[:, -1:], caption)
     position = layout.position[None].expand(size, -1)
     return kind, Batch(clean, torch.randn_like(clean), sigma, weight, tokens, caption, position, layout.sees)
 
 
-def read_text(text: TextEncoder, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of all captions [B, C * 48, dim] and which of them each frame reads [B, F, C * 48]."""
-    b, captions, length = batch.tokens.shape
-    rows = text(batch.tokens.flatten(0, 1)).reshape(b, captions * length, -1)
-    reads = F.one_hot(batch.caption, captions).bool().repeat_interleave(length, dim=2)
-    return rows, reads
-
-
-def loss(model: Miniature, batch: Batch) -> torch.Tensor:
-    """Weighted squared error of the velocity over the noisy frames."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rows, reads = read_text(model.text, batch)
-        v = predict(
+def velocity(model: Miniature, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
+    """What ``model`` predicts for ``batch`` under ``tokens`` [B, C, 48], of which each frame reads its caption."""
+    b, captions, length = tokens.shape
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
+        rows = model.text(tokens.flatten(0, 1)).reshape(b, captions * length, -1)
+        reads = F.one_hot(batch.caption, captions).bool().repeat_interleave(length, dim=2)
+        return predict(
             model.dit, batch.noised(), batch.sigma * 1000, rows, position=batch.position, sees=batch.sees, reads=reads
-        )
-    error = (v.float() - (batch.noise - batch.clean)).square().mean(dim=1, keepdim=True)
-    return (error * batch.weight).sum() / batch.weight.sum()
+        ).float()
 
 
-def train_dit(recipe: DitRecipe, stories: Stories, folder: Path) -> Miniature:
-    """Train as ``recipe`` says, resuming from ``folder``; returns the model with averaged weights."""
-    torch.manual_seed(recipe.seed)
-    model = Miniature(recipe)
+def loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted squared error of the velocity over the noisy frames."""
+    error = (v - target).square().mean(dim=1, keepdim=True)
+    return (error * weight).sum() / weight.sum()
 
-    def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
-        kind, batch = draw_batch(stories, random.Random(f"{recipe.seed}/{step}"), recipe.batch)
-        value = loss(model, batch)
+
+def train_dit(recipe: DitRecipe, model: Miniature, stories: Stories, openings: Stories, folder: Path) -> None:
+    """Train ``model`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``; it ends with
+    averaged weights.
+    """
+    device = next(model.parameters()).device
+
+    def draw(step: int) -> tuple[str, Batch]:
+        kind, batch = draw_batch(stories, openings, random.Random(f"{recipe.seed}/{step}"), recipe.batch)
+        return kind, batch.to(device)
+
+    def learn(step: int) -> tuple[torch.Tensor, Metrics]:
+        kind, batch = draw(step)
+        wordless = torch.rand(len(batch.tokens), device=device) < _WORDLESS
+        v = velocity(model, batch, batch.tokens.masked_fill(wordless[:, None, None], 0))
+        value = loss(v, batch.noise - batch.clean, batch.weight)
         return value, {kind: float(value.detach())}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01)
-    model.load_state_dict(train("dit", model, loss_at, schedule, folder, seed=recipe.seed))
-    return model
+    model.load_state_dict(train("dit", model, learn, schedule, folder, seed=recipe.seed))
+
+    teacher = copy.deepcopy(model).requires_grad_(False)
+
+    def follow(step: int) -> tuple[torch.Tensor, Metrics]:
+        kind, batch = draw(recipe.steps + step)
+        with torch.no_grad():
+            told, untold = (
+                velocity(teacher, batch, tokens) for tokens in (batch.tokens, torch.zeros_like(batch.tokens))
+            )
+        target = untold + recipe.guidance * (told - untold)
+        value = loss(velocity(model, batch, batch.tokens), target, batch.weight)
+        return value, {kind: float(value.detach())}
+
+    if recipe.guided_steps:
+        schedule = Schedule(recipe.guided_steps, recipe.rate / 4, muon_rate=recipe.muon_rate / 4, weight_decay=0.01)
+        model.load_state_dict(train("dit-guided", model, follow, schedule, folder, seed=recipe.seed + 1))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..miniature.probe import Probe
@@ -25,7 +25,7 @@ def _write(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] 
     """fp16 halves the files and costs nothing visible; replaced whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    halves = {key: value.detach().half().contiguous() for key, value in state.items()}
+    halves = {key: value.detach().cpu().half().contiguous() for key, value in state.items()}
     save_file(halves, part, metadata=metadata)
     part.replace(path)
 
@@ -33,8 +33,8 @@ def _write(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] 
 @torch.no_grad()
 def latent_statistics(vae: nn.Module, seed: int, clips: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation [16, 1, 1, 1] of a trained VAE's raw latents over rendered clips of 45 frames."""
-    source = ClipSource(seed)
-    latents = [encode(vae, source.clips(1_000_000 + i, 1, 45)[0]) for i in range(clips)]
+    source, device = ClipSource(seed), next(vae.parameters()).device
+    latents = [encode(vae, source.clips(1_000_000 + i, 1, 45)[0].to(device)) for i in range(clips)]
     joined = torch.cat(latents).transpose(0, 1).flatten(1)
     return joined.mean(dim=1)[:, None, None, None], joined.std(dim=1)[:, None, None, None]
 
@@ -50,8 +50,8 @@ def export_vae(vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, folder:
 
     wan = comfy.latent_formats.Wan21()
     mean, std = wan.latents_mean.flatten(), wan.latents_std.flatten()
-    m, s = shift.flatten(), scale.flatten()
-    state = {key: value.clone() for key, value in vae.state_dict().items()}
+    m, s = shift.flatten().cpu(), scale.flatten().cpu()
+    state = {key: value.cpu().clone() for key, value in vae.state_dict().items()}
     gain = std / s
     state["conv1.weight"][:16] *= gain[:, None, None, None, None]
     state["conv1.bias"][:16] = mean + gain * (state["conv1.bias"][:16] - m)
@@ -63,6 +63,21 @@ def export_vae(vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, folder:
     return path
 
 
+def read_vae(vae: nn.Module, folder: Path) -> None:
+    """Load what ``export_vae`` wrote into ``vae``, with latents of zero mean and unit variance as its raw ones."""
+    import comfy.latent_formats
+
+    wan = comfy.latent_formats.Wan21()
+    mean, std = wan.latents_mean.flatten(), wan.latents_std.flatten()
+    state = {key: value.float() for key, value in load_file(folder / FILES["vae"]).items()}
+    weight = state["conv2.weight"]
+    state["conv2.bias"] += weight[:, :, 0, 0, 0] @ mean
+    state["conv2.weight"] = weight * std[None, :, None, None, None]
+    state["conv1.weight"][:16] /= std[:, None, None, None, None]
+    state["conv1.bias"][:16] = (state["conv1.bias"][:16] - mean) / std
+    vae.load_state_dict(state)
+
+
 def export_dit(model: Miniature, recipe: DitRecipe, folder: Path) -> tuple[Path, Path]:
     """Write the DiT (with the metadata that makes core load it as a causal model of its size) and the text encoder."""
     transformer = {
@@ -72,6 +87,12 @@ def export_dit(model: Miniature, recipe: DitRecipe, folder: Path) -> tuple[Path,
     _write(model.dit.state_dict(), dit, {"config": json.dumps({"transformer": transformer})})
     _write(model.text.state_dict(), text)
     return dit, text
+
+
+def read_dit(model: Miniature, folder: Path) -> None:
+    """Load what ``export_dit`` wrote into ``model``."""
+    for module, name in ((model.dit, "dit"), (model.text, "text")):
+        module.load_state_dict({key: value.float() for key, value in load_file(folder / FILES[name]).items()})
 
 
 def export_probe(probe: Probe, folder: Path) -> Path:

@@ -1,7 +1,8 @@
-"""Latents of rendered stories, encoded once and kept as shards on disk: what the DiT is trained on.
+"""Latents of rendered stories and openings, encoded once and kept as shards on disk: what the DiT is trained on.
 
 A story here is two takes of 21 latent frames (81 frames, 5 s) with the same lead: the second is what happens after a
-cut.
+cut. An opening is the first block of a take: for the price of one story there are many of them, each with a prompt of
+its own.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from .vae import encode
 
 LATENTS = 21
 FRAMES = 1 + 4 * (LATENTS - 1)
+OPENING = 3
 SHARD = 32
+OPENING_SHARD = 256
 
 
 @dataclass(frozen=True)
 class Stories:
-    """S stories of two takes.
+    """S stories of T takes of F latent frames; openings are stories of one take of 3 frames.
 
-    latents: normalised, [S, 2, 16, 21, 8, 8]. weights: where characters are, [S, 2, 21, 8, 8]. tokens: [S, 2, 3, 48],
+    latents: normalised, [S, T, 16, F, 8, 8]. weights: where characters are, [S, T, F, 8, 8]. tokens: [S, T, 3, 48],
     the prompt before and after the take's change of action, and the one that says "the same character". change: the
-    latent frame [S, 2] from which the second prompt holds (21: never).
+    latent frame [S, T] from which the second prompt holds (21: never).
     """
 
     latents: torch.Tensor
@@ -67,53 +70,64 @@ def _on_blocks(scene: Scene) -> Scene:
     return replace(scene, beats=beats)
 
 
-@torch.no_grad()
-def _encode_story(
-    vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, rng: random.Random
+def _encode_take(
+    vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, rng: random.Random, scene: Scene, latents: int
 ) -> dict[str, torch.Tensor]:
-    latents, weights, tokens, change = [], [], [], []
-    for scene in _scene_pair(rng):
-        drawn = render(scene, torch.arange(FRAMES) / FPS)
-        clip = (drawn.frames.transpose(0, 1)[None] * 2 - 1).contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            z = encode(vae, clip).float()
-        latents.append(((z - shift) / scale)[0])
-        mask = F.max_pool2d(drawn.masks.amax(dim=1), 8)
-        weights.append(torch.cat([mask[:1], F.max_pool1d(mask[1:].flatten(1).T, 4).T.unflatten(1, mask.shape[1:])]))
-        later = scene.beats[1].at if len(scene.beats) > 1 else 0.0
-        place_first = rng.random() < 0.25
-        prompts = [
-            describe(scene, 0.0, place_first=place_first),
-            describe(scene, later),
-            describe(scene, 0.0, same=frozenset({0}), place_first=place_first),
-        ]
-        tokens.append(torch.stack([pad(tokenize(prompt)) for prompt in prompts]))
-        change.append(round((scene.beats[1].at * FPS + 3) / 4) if len(scene.beats) > 1 else LATENTS)
+    """The first ``latents`` latent frames of ``scene`` with everything ``Stories`` says of a take."""
+    drawn = render(scene, torch.arange(1 + 4 * (latents - 1)) / FPS)
+    clip = (drawn.frames.transpose(0, 1)[None] * 2 - 1).to(shift.device, memory_format=torch.channels_last_3d)
+    with torch.no_grad(), torch.autocast(shift.device.type, dtype=torch.bfloat16):
+        z = encode(vae, clip).float()
+    mask = F.max_pool2d(drawn.masks.amax(dim=1), 8)
+    later = scene.beats[1].at if len(scene.beats) > 1 else 0.0
+    place_first = rng.random() < 0.25
+    prompts = [
+        describe(scene, 0.0, place_first=place_first),
+        describe(scene, later),
+        describe(scene, 0.0, same=frozenset({0}), place_first=place_first),
+    ]
     return {
-        "latents": torch.stack(latents).bfloat16(),
-        "weights": torch.stack(weights).bfloat16(),
-        "tokens": torch.stack(tokens).to(torch.uint8),
-        "change": torch.tensor(change),
+        "latents": ((z - shift) / scale)[0].bfloat16().cpu(),
+        "weights": torch.cat(
+            [mask[:1], F.max_pool1d(mask[1:].flatten(1).T, 4).T.unflatten(1, mask.shape[1:])]
+        ).bfloat16(),
+        "tokens": torch.stack([pad(tokenize(prompt)) for prompt in prompts]).to(torch.uint8),
+        "change": torch.tensor(round((scene.beats[1].at * FPS + 3) / 4) if len(scene.beats) > 1 else LATENTS),
     }
+
+
+def _stacked(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
 
 
 def encode_stories(
     vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, shards: int, folder: Path, seed: int
 ) -> None:
-    """Write shards of 32 stories under ``folder``; shards already there are kept, so a killed run goes on."""
+    """Write ``shards`` shards of 32 stories and as many of 256 openings under ``folder``; those already there are
+    kept, so a killed run goes on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+
+    def story(name: str) -> dict[str, torch.Tensor]:
+        rng = random.Random(name)
+        return _stacked([_encode_take(vae, shift, scale, rng, scene, LATENTS) for scene in _scene_pair(rng)])
+
+    def opening(name: str) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"opening {name}")
+        return _stacked([_encode_take(vae, shift, scale, rng, random_scene(rng, 1.0), OPENING)])
+
     for shard in range(shards):
-        path = folder / f"stories-{shard:03}.safetensors"
-        if path.exists():
-            continue
-        stories = [_encode_story(vae, shift, scale, random.Random(f"{seed}/{shard}/{i}")) for i in range(SHARD)]
-        part = path.with_suffix(".part")
-        save_file({key: torch.stack([story[key] for story in stories]) for key in stories[0]}, part)
-        part.replace(path)
+        for kind, size, make in (("stories", SHARD, story), ("openings", OPENING_SHARD, opening)):
+            path = folder / f"{kind}-{shard:03}.safetensors"
+            if path.exists():
+                continue
+            part = path.with_suffix(".part")
+            save_file(_stacked([make(f"{seed}/{shard}/{i}") for i in range(size)]), part)
+            part.replace(path)
 
 
-def load_stories(folder: Path) -> Stories:
-    """All shards found under ``folder``, in float32."""
-    shards = [load_file(path) for path in sorted(folder.glob("stories-*.safetensors"))]
+def load_stories(folder: Path, kind: str = "stories") -> Stories:
+    """All shards of a ``kind`` ("stories" or "openings") found under ``folder``."""
+    shards = [load_file(path) for path in sorted(folder.glob(f"{kind}-*.safetensors"))]
     joined = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
     return Stories(joined["latents"], joined["weights"], joined["tokens"].long(), joined["change"])

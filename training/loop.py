@@ -116,7 +116,7 @@ def train(
     average = {key: value.detach().clone() for key, value in model.state_dict().items()}
     step = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=next(model.parameters()).device)
         step = state["step"]
         model.load_state_dict(state["model"])
         average = state["average"]

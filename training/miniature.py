@@ -17,7 +17,7 @@ from torch import nn
 from ..miniature.probe import Probe
 from .curves import draw_curves
 from .dit import DitRecipe, Miniature, train_dit
-from .export import export_dit, export_probe, export_vae, latent_statistics
+from .export import export_dit, export_probe, export_vae, latent_statistics, read_dit, read_vae
 from .latents import encode_stories, load_stories
 from .loop import save_whole
 from .probe import ProbeRecipe, train_probe
@@ -46,26 +46,33 @@ def start_comfyui() -> None:
     sys.argv = own
 
 
-def _once(path: Path, make: Callable[[], nn.Module], build: Callable[[], nn.Module]) -> nn.Module:
-    """A trained model kept at ``path``: made if it is not there, else loaded."""
+def _once(path: Path, model: nn.Module, make: Callable[[], object]) -> None:
+    """Run ``make``, which trains ``model`` in place, and keep the result at ``path``; load it if it is there."""
     if not path.exists():
-        save_whole(path, make().state_dict())
-    model = build()
+        make()
+        save_whole(path, model.state_dict())
     model.load_state_dict(torch.load(path, weights_only=True))
-    return model.eval()
+    model.eval()
 
 
-def train_miniature(recipe: MiniatureRecipe, folder: Path, weights: Path, curves: Path) -> None:
-    """Run all stages in ``folder``, write the finished files under ``weights`` and the loss curves as ``curves``."""
+def train_miniature(
+    recipe: MiniatureRecipe, folder: Path, weights: Path, curves: Path, *, start_from: Path | None = None
+) -> None:
+    """Run all stages in ``folder`` on the GPU if there is one, write the finished files under ``weights`` and the loss
+    curves as ``curves``. ``start_from`` names finished files whose VAE, DiT and text encoder are trained on.
+    """
     start_comfyui()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     folder.mkdir(parents=True, exist_ok=True)
-    probe = _once(folder / "probe.pt", lambda: train_probe(recipe.probe, folder), Probe)
-    export_probe(probe, weights)  # type: ignore[arg-type]
+    probe = Probe().to(device)
+    _once(folder / "probe.pt", probe, lambda: train_probe(recipe.probe, probe, folder))
+    export_probe(probe, weights)
 
-    def blank_vae() -> nn.Module:
-        return build_vae(recipe.vae.width)
-
-    vae = _once(folder / "vae.pt", lambda: train_vae(recipe.vae, folder), blank_vae)
+    vae = build_vae(recipe.vae.width)
+    if start_from:
+        read_vae(vae, start_from)
+    vae.to(device)
+    _once(folder / "vae.pt", vae, lambda: train_vae(recipe.vae, vae, folder))
     scales = folder / "latent-statistics.pt"
     if not scales.exists():
         save_whole(scales, latent_statistics(vae, recipe.seed))
@@ -73,7 +80,12 @@ def train_miniature(recipe: MiniatureRecipe, folder: Path, weights: Path, curves
     export_vae(vae, shift, scale, weights)
 
     encode_stories(vae, shift, scale, recipe.shards, folder / "latents", recipe.seed)
-    stories = load_stories(folder / "latents")
-    model = _once(folder / "dit.pt", lambda: train_dit(recipe.dit, stories, folder), lambda: Miniature(recipe.dit))
-    export_dit(model, recipe.dit, weights)  # type: ignore[arg-type]
+    stories, openings = (load_stories(folder / "latents", kind) for kind in ("stories", "openings"))
+    torch.manual_seed(recipe.dit.seed)
+    model = Miniature(recipe.dit)
+    if start_from:
+        read_dit(model, start_from)
+    model.to(device)
+    _once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, stories, openings, folder))
+    export_dit(model, recipe.dit, weights)
     draw_curves(folder, curves)

@@ -65,14 +65,14 @@ def _spoil(clips: torch.Tensor) -> torch.Tensor:
     return clips.lerp(soft, share) + grain * torch.randn_like(clips)
 
 
-def train_probe(recipe: ProbeRecipe, folder: Path) -> Probe:
-    """Train as ``recipe`` says, resuming from ``folder``."""
-    torch.manual_seed(recipe.seed)
-    probe = Probe()
+def train_probe(recipe: ProbeRecipe, probe: Probe, folder: Path) -> None:
+    """Train ``probe`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``."""
+    device = next(probe.parameters()).device
 
     def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
         clips, known = draw_clips(random.Random(f"{recipe.seed}/{step}"), recipe.batch)
-        features = probe.features(_spoil(clips).flatten(0, 1))
+        known = {name: numbers.to(device) for name, numbers in known.items()}
+        features = probe.features(_spoil(clips).flatten(0, 1).to(device))
         action = probe.read_action(features.unflatten(0, clips.shape[:2]))
         value = F.cross_entropy(action, known["action"])
         metrics = {"action": (action.argmax(1) == known["action"]).float().mean().item()}
@@ -84,7 +84,6 @@ def train_probe(recipe: ProbeRecipe, folder: Path) -> Probe:
 
     schedule = Schedule(recipe.steps, recipe.rate, average=0.99)
     probe.load_state_dict(train("probe", probe, loss_at, schedule, folder, seed=recipe.seed))
-    return probe
 
 
 @torch.no_grad()

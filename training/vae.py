@@ -205,10 +205,11 @@ def psnr(mse: torch.Tensor) -> float:
     return float(-10 * torch.log10(mse))
 
 
-def train_vae(recipe: VaeRecipe, folder: Path, *, device: str = "cpu") -> Any:
-    """Train as ``recipe`` says, resuming from ``folder``; returns the VAE with averaged weights."""
-    torch.manual_seed(recipe.seed)
-    vae = build_vae(recipe.width).to(device)
+def train_vae(recipe: VaeRecipe, vae: Any, folder: Path) -> None:
+    """Train ``vae`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``; it ends with
+    averaged weights.
+    """
+    device = next(vae.parameters()).device
     source = ClipSource(recipe.seed)
 
     def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
@@ -221,8 +222,5 @@ def train_vae(recipe: VaeRecipe, folder: Path, *, device: str = "cpu") -> Any:
         return value, {"psnr_image" if image else "psnr_clip": psnr(mse)}
 
     steps = recipe.image_steps + recipe.clip_steps
-    average = train(
-        "vae", vae, loss_at, Schedule(steps, recipe.rate, muon_rate=recipe.muon_rate), folder, seed=recipe.seed
-    )
-    vae.load_state_dict(average)
-    return vae
+    schedule = Schedule(steps, recipe.rate, muon_rate=recipe.muon_rate)
+    vae.load_state_dict(train("vae", vae, loss_at, schedule, folder, seed=recipe.seed))

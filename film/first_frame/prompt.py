@@ -67,8 +67,7 @@ EXCLUSIVE: dict[str, tuple[frozenset[str], ...]] = {
     "pattern": tuple(frozenset(names.split()) for names in ("striped", "dotted", "checked chequered", "plain")),
     "age": tuple(frozenset(names.split()) for names in ("young", "old elderly aged")),
     "person": tuple(
-        frozenset(names.split())
-        for names in ("man men gentleman boy male", "woman women lady girl female")
+        frozenset(names.split()) for names in ("man men gentleman boy male", "woman women lady girl female")
     ),
 }
 WORDS_BEFORE = 3

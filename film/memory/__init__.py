@@ -11,7 +11,10 @@ Example:
 """
 
 from .arena import FrameArena, KVLayout
+from .edit import MemoryEditError, check_edit, edit
 from .kv import Call, CallKind, KVMemory
+from .log import observe
+from .recall import Remembered, recall
 from .settings import (
     LONGLIVE,
     MEMFLOW,
@@ -34,10 +37,16 @@ __all__ = [
     "FrameArena",
     "KVLayout",
     "KVMemory",
+    "MemoryEditError",
     "MemoryMismatchError",
     "MemorySettings",
     "MemorySettingsError",
     "MemorySnapshot",
+    "Remembered",
+    "check_edit",
+    "edit",
+    "observe",
+    "recall",
     "restore",
     "snapshot",
 ]

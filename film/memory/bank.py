@@ -17,7 +17,8 @@ class MemoryBank:
 
     Counters are host integers; what each layer chose stays on the device, so that a block never waits for it.
     `order` [layers, bank] maps the original's slot order to arena slots (relative to the bank's base), `positions`
-    [layers, bank] the latent frame each arena slot holds, `means` [layers, bank, heads, head_dim] its mean key.
+    [layers, bank] the latent frame each arena slot holds, `means` [layers, bank, heads, head_dim] its mean key. Frames
+    in `pinned` never leave. `judged` keeps what the last competition saw: frames and their scores, [layers, bank] each.
     """
 
     def __init__(self, arena: FrameArena, settings: MemorySettings) -> None:
@@ -31,7 +32,8 @@ class MemoryBank:
         self.positions = torch.full((layout.layers, size), -1, dtype=torch.long, device=arena.device)
         self.means = torch.zeros((layout.layers, size, layout.heads, layout.head_dim), device=arena.device)
         self.pending_mean = torch.zeros((layout.layers, layout.heads, layout.head_dim), device=arena.device)
-        self.scores: torch.Tensor | None = None
+        self.pinned: tuple[int, ...] = ()
+        self.judged: tuple[torch.Tensor, torch.Tensor] | None = None
         self.canonical: list[torch.Tensor] | None = None
         if settings.positions == "relative":
             shape = (layout.heads, size, layout.tokens, layout.head_dim)
@@ -70,8 +72,13 @@ class MemoryBank:
             means = self.means.gather(1, index)
             if text is None:
                 text = torch.zeros_like(self.pending_mean)
-            self.scores = torch.einsum("lhd,lbhd->lb", text, means) / (layout.heads * layout.head_dim**0.5)
-            ranking = self.scores.argsort(dim=1, descending=True, stable=True)
+            scores = torch.einsum("lhd,lbhd->lb", text, means) / (layout.heads * layout.head_dim**0.5)
+            held = self.positions.gather(1, self.order)
+            self.judged = (held, scores)
+            if self.pinned:
+                stays = torch.isin(held, torch.tensor(self.pinned, device=arena.device))
+                scores = scores.masked_fill(stays, torch.inf)
+            ranking = scores.argsort(dim=1, descending=True, stable=True)
             self.order = self.order.gather(1, ranking)
             entered = self.order[:, -1]
         rows = torch.arange(arena.layout.layers, device=arena.device)
@@ -111,6 +118,7 @@ class MemoryBank:
             "pending": self.pending,
             "pending_is_new": self.pending_is_new,
             "filled": self.filled,
+            "pinned": list(self.pinned),
         }
 
     def load(self, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -124,3 +132,4 @@ class MemoryBank:
                 target.copy_(source)
         self.recorded, self.pending = meta["recorded"], meta["pending"]
         self.pending_is_new, self.filled = meta["pending_is_new"], meta["filled"]
+        self.pinned = tuple(meta.get("pinned", ()))

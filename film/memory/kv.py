@@ -79,6 +79,7 @@ class KVMemory:
             self.sink_canonical = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layout.layers)]
         self.seat_angles: torch.Tensor | None = None
         self.clean: list[torch.Tensor] = []
+        self.picked: dict[int, torch.Tensor] = {}
         self._call: Call | None = None
         self._open = False
 
@@ -130,6 +131,7 @@ class KVMemory:
         """Plan a pass over `frames` latent frames; the first pass of a block evicts and folds the bank."""
         first = kind is CallKind.RECACHE or not self._open
         if first:
+            self.picked = {}
             self._fold()
         if kind is CallKind.RECACHE:
             call = self._plan_recache(frames)
@@ -258,8 +260,10 @@ class KVMemory:
         if self.seat_angles is not None:
             means = turn(means, self.seat_angles[layer, self.settings.bank - filled :].unsqueeze(1))
         scores = torch.einsum("hd,nhd->hn", q[0].float().mean(dim=1), means)
-        best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.settings.active]
-        return best.sort(dim=1).values
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.settings.active].sort(dim=1).values
+        if call.kind is CallKind.DENOISE:
+            self.picked[layer] = best
+        return best
 
     def _seat_memory(self, call: Call) -> None:
         """Relative positions: turn the keys of bank and sink so that they sit directly before the window.

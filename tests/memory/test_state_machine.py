@@ -6,13 +6,24 @@ import itertools
 import json
 import random
 from dataclasses import dataclass
+from math import inf
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from longreel.film.memory import CallKind, KVLayout, KVMemory, MemorySettings, MemorySnapshot, restore, snapshot
+from longreel.film.memory import (
+    CallKind,
+    KVLayout,
+    KVMemory,
+    MemoryEditError,
+    MemorySettings,
+    MemorySnapshot,
+    edit,
+    restore,
+    snapshot,
+)
 
 LAYOUT = KVLayout(layers=2, heads=2, head_dim=6, tokens=2, temporal_channels=4, theta=100.0)
 LAYERS, HEADS, DIM, TOKENS = 2, 2, 6, 2
@@ -51,9 +62,10 @@ class Naive:
         self.pending, self.pending_new, self.count, self.position, self.take = None, False, 0, 0, 0
         self.text, self.text_known = None, False
         self.margin = float("inf")
+        self.pinned = set()
 
     def fold(self):
-        if not self.rules.bank or not self.count or (self.rules.fold_once and not self.pending_new):
+        if not self.rules.bank or self.pending is None or (self.rules.fold_once and not self.pending_new):
             return
         self.pending_new = False
         for layer, bank in enumerate(self.bank):
@@ -62,13 +74,27 @@ class Naive:
             else:
                 known = self.text_known or self.rules.fresh_text
                 scores = [self.score(layer, frame) if known else 0.0 for frame in bank]
-                ranked = sorted(range(len(bank)), key=lambda i: (-scores[i], i))
+                rank = [-inf if bank[i].position in self.pinned else -scores[i] for i in range(len(bank))]
+                ranked = sorted(range(len(bank)), key=lambda i: (rank[i], i))
                 if known and len(bank) > 1:
                     ordered = sorted(scores, reverse=True)
                     gaps = [a - b for a, b in itertools.pairwise(ordered) if a - b > 1e-12]
                     self.margin = min([self.margin, *gaps])
                 bank[:] = [bank[i] for i in ranked[: self.rules.bank - 1]]
             bank.append(self.pending)
+
+    def edit(self, pins, bans):
+        self.pinned = (self.pinned | pins) - bans
+        if not pins and not bans:
+            return
+        if not self.pending_new or self.pending.position in bans:
+            self.pending, self.pending_new = None, False
+        leave = max(sum(frame.position in bans for frame in bank) for bank in self.bank)
+        for bank in self.bank:
+            for _ in range(leave):
+                worst = max(bank, key=lambda f: (f.position in bans, f.position not in self.pinned, f.position))
+                del bank[next(i for i, frame in enumerate(bank) if frame is worst)]
+        self.count = len(self.bank[0]) + self.pending_new
 
     def score(self, layer, frame):
         """Mean over rows, heads and tokens of the scaled dot product with every text row."""
@@ -249,6 +275,31 @@ class MemoryMachine(RuleBasedStateMachine):
         assert again.meta == json.loads(json.dumps(saved.meta))
         assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in saved.tensors.items())
 
+    @rule(data=st.data())
+    def steer(self, data):
+        self.steer_with(lambda known: data.draw(st.sets(st.sampled_from(known), max_size=2)))
+
+    def steer_with(self, choose):
+        """Pin and ban frames that are remembered; what cannot be obeyed changes nothing."""
+        saved = snapshot(self.memory)
+        known = sorted({frame.position for bank in self.naive.bank for frame in bank})
+        if self.memory.bank is None or not known or self.naive.margin <= 1e-5:
+            return
+        pins, bans = choose(known), choose(known)
+        if self.rules.record == "single":
+            pins = set()
+        pinned = (self.naive.pinned | pins) - bans
+        room = all(sum(frame.position in pinned for frame in bank) < self.rules.bank for bank in self.naive.bank)
+        if pins & bans or not room:
+            with pytest.raises(MemoryEditError):
+                edit(saved, pins, bans)
+            return
+        before = {name: tensor.clone() for name, tensor in saved.tensors.items()}
+        edited = edit(saved, pins, bans)
+        assert all(torch.equal(tensor, saved.tensors[name]) for name, tensor in before.items())
+        self.memory = restore(edited, LAYOUT, self.rules, frames_per_block=self.frames, dtype=torch.float64)
+        self.naive.edit(pins, bans)
+
     @invariant()
     def same_frames(self):
         if not hasattr(self, "memory"):
@@ -290,6 +341,9 @@ def test_long_random_films(seed):
     machine = MemoryMachine()
     machine.begin(rules=random_rules(pick), seed=seed)
     for _ in range(25):
-        action = pick.choices(["block", "switch", "cut", "save_and_load"], weights=[8, 3, 1, 1])[0]
-        getattr(machine, action)(**({"denoising": pick.randint(0, 1)} if action == "block" else {}))
+        action = pick.choices(["block", "switch", "cut", "save_and_load", "steer"], weights=[8, 3, 1, 1, 1])[0]
+        if action == "steer":
+            machine.steer_with(lambda known: set(pick.sample(known, min(len(known), pick.randint(0, 2)))))
+        else:
+            getattr(machine, action)(**({"denoising": pick.randint(0, 1)} if action == "block" else {}))
         machine.same_frames()

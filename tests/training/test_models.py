@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 import torch
 from longreel.training import dit as recipe
 from longreel.training import loop, vae
-from longreel.training.export import export_vae
+from longreel.training.export import export_dit, export_vae, read_dit, read_vae
+from longreel.training.latents import Stories
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_layouts_show_a_noisy_block_what_a_rollout_would():
     for seed in range(60):
         kind, layout = recipe.draw_layout(random.Random(seed))
         noisy = layout.noisy.nonzero().flatten()
-        if kind == "clip":
+        if kind in ("opening", "clip"):
             assert layout.sees.all()
             continue
         for q in noisy[:: recipe.BLOCK].tolist():
@@ -77,6 +79,64 @@ def test_layouts_show_a_noisy_block_what_a_rollout_would():
             assert others.sum() <= recipe.SINK + 2 + recipe.WINDOW - recipe.SINK - recipe.BLOCK
             if layout.position[q] > 0:
                 assert layout.position[others].min() == 0, "the sink is always seen"
+
+
+def test_exported_models_can_be_trained_on(small_vae, tmp_path):
+    clip = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    raw = vae.encode(small_vae, clip)
+    shift, scale = torch.randn(16, 1, 1, 1), torch.rand(16, 1, 1, 1) + 0.5
+    export_vae(small_vae, shift, scale, tmp_path)
+    read = vae.build_vae(8)
+    read_vae(read, tmp_path)
+    latents = vae.encode(read, clip)
+    assert torch.allclose(latents, (raw - shift) / scale, atol=0.02), "its own scale is the normalised one"
+    assert torch.allclose(vae.decode(read, latents), vae.decode(small_vae, raw), atol=0.02)
+    model, again = recipe.Miniature(SMALL), recipe.Miniature(SMALL)
+    export_dit(model, SMALL, tmp_path)
+    read_dit(again, tmp_path)
+    pairs = zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in pairs)
+
+
+SMALL = recipe.DitRecipe(dim=48, ffn_dim=64, layers=1, heads=2, freq_dim=32, text_dim=128, steps=3, guided_steps=2)
+
+
+def stories(count, takes, frames):
+    torch.manual_seed(5)
+    change = torch.full((count, takes), 6)
+    return Stories(
+        torch.randn(count, takes, 16, frames, 8, 8),
+        torch.rand(count, takes, frames, 8, 8),
+        torch.randint(1, 40, (count, takes, 3, 48)),
+        change,
+    )
+
+
+def test_batches_hold_what_their_layout_says():
+    kinds = set()
+    for step in range(40):
+        kind, batch = recipe.draw_batch(stories(4, 2, 21), stories(6, 1, 3), random.Random(step), 2)
+        kinds.add(kind)
+        sequences, frames = batch.sigma.shape
+        assert batch.clean.shape == (sequences, 16, frames, 8, 8)
+        assert sequences == (14 if kind == "opening" else 2), "openings are short: there are as many as fit"
+        learned = batch.weight.amax(dim=(1, 3, 4)) > 0
+        assert (batch.sigma[learned] > 0).all(), "what is learned is noisy"
+        assert (batch.sigma[~learned] == 0).all(), "what is given is clean"
+        assert int(batch.caption.max()) < batch.tokens.shape[1]
+    assert kinds == {"opening", "clip", "start", "middle", "story"}
+
+
+def test_guidance_is_distilled_into_the_model(tmp_path):
+    torch.manual_seed(6)
+    model = recipe.Miniature(SMALL)
+    recipe.train_dit(SMALL, model, stories(4, 2, 21), stories(6, 1, 3), tmp_path)
+    steps = [json.loads(line)["step"] for name in ("dit", "dit-guided") for line in (tmp_path / f"{name}.jsonl").open()]
+    assert steps == [3, 2]
+    done = {key: value.clone() for key, value in model.state_dict().items()}
+    again = recipe.Miniature(SMALL)
+    recipe.train_dit(SMALL, again, stories(4, 2, 21), stories(6, 1, 3), tmp_path)
+    assert all(torch.equal(value, done[key]) for key, value in again.state_dict().items()), "a finished run is kept"
 
 
 def _toy(folder, steps):
