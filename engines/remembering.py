@@ -42,6 +42,8 @@ def pin_and_ban(reel: Reel, pin: Iterable[int], ban: Iterable[int]) -> Reel:
     """
     last = _remembering(reel)
     pins, bans = set(pin), set(ban)
+    if not pins and not bans:
+        return reel
     if pins & bans:
         raise MemoryEditError(f"Latent frame {min(pins & bans)} is both pinned and banned: take it off one list.")
     before = _changes(last)

@@ -1,5 +1,8 @@
 """The attribute probe's recipe: rendered one-character clips, some blurred or grainy so that it reads generated
 frames too.
+
+Drawing costs more than learning, so a pool of clips is drawn once and seen again shifted and mirrored. The action is
+learned from whole clips, the attributes from these and from single frames of many others.
 """
 
 from __future__ import annotations
@@ -16,13 +19,17 @@ from ..miniature.stories import random_scene
 from ..miniature.world import ACTIONS, FPS, Scene, render
 from .loop import Metrics, Schedule, train
 
+_SHIFT = 5
+
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """Clips of 16 frames at 8 a second."""
+    """A pool of ``clips`` of 16 frames at 8 a second; each step sees ``batch`` clips and ``frames`` single frames."""
 
-    steps: int = 1200
-    batch: int = 12
+    clips: int = 1500
+    steps: int = 3000
+    batch: int = 8
+    frames: int = 128
     rate: float = 1e-3
     seed: int = 0
 
@@ -56,7 +63,16 @@ def draw_clips(
 
 
 def _spoil(clips: torch.Tensor) -> torch.Tensor:
-    """Half of the clips a little soft, half a little grainy, as a decoder's pictures are."""
+    """Clips [B, T, 3, h, w] shifted by a few pixels, half of them mirrored, half a little soft, half a little grainy, as
+    a decoder's pictures are.
+    """
+    moved = []
+    for clip in clips:
+        x, y = (int(torch.randint(2 * _SHIFT + 1, ())) for _ in range(2))
+        edges = F.pad(clip, (_SHIFT, _SHIFT, _SHIFT, _SHIFT), mode="replicate")
+        part = edges[..., y : y + clip.shape[-2], x : x + clip.shape[-1]]
+        moved.append(part.flip(-1) if torch.rand(()) < 0.5 else part)
+    clips = torch.stack(moved)
     soft = F.avg_pool2d(clips.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False).unflatten(
         0, clips.shape[:2]
     )
@@ -68,21 +84,27 @@ def _spoil(clips: torch.Tensor) -> torch.Tensor:
 def train_probe(recipe: ProbeRecipe, probe: Probe, folder: Path) -> None:
     """Train ``probe`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``."""
     device = next(probe.parameters()).device
+    pool, known = draw_clips(random.Random(f"{recipe.seed}"), recipe.clips)
+    pool = (pool * 255).round().to(torch.uint8)
 
     def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
-        clips, known = draw_clips(random.Random(f"{recipe.seed}/{step}"), recipe.batch)
-        known = {name: numbers.to(device) for name, numbers in known.items()}
-        features = probe.features(_spoil(clips).flatten(0, 1).to(device))
-        action = probe.read_action(features.unflatten(0, clips.shape[:2]))
-        value = F.cross_entropy(action, known["action"])
-        metrics = {"action": (action.argmax(1) == known["action"]).float().mean().item()}
+        chosen = torch.randint(len(pool), (recipe.batch,))
+        alone, moment = torch.randint(len(pool), (recipe.frames,)), torch.randint(SIGHT, (recipe.frames,))
+        clips = _spoil(pool[chosen].float() / 255)
+        frames = torch.cat([clips.flatten(0, 1), _spoil(pool[alone, moment, None].float() / 255)[:, 0]])
+        features = probe.features(frames.to(device))
+        action = probe.read_action(features[: clips.shape[0] * SIGHT].unflatten(0, clips.shape[:2]))
+        wanted = known["action"][chosen].to(device)
+        value = F.cross_entropy(action, wanted)
+        metrics = {"action": (action.argmax(1) == wanted).float().mean().item()}
         for name, head in probe.heads.items():
-            logits, wanted = head(features), known[name].repeat_interleave(SIGHT)
+            wanted = torch.cat([known[name][chosen].repeat_interleave(SIGHT), known[name][alone]]).to(device)
+            logits = head(features)
             value = value + F.cross_entropy(logits, wanted)
             metrics[name] = (logits.argmax(1) == wanted).float().mean().item()
         return value, metrics
 
-    schedule = Schedule(recipe.steps, recipe.rate, average=0.99)
+    schedule = Schedule(recipe.steps, recipe.rate, average=0.995)
     probe.load_state_dict(train("probe", probe, loss_at, schedule, folder, seed=recipe.seed))
 
 
