@@ -24,6 +24,9 @@ import comfy.patcher_extension
 import torch
 
 from ..film.memory import CallKind, KVLayout, KVMemory
+from ..kernels.backends import Problem, select_backend
+from ..kernels.ops import frame_attention
+from ..kernels.runs import slot_runs
 
 __all__ = ["CausalPass", "UnsupportedModelError", "check_model", "install", "kv_layout", "mean_text_keys"]
 
@@ -246,13 +249,34 @@ def _self_attention(
     if last:
         return None
     q = comfy.ldm.flux.math.apply_rope1(attn.norm_q(attn.q(x)).unflatten(2, heads), rotation)
-    keys, values = state.memory.read(layer, q.transpose(1, 2))
-    attention = comfy.ldm.modules.attention.optimized_attention
-    y = attention(q.transpose(1, 2), keys, values, heads=attn.num_heads, skip_reshape=True, transformer_options=options)
+    y = _attend(q.transpose(1, 2), layer, state.memory, options)
     for patch in options.get("patches", {}).get("attn1_patch", ()):
         y = patch({"x": y, "q": q, "k": k, "transformer_options": options})
     projected: torch.Tensor = attn.o(y)
     return projected
+
+
+def _attend(q: torch.Tensor, layer: int, memory: KVMemory, options: TransformerOptions) -> torch.Tensor:
+    """Attention of q [1, heads, n, head_dim] over the memory: [1, n, heads * head_dim].
+
+    Under sparse activation our kernel reads the picked frames where they lie, if it runs here and the user has not put
+    another attention in place; else they are copied beside the window and ComfyUI's attention reads one range.
+    """
+    arena = memory.arena
+    if memory.settings.active and "optimized_attention_override" not in options:
+        problem = Problem.of(q, q.shape[-1], arena.k[layer], arena.v[layer])
+        picks = memory.pick(layer, q) if select_backend(problem).backend != "sdpa" else None
+        if picks is not None:
+            slots = memory.window_slots()
+            window = torch.arange(slots.start, slots.stop, device=q.device).expand(len(picks), -1)
+            runs, count = slot_runs(torch.cat((picks, window), dim=1)[None, :, None], memory.layout.tokens)
+            return frame_attention(q, arena.k[layer], arena.v[layer], runs, count).flatten(2)
+    keys, values = memory.read(layer, q)
+    attention = comfy.ldm.modules.attention.optimized_attention
+    attended: torch.Tensor = attention(
+        q, keys, values, heads=q.shape[1], skip_reshape=True, transformer_options=options
+    )
+    return attended
 
 
 def _cache_text(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, state: CausalPass) -> None:

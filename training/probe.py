@@ -63,7 +63,7 @@ def draw_clips(
 
 
 def _spoil(clips: torch.Tensor) -> torch.Tensor:
-    """Clips [B, T, 3, h, w] shifted by a few pixels, half of them mirrored, half a little soft, half a little grainy, as
+    """Clips [B, T, 3, h, w] shifted by a few pixels, half of them mirrored, half a little soft, half grainy, as
     a decoder's pictures are.
     """
     moved = []

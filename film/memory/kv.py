@@ -162,15 +162,29 @@ class KVMemory:
     def read(self, layer: int, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values that queries q [1, heads, n, head_dim] attend to, as views: [1, heads, m, head_dim] each."""
         call, active = self._current(), self.settings.active
-        candidates = self.arena.ring_base - call.first_slot
-        sparse = active and candidates > active and (call.kind is CallKind.RECACHE or not call.renews_sink)
-        if not sparse or call.ring_end <= self.arena.ring_base:
+        picks = self.pick(layer, q)
+        if picks is None:
             return self.arena.span(layer, call.first_slot, call.ring_end - call.first_slot)
-        picks = call.first_slot + self._pick(layer, q, call)
         heads = torch.arange(self.layout.heads, device=picks.device).unsqueeze(1)
         for frames in self.arena.by_frame(layer):
             frames[:, call.ring_end : call.ring_end + active].copy_(frames[heads, picks])
         return self.arena.span(layer, self.arena.ring_base, call.ring_end - self.arena.ring_base + active)
+
+    def pick(self, layer: int, q: torch.Tensor) -> torch.Tensor | None:
+        """Sparse activation: the slots of sink and bank that each head reads beside the window, int64 [heads, active].
+
+        None where every slot is read. q: the call's queries [1, heads, n, head_dim]. The window is window_slots().
+        """
+        call, active = self._current(), self.settings.active
+        candidates = self.arena.ring_base - call.first_slot
+        sparse = active and candidates > active and (call.kind is CallKind.RECACHE or not call.renews_sink)
+        if not sparse or call.ring_end <= self.arena.ring_base:
+            return None
+        return call.first_slot + self._pick(layer, q, call)
+
+    def window_slots(self) -> range:
+        """The slots of the window that the current call reads, itself included."""
+        return range(self.arena.ring_base, self._current().ring_end)
 
     def end_call(self) -> None:
         """The pass is over: the prompt's keys are known now, and a clean pass makes its block part of the film."""

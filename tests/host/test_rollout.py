@@ -14,9 +14,11 @@ import comfy.samplers
 import pytest
 import torch
 from longreel.film.memory import LONGLIVE, MEMFLOW, UNBOUNDED, MemorySettings, MemorySettingsError, MemorySnapshot
+from longreel.host import wan
 from longreel.host.noise import SeededNoise
 from longreel.host.rollout import Prompt, RolloutError, RolloutSampler, roll_out
 from longreel.host.wan import UnsupportedModelError
+from longreel.kernels.ops import frame_attention
 from safetensors.torch import load, save
 
 SIGMAS = torch.tensor([1.0, 0.9375, 0.8333333, 0.625, 0.0])
@@ -257,6 +259,30 @@ def test_block_and_attention_patches_are_honoured(load_tiny, conds):
     louder = model.clone()
     louder.set_model_attn1_patch(lambda args: args["x"] * 2)
     assert not torch.equal(film(louder, conds, 2).latents, plain)
+
+
+@pytest.mark.parametrize("name", ["sparse", "relative"])
+def test_sparse_activation_in_place_equals_its_copy(tiny_wan, conds, monkeypatch, name):
+    copied = film(tiny_wan, conds, 8, settings=MEMORIES[name]).latents
+    used = []
+
+    def spy(*tensors):
+        used.append(tensors[3].shape)
+        return frame_attention(*tensors)
+
+    monkeypatch.setattr(wan, "frame_attention", spy)
+    monkeypatch.setenv("LONGREEL_ATTENTION", "torch")
+    in_place = film(tiny_wan, conds, 8, settings=MEMORIES[name]).latents
+    assert used
+    assert (in_place - copied).abs().max() < 1e-4
+    used.clear()
+    dense = film(tiny_wan, conds, 2, settings=MEMFLOW).latents
+    assert not used, "dense attention is ComfyUI's"
+    assert torch.equal(dense, film(tiny_wan, conds, 2, settings=MEMFLOW).latents)
+    clone = tiny_wan.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
+    film(clone, conds, 8, settings=MEMORIES[name])
+    assert not used, "another attention that the user chose stays"
 
 
 @pytest.mark.parametrize("position", [0, 255, 1023, 4998])
