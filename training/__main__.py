@@ -85,7 +85,7 @@ def scaled(recipe: MiniatureRecipe, effort: float) -> MiniatureRecipe:
         probe=replace(recipe.probe, steps=times(recipe.probe.steps)),
         vae=vae,
         shards=times(recipe.shards),
-        dit=replace(recipe.dit, steps=times(recipe.dit.steps), guided_steps=times(recipe.dit.guided_steps)),
+        dit=replace(recipe.dit, steps=times(recipe.dit.steps)),
     )
 
 

@@ -13,14 +13,11 @@ training sequence is a list of latent frames, each clean (noise level 0, as the 
 Clean frames see what they see in a rollout's clean pass. Their latents carry a little noise, so that a long rollout
 forgives its own errors (the cure of drift that needs no rollout in training).
 
-A tenth of the sequences reads no prompt, which gives core's sampler a negative to guide with. Then the guided velocity
-is distilled into the model itself (Meng et al., "On Distillation of Guided Diffusion Models", 2023): the rollout runs
-without guidance, as the released causal models do, and needs few steps.
+A tenth of the sequences reads no prompt, which gives core's sampler a negative to guide with.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from dataclasses import dataclass, fields
@@ -57,12 +54,10 @@ class DitRecipe:
     heads: int = 3
     freq_dim: int = 128
     text_dim: int = 128
-    steps: int = 9000
+    steps: int = 6000
     batch: int = 8
     rate: float = 1e-3
     muon_rate: float = 2e-3
-    guided_steps: int = 1500
-    guidance: float = 2.5
     seed: int = 0
 
 
@@ -410,19 +405,3 @@ def train_dit(recipe: DitRecipe, model: Miniature, stories: Stories, openings: S
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01)
     model.load_state_dict(train("dit", model, learn, schedule, folder, seed=recipe.seed))
-
-    teacher = copy.deepcopy(model).requires_grad_(False)
-
-    def follow(step: int) -> tuple[torch.Tensor, Metrics]:
-        kind, batch = draw(recipe.steps + step)
-        with torch.no_grad():
-            told, untold = (
-                velocity(teacher, batch, tokens) for tokens in (batch.tokens, torch.zeros_like(batch.tokens))
-            )
-        target = untold + recipe.guidance * (told - untold)
-        value = loss(velocity(model, batch, batch.tokens), target, batch.weight)
-        return value, {kind: float(value.detach())}
-
-    if recipe.guided_steps:
-        schedule = Schedule(recipe.guided_steps, recipe.rate / 4, muon_rate=recipe.muon_rate / 4, weight_decay=0.01)
-        model.load_state_dict(train("dit-guided", model, follow, schedule, folder, seed=recipe.seed + 1))

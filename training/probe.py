@@ -31,6 +31,7 @@ class ProbeRecipe:
     batch: int = 8
     frames: int = 128
     rate: float = 1e-3
+    muon_rate: float = 2e-3
     seed: int = 0
 
 
@@ -104,7 +105,7 @@ def train_probe(recipe: ProbeRecipe, probe: Probe, folder: Path) -> None:
             metrics[name] = (logits.argmax(1) == wanted).float().mean().item()
         return value, metrics
 
-    schedule = Schedule(recipe.steps, recipe.rate, average=0.995)
+    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, average=0.995)
     probe.load_state_dict(train("probe", probe, loss_at, schedule, folder, seed=recipe.seed))
 
 
