@@ -35,10 +35,15 @@ class _TextModel(TextEncoder):
     """The text encoder with the methods that ``comfy.sd.CLIP`` calls."""
 
     def __init__(
-        self, device: Any = "cpu", dtype: torch.dtype | None = None, model_options: dict[str, Any] | None = None
+        self,
+        dim: int,
+        layers: int,
+        device: Any = "cpu",
+        dtype: torch.dtype | None = None,
+        model_options: dict[str, Any] | None = None,
     ):
         # Small and exact: float32 whatever the device prefers, as a few hundred thousand parameters cost nothing.
-        super().__init__(operations=comfy.ops.manual_cast, device=device, dtype=torch.float32)
+        super().__init__(dim, layers, operations=comfy.ops.manual_cast, device=device, dtype=torch.float32)
         self.dtypes = {torch.float32}
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
@@ -66,5 +71,7 @@ def load_miniature_clip(path: str) -> comfy.sd.CLIP:
     state = comfy.utils.load_torch_file(path, safe_load=True)
     if "words.weight" not in state or "places.weight" not in state:
         raise ValueError(f"'{path}' is not the miniature's text encoder: choose longreel-miniature-text.safetensors.")
-    target = SimpleNamespace(params={}, clip=_TextModel, tokenizer=_Tokenizer)
+    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    sizes = {"dim": state["words.weight"].shape[1], "layers": layers}
+    target = SimpleNamespace(params=sizes, clip=_TextModel, tokenizer=_Tokenizer)
     return comfy.sd.CLIP(target, parameters=sum(tensor.numel() for tensor in state.values()), state_dict=state)
