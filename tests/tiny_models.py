@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from comfy.ldm.wan.ar_model import CausalWanModel
-from comfy.ldm.wan.model import WanModel
+from comfy.ldm.wan.model import VaceWanModel, WanModel
 from comfy.ldm.wan.vae import WanVAE
 from comfy.ops import disable_weight_init
 from longreel.miniature.text import TextEncoder
@@ -45,6 +45,14 @@ def random_weights(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]
 def dit_weights(seed: int = 1, in_dim: int = 16) -> dict[str, torch.Tensor]:
     """A causal Wan; in_dim 36 makes an image-to-video one, which has the same layers but the first."""
     return random_weights(CausalWanModel(in_dim=in_dim, **_DIT), seed)
+
+
+def wan_weights(layers: int = 2, channels: int = 16, vace: bool = False) -> dict[str, torch.Tensor]:
+    """A plain Wan; 48 channels make it a Wan 2.2 TI2V 5B, vace one with the control branch."""
+    shape = {**_DIT, "in_dim": channels, "out_dim": channels, "num_layers": layers}
+    if vace:
+        return random_weights(VaceWanModel(vace_layers=1, vace_in_dim=96, **shape), 5)
+    return random_weights(WanModel(**shape), 5)
 
 
 def dit_metadata(causal: bool = True) -> dict[str, str]:
