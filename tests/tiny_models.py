@@ -77,6 +77,24 @@ def text_weights() -> dict[str, torch.Tensor]:
     return random_weights(TextEncoder(dim=TEXT_WIDTH), 4)
 
 
+def write_clip(folder: Path) -> Path:
+    """A CLIP as open_clip publishes one: a folder with a description and weights. Returns the weights' file."""
+    import open_clip
+
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    torch.manual_seed(6)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(description))
+    path = folder / "open_clip_model.safetensors"
+    save_file(open_clip.CLIP(**config).state_dict(), path)
+    return path
+
+
 def write(models: Path) -> None:
     """Put one of each into ComfyUI's models folder."""
     for name, weights in ((DIT, dit_weights()), (VAE, vae_weights()), (TEXT, text_weights())):
