@@ -127,6 +127,7 @@ def film_shot(
     """
     reel = Reel.empty(engine.layout()) if reel is None else reel
     check_layout(reel, engine.layout())
+    reel = reel.joined(engine.layout())
     picture = engine.picture(shot, picture)
     report = Progress(place.total, done=place.done, previewer=engine.previewer())
     report.start_shot(place.shot, place.shots, place.blocks)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..film.cache import CacheError, LayoutProfile, Payload, check_profile
 from ..film.cache.payload import Segment
 
-__all__ = ["check_model", "install", "with_payload"]
+__all__ = ["PLAIN", "check_model", "install", "installed_profile", "with_payload"]
 
 _KEY = "longreel_cache"
 _WRAPPERS = comfy.patcher_extension.WrappersMP
@@ -38,6 +38,9 @@ _WINDOWS = (
     "Context windows would glue the remembered frames to the start of each window: "
     "remove the context window node and film in chunks."
 )
+
+PLAIN = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
+"""Wan's networks without inputs beside text, latents and pictures."""
 
 Options = dict[str, Any]
 Block = Callable[[Options, Options], Options]
@@ -70,15 +73,23 @@ def install(model: ModelPatcher, profile: LayoutProfile) -> ModelPatcher:
     return clone
 
 
+def installed_profile(model: ModelPatcher) -> LayoutProfile | None:
+    """The profile that the model was installed with, None for one that was not."""
+    for wrapper in model.get_wrappers(_WRAPPERS.DIFFUSION_MODEL, _KEY):
+        profile: LayoutProfile = wrapper.args[0]
+        return profile
+    return None
+
+
 def check_model(model: ModelPatcher, profile: LayoutProfile) -> None:
     """Raises CacheError, saying why and what to load instead, unless cache tokens can join this model's."""
-    dit = getattr(model.model, "diffusion_model", None)
+    dit: Any = getattr(model.model, "diffusion_model", None)
     if isinstance(dit, comfy.ldm.wan.model.VaceWanModel):
         raise CacheError(
             "A VACE model adds to its tokens one by one and cannot take more of them: "
             "choose the vace backend, or load a plain Wan model."
         )
-    if type(dit) not in (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel):
+    if type(dit) not in PLAIN:
         raise CacheError(
             f"{type(model.model).__name__} ({type(dit).__name__}) cannot take cache tokens: load a plain Wan model."
         )

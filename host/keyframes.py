@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -13,10 +14,10 @@ from ..film.cache import ChoicePolicy, Keyframe, choose_keyframes, spread_frames
 from .embedder import Embedder
 from .streaming_vae import StreamingDecoder, encode_image
 
-__all__ = ["decoded_frame", "film_size", "picture_keyframes", "shot_keyframes"]
+__all__ = ["LEAD", "decoded_frame", "picture_keyframes", "shot_keyframes"]
 
-# Latent frames decoded before a keyframe's own: what its pixels depend on, but for a rest nobody sees.
-_BEFORE = 2
+LEAD = 2
+"""Latent frames decoded before a keyframe's own: what its pixels depend on, but for a rest nobody sees."""
 
 
 def picture_keyframes(
@@ -58,28 +59,21 @@ def shot_keyframes(
     latent_format: LatentFormat,
     size: tuple[int, int],
     policy: ChoicePolicy = ChoicePolicy(),  # noqa: B008 - immutable
+    lead: int = 0,
 ) -> tuple[Keyframe, ...]:
     """What a filmed shot is remembered by. latents: [1, C, T, h, w] in LATENT space; shot: its number, from 0.
 
-    Of frames spread from first to last the sharp and different ones stay; see ChoicePolicy.
+    lead: leading frames that are not the shot's but of the one it continues, LEAD at best, 0 if it begins a take. Of
+    frames spread from first to last the sharp and different ones stay; see ChoicePolicy.
     """
-    chosen = spread_frames(latents.shape[2], policy.count)
-    pictures = torch.stack([decoded_frame(latents, vae, frame) for frame in chosen])
-    made = picture_keyframes(pictures, [()] * len(chosen), vae, embedder, latent_format, size, shot=shot, frames=chosen)
+    frames = spread_frames(latents.shape[2] - lead, policy.count)
+    pictures = torch.stack([decoded_frame(latents, vae, lead + frame) for frame in frames])
+    made = picture_keyframes(pictures, [()] * len(frames), vae, embedder, latent_format, size, shot=shot, frames=frames)
     return choose_keyframes(made, policy)
 
 
 def decoded_frame(latents: Tensor, vae: VAE, frame: int) -> Tensor:
     """The last picture [H, W, 3] of a latent frame, decoded with the few before it only."""
-    chunks = StreamingDecoder(vae).decode(latents[:, :, max(0, frame - _BEFORE) : frame + 1])
-    last = None
-    for last in chunks:
-        pass
-    assert last is not None
+    pieces = StreamingDecoder(vae).decode(latents[:, :, max(0, frame - LEAD) : frame + 1])
+    last = deque(pieces, maxlen=1)[0]
     return last[-1].float().cpu()
-
-
-def film_size(latents: Tensor, vae: VAE) -> tuple[int, int]:
-    """Width and height in pixels of latents [..., h, w]."""
-    compression = vae.spacial_compression_encode()
-    return latents.shape[-1] * compression, latents.shape[-2] * compression

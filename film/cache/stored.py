@@ -14,7 +14,7 @@ import torch
 
 from .keyframe import Keyframe, Picture
 from .profile import CacheError
-from .story import StoryCache, inject, remove
+from .story import StoryCache, inject
 
 __all__ = ["pack", "unpack"]
 
@@ -30,8 +30,8 @@ def pack(cache: StoryCache, since: StoryCache) -> tuple[dict[str, torch.Tensor],
     history = cache.history
     if history is not None:
         tensors["temporal"] = history
-    known = {id(keyframe) for keyframe in since.bank}
-    changed = [keyframe for keyframe in cache.bank if id(keyframe) not in known]
+    known = {_marks(keyframe) for keyframe in since.bank}
+    changed = [keyframe for keyframe in cache.bank if _marks(keyframe) not in known]
     for i, keyframe in enumerate(changed):
         tensors[f"{i}.luma"] = keyframe.picture.luma
         tensors[f"{i}.chroma"] = keyframe.picture.chroma
@@ -62,9 +62,7 @@ def unpack(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], since: 
     for name, mine, wanted in (("VAE", meta["vae"], since.vae), ("CLIP model", meta["clip"], since.clip)):
         if mine != wanted:
             raise CacheError(f"The caches were made with another {name}: connect the one they were made with.")
-    kept = since
-    for uid in meta["removed"]:
-        kept = remove(kept, uid)
+    kept = replace(since, bank=tuple(keyframe for keyframe in since.bank if keyframe.uid not in meta["removed"]))
     changed = [
         Keyframe(
             picture=Picture(tensors[f"{i}.luma"], tensors[f"{i}.chroma"]),
@@ -83,3 +81,8 @@ def unpack(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], since: 
         temporal=(tensors["temporal"],) if "temporal" in tensors else (),
         before=None,
     )
+
+
+def _marks(keyframe: Keyframe) -> tuple[object, ...]:
+    """What tells one state of a keyframe from another; the uid stands for its content."""
+    return keyframe.uid, keyframe.pinned, keyframe.banned, keyframe.characters

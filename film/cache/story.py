@@ -58,10 +58,11 @@ class Mode(IntEnum):
 class StoryCache:
     """Shot cache and temporal cache of a story at one moment.
 
-    vae, clip: fingerprints of the VAE and of the CLIP model that keyframes are embedded with. channels, height, width: of a latent frame. profile: the layout. shot: number of the
-    shot being filmed, chunk: chunks it has, latents: frames they have together. bank: the shot cache. temporal: the
-    newest frames of the shot, [channels, n, height, width] fp32 on the CPU, in the pieces they came in, so that the
-    values of a story share them. before: the value before the newest chunk or end of a shot, None at the start.
+    vae, clip: fingerprints of the VAE and of the CLIP model that embeds keyframes. channels, height, width: of a latent
+    frame. profile: the layout. shot: number of the shot being filmed, chunk: chunks it has, latents: frames they have
+    together. bank: the shot cache. temporal: the newest frames of the shot, [channels, n, height, width] fp32 on the
+    CPU, in the pieces they came in, so that the values of a story share them. before: the value before the newest chunk
+    or end of a shot, None at the start.
     """
 
     vae: str
