@@ -19,7 +19,6 @@ import torch
 from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
-from comfy.utils import common_upscale
 from torch import Tensor
 
 from ..film.cache import (
@@ -39,17 +38,17 @@ from ..film.cache import (
 from ..film.reel import FilmedShot, Reel, ReelLayout, check_layout
 from ..film.shot import Shot
 from ..film.takes import Clock, ShotPlan, plan_shot, schedule_prompts, takes
-from ..host.chunk import SamplerSettings, sample_chunk
+from ..host.chunk import Conditioned, SamplerSettings, sample_chunk
 from ..host.embedder import Embedder
 from ..host.identity import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
 from ..host.keyframes import LEAD, picture_keyframes, shot_keyframes
 from ..host.noise import SeededNoise
 from ..host.paths import spill_folder
-from ..host.pictures import load_picture
+from ..host.pictures import cover, load_picture
 from ..host.progress import Previewer, Progress, film_previewer
 from ..host.streaming_vae import encode_clip, wan_vae_version
 from .cache_backends import Backend, FilmWeaver, Scene
-from .filming import EngineError
+from .filming import EngineError, check_channels, check_size, encode_prompt
 from .story_cache import new_group, story_cache
 
 __all__ = ["CacheGuidedEngine"]
@@ -157,19 +156,8 @@ class CacheGuidedEngine:
         self.backend.check(self.models)
         wan_vae_version(self.vae)
         for model in self.models:
-            channels = model.model.latent_format.latent_channels
-            if self.vae.latent_channels != channels:
-                fitting = "wan2.2_vae.safetensors" if channels == 48 else "wan_2.1_vae.safetensors"
-                raise EngineError(
-                    f"The model's latents have {channels} channels and the VAE's {self.vae.latent_channels}: "
-                    f"load {fitting} with this model."
-                )
-        for name, pixels in (("width", self.width), ("height", self.height)):
-            if pixels < self.cell or pixels % self.cell:
-                near = max(1, round(pixels / self.cell)) * self.cell
-                raise EngineError(
-                    f"A {name} of {pixels} does not fit this model: set a multiple of {self.cell} such as {near}."
-                )
+            check_channels(model, self.vae)
+        check_size(self.width, self.height, self.cell)
         if self.policy.count > self.backend.keyframes:
             raise EngineError(
                 f"The {self.backend.name} backend takes {self.backend.keyframes} keyframes and {self.policy.count} "
@@ -206,7 +194,7 @@ class CacheGuidedEngine:
         if given is not None or not shot.references:
             return given
         sized = (load_picture(name) for name in shot.references)
-        return torch.cat([_cover(picture, self.width, self.height) for picture in sized])
+        return torch.cat([cover(picture, self.width, self.height) for picture in sized])
 
     # What is remembered
 
@@ -262,6 +250,58 @@ class CacheGuidedEngine:
         size = (self.width, self.height)
         args = (self.vae, self.embedder, self.latent_format, size, self.choice)
         return shot_keyframes(latents, shot, *args, lead=lead)
+
+    # Alone, for sampling nodes of others
+
+    def tell(
+        self,
+        reel: Reel,
+        positive: list[Any],
+        negative: list[Any],
+        prompt: str,
+        frames: int,
+        goes_on: bool,
+        seed: int,
+    ) -> Conditioned:
+        """What the next chunk would be sampled with. frames: for backends that film a shot in one piece.
+
+        goes_on: after the reel's last shot instead of a cut. Raises EngineError where the backend cannot.
+        """
+        if goes_on and not (self.backend.moves and reel.shots):
+            raise EngineError("There is no motion to go on from: film a shot first, with a backend that remembers it.")
+        cache = self.remembered(reel)
+        before = takes(reel.shots)[-1].shots.start if goes_on else len(reel.shots)
+        ranked = self.rank(cache, prompt, before).keyframes
+        told = self.with_history(reel, cache) if goes_on else cache
+        return self._condition(positive, negative, told, ranked, self.backend.chunk or frames, seed)
+
+    def latent_shape(self, frames: int) -> tuple[int, int, int, int, int]:
+        """Of so many latent frames of the film."""
+        empty = self._empty()
+        return 1, empty.channels, frames, empty.height, empty.width
+
+    def _condition(
+        self,
+        positive: list[Any],
+        negative: list[Any],
+        cache: StoryCache,
+        keyframes: Sequence[Keyframe],
+        frames: int,
+        seed: int,
+    ) -> Conditioned:
+        scene = Scene(
+            positive=positive,
+            negative=negative,
+            cache=cache,
+            keyframes=keyframes,
+            frames=frames,
+            size=(self.width, self.height),
+            vae=self.vae,
+            latent_format=self.latent_format,
+            noise=self.noise,
+            noise_seed=seed,
+        )
+        return self.backend.condition(scene)
 
     # Filming
 
@@ -320,7 +360,7 @@ class CacheGuidedEngine:
         schedule = schedule_prompts(shot, plan, self.clock)
         for prompt in schedule.unseen:
             logging.warning("Longreel: no chunk is left for the prompt at %g s: %s", prompt.at, prompt.text)
-        negative = self._encode(self.negative)
+        negative = encode_prompt(self.clip, self.models[0], self.negative)
         noise = SeededNoise(shot.seed)
         made: list[Tensor] = []
         told: list[list[str]] = []
@@ -330,27 +370,14 @@ class CacheGuidedEngine:
         for index, frames in enumerate(self._chunks(plan)):
             for at, prompt in schedule.changes:
                 if at == done:
-                    positive = self._encode(prompt.text)
+                    positive = encode_prompt(self.clip, self.models[0], prompt.text)
                     called = [kept for kept in self.rank(cache, prompt.text, first).keyframes if kept not in references]
                     keyframes = [*references, *called][: max(self.policy.count, len(references))]
-            scene = Scene(
-                positive=positive,
-                negative=negative,
-                cache=cache,
-                keyframes=keyframes,
-                frames=frames,
-                size=(self.width, self.height),
-                vae=self.vae,
-                latent_format=self.latent_format,
-                noise=self.noise,
-                noise_seed=shot.seed,
-            )
-            given = self.backend.condition(scene)
-            shape = (1, cache.channels, given.frames, cache.height, cache.width)
+            given = self._condition(positive, negative, cache, keyframes, frames, shot.seed)
             latents = sample_chunk(
                 self.models,
                 given,
-                noise(index, 0, shape),
+                noise(index, 0, self.latent_shape(given.frames)),
                 self.sampling,
                 seed=(shot.seed + index) % 2**63,
                 callback=lambda *_: report.step(),
@@ -361,20 +388,3 @@ class CacheGuidedEngine:
             report.block_done(latents)
             done += frames
         return made, told
-
-    def _encode(self, text: str) -> list[Any]:
-        """A prompt as ComfyUI's CONDITIONING."""
-        conditioning: list[Any] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-        given, wanted = conditioning[0][0].shape[-1], self.models[0].model.diffusion_model.text_dim
-        if given != wanted:
-            raise EngineError(
-                f"The text encoder gives {given} numbers a word and the model reads {wanted}: "
-                "load the text encoder that belongs to the model."
-            )
-        return conditioning
-
-
-def _cover(picture: Tensor, width: int, height: int) -> Tensor:
-    """A picture [1, H, W, 3] scaled to cover the size and cut around its centre, as the VAE would get it."""
-    covered: Tensor = common_upscale(picture.movedim(-1, 1), width, height, "bicubic", "center").clamp(0, 1)
-    return covered.movedim(1, -1)

@@ -9,6 +9,14 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..host.paths import register_model_folders
+from .cache import LongreelAddReferences, LongreelDualCache, LongreelRetrieveKeyframes
+from .cache_engine import LongreelCacheGuidedEngine, LongreelFilmWeaverLora, LongreelKeyframeClip
+from .cache_film import (
+    LongreelCacheConditioning,
+    LongreelExtendShot,
+    LongreelForkReel,
+    LongreelStartFromVideo,
+)
 from .engines import LongreelCausalEngine
 from .film import LongreelFilmShot, LongreelFilmStoryboard
 from .miniature import LongreelMiniatureTextEncoder
@@ -23,8 +31,18 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelMiniatureTextEncoder,
     LongreelCausalEngine,
     LongreelCausalSampler,
+    LongreelKeyframeClip,
+    LongreelFilmWeaverLora,
+    LongreelCacheGuidedEngine,
+    LongreelAddReferences,
+    LongreelStartFromVideo,
     LongreelFilmShot,
     LongreelFilmStoryboard,
+    LongreelRetrieveKeyframes,
+    LongreelDualCache,
+    LongreelExtendShot,
+    LongreelForkReel,
+    LongreelCacheConditioning,
     LongreelReelToVideo,
     LongreelSaveReel,
     LongreelLoadReel,

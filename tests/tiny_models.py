@@ -55,6 +55,18 @@ def wan_weights(layers: int = 2, channels: int = 16, vace: bool = False) -> dict
     return random_weights(WanModel(**shape), 5)
 
 
+def lora_weights(seed: int = 7) -> dict[str, torch.Tensor]:
+    """A LoRA of rank 2 on the self-attention of wan_weights(1)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for part in "qkvo":
+        name = f"diffusion_model.blocks.0.self_attn.{part}"
+        weights[f"{name}.lora_up.weight"] = torch.randn(_DIT["dim"], 2, generator=generator)
+        weights[f"{name}.lora_down.weight"] = torch.randn(2, _DIT["dim"], generator=generator) / 8
+        weights[f"{name}.alpha"] = torch.tensor(2.0)
+    return weights
+
+
 def dit_metadata(causal: bool = True) -> dict[str, str]:
     """What tells ComfyUI the sizes that no tensor does."""
     config = {name: _DIT[name] for name in ("num_heads", "text_dim", "freq_dim")}
