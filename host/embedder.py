@@ -22,7 +22,7 @@ from torch import Tensor
 from ..film.cache import split_sentences
 from .identity import fingerprint_model
 
-__all__ = ["DEFAULT_ARCHITECTURE", "Embedder", "EmbedderError", "architectures", "load_embedder"]
+__all__ = ["DEFAULT_ARCHITECTURE", "Embedder", "EmbedderError", "load_embedder"]
 
 DEFAULT_ARCHITECTURE = "ViT-L-14"
 CONFIG_FILE = "open_clip_config.json"
@@ -81,15 +81,6 @@ class Embedder:
         return self.patcher.model
 
 
-def architectures() -> list[str]:
-    """Names of the architectures that open_clip knows; the default alone where open_clip is not installed."""
-    try:
-        names = _open_clip().list_models()
-    except EmbedderError:
-        return [DEFAULT_ARCHITECTURE]
-    return [DEFAULT_ARCHITECTURE, *(name for name in names if name != DEFAULT_ARCHITECTURE)]
-
-
 def load_embedder(path: Path, architecture: str = DEFAULT_ARCHITECTURE) -> Embedder:
     """A CLIP from a weights file (.safetensors, .pt, .bin) of that architecture.
 
@@ -102,7 +93,9 @@ def load_embedder(path: Path, architecture: str = DEFAULT_ARCHITECTURE) -> Embed
     if described.is_file():
         source, config = f"local-dir:{path.parent}", json.loads(described.read_text(encoding="utf-8"))["model_cfg"]
     if config is None:
-        raise EmbedderError(f"open_clip knows no architecture {architecture!r}: choose one of its list.")
+        raise EmbedderError(
+            f"open_clip knows no architecture {architecture!r}: write one of its names, such as ViT-L-14 or ViT-B-32."
+        )
     local = described.is_file() and (path.parent / "tokenizer.json").is_file()
     if _from_hub(config) and not local:
         raise EmbedderError(

@@ -17,7 +17,7 @@ from ..engines.filming import EngineError
 from ..film.cache import CacheNoise, ChoicePolicy, RetrievalPolicy
 from ..host.cache_lora import load_cache_lora
 from ..host.chunk import SamplerSettings
-from ..host.embedder import DEFAULT_ARCHITECTURE, Embedder, architectures, load_embedder
+from ..host.embedder import DEFAULT_ARCHITECTURE, Embedder, load_embedder
 from ..host.paths import CLIP_KIND
 from .sockets import CATEGORY, EngineSocket, KeyframeClipSocket
 
@@ -44,12 +44,11 @@ class LongreelKeyframeClip(io.ComfyNode):
                     tooltip="Weights in models/open_clip. A larger model tells characters apart better and takes "
                     "longer. Press R to look again.",
                 ),
-                io.Combo.Input(
+                io.String.Input(
                     "architecture",
-                    options=architectures(),
                     default=DEFAULT_ARCHITECTURE,
-                    tooltip="What the weights were made for. It does not count where open_clip_config.json lies beside "
-                    "them.",
+                    tooltip="What the weights were made for, by open_clip's name, such as ViT-B-32. It does not count "
+                    "where open_clip_config.json lies beside them.",
                 ),
             ],
             outputs=[KeyframeClipSocket.Output(display_name="keyframe_clip")],
@@ -78,7 +77,7 @@ class LongreelFilmWeaverLora(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The Wan model that the LoRA was trained on."),
                 io.Combo.Input(
-                    "lora",
+                    "file",
                     options=folder_paths.get_filename_list("loras"),
                     tooltip="A file of models/loras made by Longreel's trainer; one without a layout is refused.",
                 ),
@@ -96,8 +95,8 @@ class LongreelFilmWeaverLora(io.ComfyNode):
 
     @override
     @classmethod
-    def execute(cls, model: ModelPatcher, lora: str, strength: float) -> io.NodeOutput:
-        path = Path(folder_paths.get_full_path_or_raise("loras", lora))
+    def execute(cls, model: ModelPatcher, file: str, strength: float) -> io.NodeOutput:
+        path = Path(folder_paths.get_full_path_or_raise("loras", file))
         return io.NodeOutput(load_cache_lora(model, path, strength))
 
 

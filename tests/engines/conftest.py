@@ -1,21 +1,11 @@
-"""ComfyUI on the CPU, and its folders in a temporary place."""
+"""ComfyUI's folders in a temporary place."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import comfy.options
-
-_argv = sys.argv
-sys.argv = [_argv[0], "--cpu"]
-comfy.options.enable_args_parsing()
-import comfy.cli_args  # noqa: E402  (parses now, with our argument)
-
-sys.argv = _argv
-
-import folder_paths  # noqa: E402
-import pytest  # noqa: E402
+import folder_paths
+import pytest
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ import open_clip
 import pytest
 import torch
 from longreel.film.cache import ChoicePolicy
-from longreel.host import embedder as host
 from longreel.host.embedder import EmbedderError, load_embedder
 from longreel.host.keyframes import decoded_frame, picture_keyframes, shot_keyframes
 from longreel.host.streaming_vae import encode_image
@@ -75,12 +74,6 @@ def test_faults_are_told_in_one_sentence(clip_file: Path, tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(EmbedderError, match="pip install open_clip_torch"):
         load_embedder(alone)
-    assert host.architectures() == ["ViT-L-14"]
-
-
-def test_vit_l_is_the_default():
-    assert host.architectures()[0] == "ViT-L-14"
-    assert "ViT-B-32" in host.architectures()
 
 
 @pytest.fixture(scope="module")
