@@ -10,10 +10,12 @@ from comfy.ldm.wan.ar_model import CausalWanModel
 from comfy.ldm.wan.model import VaceWanModel, WanModel
 from comfy.ldm.wan.vae import WanVAE
 from comfy.ops import disable_weight_init
+from longreel.film.cache import FILMWEAVER
 from longreel.miniature.text import TextEncoder
 from safetensors.torch import save_file
 
 DIT, VAE, TEXT = "tiny-dit.safetensors", "tiny-vae.safetensors", "longreel-miniature-tiny.safetensors"
+CLIP, LORA = "tiny/open_clip_model.safetensors", "tiny-cache-lora.safetensors"
 FOLDERS = {DIT: "diffusion_models", VAE: "vae", TEXT: "text_encoders"}
 TEXT_WIDTH = 128
 
@@ -108,8 +110,11 @@ def write_clip(folder: Path) -> Path:
 
 
 def write(models: Path) -> None:
-    """Put one of each into ComfyUI's models folder."""
+    """Put one of each into ComfyUI's models folder, and what films with caches."""
     for name, weights in ((DIT, dit_weights()), (VAE, vae_weights()), (TEXT, text_weights())):
         path = models / FOLDERS[name] / name
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, path, metadata=dit_metadata() if name == DIT else None)
+    write_clip((models / "open_clip" / CLIP).parent)
+    (models / "loras").mkdir(exist_ok=True)
+    save_file(lora_weights(), models / "loras" / LORA, metadata=FILMWEAVER.to_metadata())
