@@ -1,5 +1,4 @@
-"""The cache-guided engine: a video model films a shot in chunks, told of keyframes of earlier shots and of the frames
-before.
+"""The cache-guided engine: a video model films chunk by chunk, shown keyframes of earlier shots and the frames before.
 
 A shot becomes latents in six steps, all in `CacheGuidedEngine.film`: plan its length, gather what the reel remembers,
 encode its prompts, film it chunk by chunk (each with the keyframes its prompt calls for), choose its own keyframes, and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -32,6 +33,9 @@ __all__ = [
     "fork",
 ]
 
+# A batch of all keyframes must not outweigh what they weigh in the bank.
+_SHEET_BYTES = 512 * 1024**2
+
 
 def as_cache_guided(engine: Engine) -> CacheGuidedEngine:
     """The engine, if it is one that has keyframes. Raises EngineError otherwise."""
@@ -40,11 +44,19 @@ def as_cache_guided(engine: Engine) -> CacheGuidedEngine:
     return engine
 
 
-def describe_bank(cache: StoryCache) -> str:
-    """The shot cache as a person reads it, a line a keyframe, numbered from 1."""
+def describe_bank(cache: StoryCache, reel: Reel) -> str:
+    """The shot cache of a reel as a person reads it: keyframes, numbered from 1, and what each shot was shown."""
     if not cache.bank:
         return "The shot cache is empty."
-    return "\n".join(f"{number}. {_describe(cache, number - 1)}" for number in range(1, len(cache.bank) + 1))
+    lines = [f"{number}. {_describe(cache, number - 1)}" for number in range(1, len(cache.bank) + 1)]
+    numbers = {keyframe.uid: number for number, keyframe in enumerate(cache.bank, start=1)}
+    for number, shot in enumerate(reel.shots, start=1):
+        shown = dict.fromkeys(uid for chunk in shot.meta.get("told", ()) for uid in chunk)
+        if shown:
+            lines.append(
+                f"Shot {number} was shown {', '.join(str(numbers.get(uid, 'a removed one')) for uid in shown)}."
+            )
+    return "\n".join(lines)
 
 
 def describe_ranking(cache: StoryCache, ranking: Retrieval) -> str:
@@ -59,9 +71,11 @@ def describe_ranking(cache: StoryCache, ranking: Retrieval) -> str:
 
 
 def contact_sheet(pictures: Sequence[Tensor], width: int, height: int) -> Tensor:
-    """Pictures [H, W, 3] as one IMAGE batch of that size; a black one if there are none."""
+    """Pictures [H, W, 3] as one IMAGE batch of that size, or smaller where they are many; a black one for none."""
     if not pictures:
         return torch.zeros(1, height, width, 3)
+    scale = min(1.0, math.sqrt(_SHEET_BYTES / (len(pictures) * height * width * 12)))
+    width, height = max(1, int(width * scale)), max(1, int(height * scale))
     return torch.cat([cover(picture[None], width, height) for picture in pictures])
 
 

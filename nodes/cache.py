@@ -54,7 +54,10 @@ class LongreelDualCache(io.ComfyNode):
             outputs=[
                 ReelSocket.Output(display_name="reel", tooltip="The reel with these changes."),
                 io.Image.Output(display_name="keyframes", tooltip="All keyframes in the order of the list."),
-                io.String.Output(display_name="list", tooltip="A line for each: number, where it is from, marks."),
+                io.String.Output(
+                    display_name="list",
+                    tooltip="A line for each: number, where it is from, marks; then which of them each shot was shown.",
+                ),
             ],
             is_output_node=True,
         )
@@ -97,7 +100,7 @@ class LongreelDualCache(io.ComfyNode):
         )
         cache = guided.remembered(changed)
         sheet = contact_sheet([keyframe.picture.image() for keyframe in cache.bank], guided.width, guided.height)
-        return io.NodeOutput(changed, sheet, describe_bank(cache), ui=ui.PreviewImage(sheet, cls=cls))
+        return io.NodeOutput(changed, sheet, describe_bank(cache, changed), ui=ui.PreviewImage(sheet, cls=cls))
 
 
 class LongreelRetrieveKeyframes(io.ComfyNode):

@@ -86,14 +86,16 @@ def test_keyframes_are_marked_by_number(engine: CacheGuidedEngine, story: Reel):
     reel = edit_bank(engine, story, pinned=[1], banned=[2], removed=[3], replaced=2, picture=pictures(1))
     changed = engine.remembered(reel).bank
     assert len(changed) == len(bank) - 1
-    lines = describe_bank(engine.remembered(reel)).splitlines()
+    lines = describe_bank(engine.remembered(reel), reel).splitlines()
     assert lines[0].startswith("1. ")
     assert any("pinned" in line and "shot 1" in line for line in lines)
     assert any("your picture" in line for line in lines)
+    shown = describe_bank(engine.remembered(story), story).splitlines()
+    assert [line.split(" was shown")[0] for line in shown if "was shown" in line] == ["Shot 2", "Shot 3"]
     freed = edit_bank(engine, edit_bank(engine, story, pinned=[1], banned=[1]), freed=[1])
     assert not any(keyframe.pinned or keyframe.banned for keyframe in engine.remembered(freed).bank)
     empty = edit_bank(engine, story, clear=True)
-    assert describe_bank(engine.remembered(empty)) == "The shot cache is empty."
+    assert describe_bank(engine.remembered(empty), empty) == "The shot cache is empty."
     assert edit_bank(engine, story) is story
     with pytest.raises(CacheError, match="no keyframe 99"):
         edit_bank(engine, story, pinned=[99])
@@ -112,6 +114,9 @@ def test_pins_come_first_in_the_ranking(engine: CacheGuidedEngine, story: Reel):
     assert contact_sheet([keyframe.picture.image() for keyframe in ranking.keyframes], 32, 48).shape == (
         len(ranking.keyframes), 48, 32, 3,
     )  # fmt: skip
+    many = contact_sheet([torch.zeros(48, 83, 3)] * 200, 832, 480)
+    assert many.shape[0] == 200
+    assert many.numel() * 4 <= 512 * 1024**2
     assert contact_sheet([], 32, 48).shape == (1, 48, 32, 3)
 
 
