@@ -89,7 +89,7 @@ class LongreelExtendShot(io.ComfyNode):
                     default=0,
                     min=0,
                     max=MAX_SEED,
-                    control_after_generate=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Another seed: another take.",
                 ),
                 io.Boolean.Input(
@@ -182,7 +182,14 @@ class LongreelCacheConditioning(io.ComfyNode):
                 io.Boolean.Input(
                     "goes_on", default=False, tooltip="On: goes on with the reel's last shot. Off: a new shot."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=MAX_SEED, tooltip="Of the noise on the caches."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MAX_SEED,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Of the noise on the caches; another changes what they tell a little.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
