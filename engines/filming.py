@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.project import Decision, PlannedShot, ProjectStore, shot_fingerprint
@@ -15,7 +17,17 @@ from ..film.shot import Shot
 from ..film.takes import Clock, ShotPlan, plan_story
 from ..host.progress import Previewer, Progress
 
-__all__ = ["Engine", "EngineError", "Place", "Story", "film_shot", "prepare"]
+__all__ = [
+    "Engine",
+    "EngineError",
+    "Place",
+    "Story",
+    "check_channels",
+    "check_size",
+    "encode_prompt",
+    "film_shot",
+    "prepare",
+]
 
 
 class EngineError(ValueError):
@@ -127,6 +139,7 @@ def film_shot(
     """
     reel = Reel.empty(engine.layout()) if reel is None else reel
     check_layout(reel, engine.layout())
+    reel = reel.joined(engine.layout())
     picture = engine.picture(shot, picture)
     report = Progress(place.total, done=place.done, previewer=engine.previewer())
     report.start_shot(place.shot, place.shots, place.blocks)
@@ -141,3 +154,34 @@ def film_shot(
     if place.shot == place.shots:
         report.finish("\n".join(filter(None, (note, longer.describe()))))
     return longer
+
+
+def check_channels(model: ModelPatcher, vae: VAE) -> None:
+    """Raises EngineError unless model and VAE have latents of the same channels."""
+    channels = model.model.latent_format.latent_channels
+    if vae.latent_channels != channels:
+        fitting = "wan2.2_vae.safetensors" if channels == 48 else "wan_2.1_vae.safetensors"
+        raise EngineError(
+            f"The model's latents have {channels} channels and the VAE's {vae.latent_channels}: "
+            f"load {fitting} with this model."
+        )
+
+
+def check_size(width: int, height: int, cell: int) -> None:
+    """Raises EngineError unless both are whole tokens. cell: pixels to a side of one."""
+    for name, pixels in (("width", width), ("height", height)):
+        if pixels < cell or pixels % cell:
+            near = max(1, round(pixels / cell)) * cell
+            raise EngineError(f"A {name} of {pixels} does not fit this model: set a multiple of {cell} such as {near}.")
+
+
+def encode_prompt(clip: CLIP, model: ModelPatcher, text: str) -> list[Any]:
+    """A prompt as ComfyUI's CONDITIONING. Raises EngineError for a text encoder of another model."""
+    conditioning: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    given, wanted = conditioning[0][0].shape[-1], model.model.diffusion_model.text_dim
+    if given != wanted:
+        raise EngineError(
+            f"The text encoder gives {given} numbers a word and the model reads {wanted}: "
+            "load the text encoder that belongs to the model."
+        )
+    return conditioning

@@ -12,6 +12,7 @@ no change of the format, and groups that this version does not know are kept thr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import uuid
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from .edit import Edit, edit_from, edit_section
 from .fingerprint import shot_fingerprint
 from .shot import Shot
 from .storyboard_json import shot_from_dict, shot_to_dict
@@ -57,7 +59,8 @@ class ReelLayout:
     fps: frames a second. width, height: pixels. latent_channels: C. spatial_compression: pixels to a side of a latent
     element. temporal_compression: frames to a latent, except the first of a take, which is one frame. model, vae: their
     fingerprints. engine: JSON-able layout of what engines remember, by name. Engines that may take turns on a reel use
-    names of their own ({"causal": {"layers": 30}}): only names that reel and engine both have must agree.
+    names of their own ({"causal": {"layers": 30}}): only names that reel and engine both have must agree, and without
+    one in common the models may differ.
     """
 
     fps: float
@@ -163,10 +166,14 @@ class FilmedShot:
 
 @dataclass(frozen=True, eq=False)
 class Reel:
-    """Filmed shots of one layout, in order. Adding a shot gives a new reel and leaves this one as it is."""
+    """Filmed shots of one layout, in order, and edits of what is remembered of them, in order.
+
+    Adding either gives a new reel and leaves this one as it is.
+    """
 
     layout: ReelLayout
     shots: tuple[FilmedShot, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
     @classmethod
     def empty(cls, layout: ReelLayout) -> Reel:
@@ -184,7 +191,18 @@ class Reel:
         """A reel of the first `shots` shots. Raises ReelError if there are not that many."""
         if not 0 <= shots <= len(self.shots):
             raise ReelError(f"The reel has {len(self.shots)} shots, so it cannot be cut after {shots}: choose fewer.")
-        return replace(self, shots=self.shots[:shots])
+        return replace(self, shots=self.shots[:shots], edits=tuple(edit for edit in self.edits if edit.after <= shots))
+
+    def edited(self, edit: Edit) -> Reel:
+        """This reel, remembering otherwise from here on. edit.after must be the number of its shots."""
+        assert edit.after == len(self.shots)
+        return replace(self, edits=(*self.edits, edit))
+
+    def joined(self, layout: ReelLayout) -> Reel:
+        """This reel, once check_layout has let an engine of that layout take a turn: what it remembers is bound too."""
+        if not self.layout.engine:
+            return replace(self, layout=replace(self.layout, engine=layout.engine, model=layout.model))
+        return replace(self, layout=replace(self.layout, engine={**layout.engine, **self.layout.engine}))
 
     @property
     def last_shot(self) -> FilmedShot | None:
@@ -193,8 +211,12 @@ class Reel:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the newest shot, which covers all before it; "" if nothing is filmed."""
-        return self.shots[-1].fingerprint if self.shots else ""
+        """Fingerprint of the newest shot and the edits after it, which covers all before; "" if there is nothing."""
+        last = self.shots[-1].fingerprint if self.shots else ""
+        for edit in self.edits:
+            if edit.after == len(self.shots):
+                last = hashlib.sha256(f"{last} {edit.digest}".encode("ascii")).hexdigest()
+        return last
 
     @property
     def frames(self) -> int:
@@ -209,7 +231,8 @@ class Reel:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors on disk."""
-        return sum(filmed.file.nbytes for filmed in self.shots)
+        files = [*(shot.file for shot in self.shots), *(edit.file for edit in self.edits)]
+        return sum(file.nbytes for file in files)
 
     def latents(self, shot: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Latent frames of a shot, [1, C, frames, h, w] fp32 on the CPU; see FilmedShot.latents."""
@@ -239,14 +262,17 @@ def human_size(nbytes: int) -> str:
 
 def check_layout(reel: Reel, layout: ReelLayout) -> None:
     """Raises ReelError, saying what differs and what to do, if an engine of this layout cannot go on with the reel."""
+    shared = set(reel.layout.engine) & set(layout.engine)
     for name, remedy in _REMEDIES.items():
+        if name == "model" and not shared:
+            continue  # nothing of the other model's is remembered
         mine, wanted = getattr(reel.layout, name), getattr(layout, name)
         if mine != wanted:
             what = name.replace("_", " ")
             if name in ("model", "vae"):  # fingerprints tell a person nothing
                 raise ReelError(f"The reel was filmed with another {what.replace('vae', 'VAE')}: {remedy}.")
             raise ReelError(f"The reel was filmed with {what} {mine} and this engine has {wanted}: {remedy}.")
-    for name in sorted(set(reel.layout.engine) & set(layout.engine)):
+    for name in sorted(shared):
         mine, wanted = reel.layout.engine[name], layout.engine[name]
         if mine != wanted:
             what = name.replace("_", " ")
@@ -295,7 +321,13 @@ def save_reel(reel: Reel, path: Path) -> None:
         prefix = f"shots.{i}."
         sections.append({**_section(filmed), "prefix": prefix})
         slots.update({prefix + name: slot for name, slot in filmed.file.slots.items()})
-    write_tensor_file(path, {"kind": "reel", "layout": asdict(reel.layout), "shots": sections}, slots)
+    edits: list[dict[str, Any]] = []
+    for i, edit in enumerate(reel.edits):
+        prefix = f"edits.{i}."
+        edits.append(edit_section(edit, prefix))
+        slots.update({prefix + name: slot for name, slot in edit.file.slots.items()})
+    info = {"kind": "reel", "layout": asdict(reel.layout), "shots": sections, "edits": edits}
+    write_tensor_file(path, info, slots)
 
 
 def load_reel(path: Path) -> Reel:
@@ -310,7 +342,8 @@ def load_reel(path: Path) -> Reel:
     shots = tuple(_filmed(section, header) for section in header.info["shots"])
     for i, filmed in enumerate(shots):
         _check_fit(layout, filmed, first=i == 0)
-    return Reel(layout, shots)
+    # Files of before there were edits have none.
+    return Reel(layout, shots, tuple(edit_from(section, header) for section in header.info.get("edits", ())))
 
 
 def save_shot_file(filmed: FilmedShot, path: Path) -> None:

@@ -238,7 +238,7 @@ def _write(file: BinaryIO, source: torch.Tensor | TensorSlot) -> None:
 
 
 class StoredTensors:
-    """A handle to the tensors of one shot in a file of ours. Cheap to hold; compares by identity; never holds a tensor.
+    """A handle to the tensors of one shot, or edit, in a file of ours. Compares by identity; never holds a tensor.
 
     A shot is found in its file by its uid, so the handle also survives the file's replacement by a newer one that still
     has the shot (Save Reel onto the file that was loaded). An owned file goes with the last reference to its handle.
@@ -308,7 +308,7 @@ class StoredTensors:
             return part
 
     def _find_prefix(self, header: FileHeader) -> str:
-        for section in header.info["shots"]:
+        for section in (*header.info["shots"], *header.info.get("edits", ())):
             if section["uid"] == self.uid:
                 return str(section["prefix"])
         raise ReelError(f"{self.path} was replaced by a file without this shot: load the reel again.")

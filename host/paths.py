@@ -15,6 +15,9 @@ MINIATURE_WEIGHTS = Path(__file__).resolve().parents[1] / "miniature" / "weights
 EXAMPLE_STORIES = Path(__file__).resolve().parents[1] / "miniature" / "example_stories.jsonl"
 """Stories of the small world, one a line."""
 
+CLIP_KIND = "open_clip"
+"""The folder of models in which open_clip's weights lie."""
+
 _MODEL_KINDS = ("diffusion_models", "vae", "text_encoders")
 
 
@@ -34,9 +37,10 @@ class SavedName:
 
 
 def register_model_folders() -> None:
-    """Let ComfyUI's own loaders list the miniature's weights, after the user's files of the same name."""
+    """Let ComfyUI's own loaders list the miniature's weights, after the user's files of the same name; name ours."""
     for kind in _MODEL_KINDS:
         folder_paths.add_model_folder_path(kind, str(MINIATURE_WEIGHTS / kind))
+    folder_paths.add_model_folder_path(CLIP_KIND, str(Path(folder_paths.models_dir) / CLIP_KIND))
 
 
 def project_folder(name: str) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import node_helpers
 import numpy
 import torch
+from comfy.utils import common_upscale
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -28,6 +29,12 @@ def load_picture(name: str) -> Tensor:
         return as_image(picture)
     except (OSError, UnidentifiedImageError) as error:
         raise PictureError(f"{name!r} is not a picture that can be read: choose a PNG, JPEG or WebP file.") from error
+
+
+def cover(picture: Tensor, width: int, height: int) -> Tensor:
+    """A picture [1, H, W, 3] scaled to cover that size and cut around its centre, as the VAE would get it."""
+    covered: Tensor = common_upscale(picture.movedim(-1, 1), width, height, "bicubic", "center").clamp(0, 1)
+    return covered.movedim(1, -1)
 
 
 def fingerprint_files(names: Iterable[str]) -> str:

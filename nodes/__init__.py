@@ -10,6 +10,14 @@ from typing_extensions import override
 
 from ..host.paths import register_model_folders
 from .checkpoint import LongreelLoadCausalCheckpoint
+from .cache import LongreelAddReferences, LongreelDualCache, LongreelRetrieveKeyframes
+from .cache_engine import LongreelCacheGuidedEngine, LongreelFilmWeaverLora, LongreelKeyframeClip
+from .cache_film import (
+    LongreelCacheConditioning,
+    LongreelExtendShot,
+    LongreelForkReel,
+    LongreelStartFromVideo,
+)
 from .engines import LongreelCausalEngine
 from .film import LongreelFilmShot, LongreelFilmStoryboard
 from .memory import LongreelMemoryView, LongreelPinMemory, LongreelRetrieveMemory
@@ -26,11 +34,21 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelLoadCausalCheckpoint,
     LongreelCausalEngine,
     LongreelCausalSampler,
+    LongreelKeyframeClip,
+    LongreelFilmWeaverLora,
+    LongreelCacheGuidedEngine,
+    LongreelAddReferences,
+    LongreelStartFromVideo,
     LongreelFilmShot,
     LongreelFilmStoryboard,
     LongreelRetrieveMemory,
     LongreelPinMemory,
     LongreelMemoryView,
+    LongreelRetrieveKeyframes,
+    LongreelDualCache,
+    LongreelExtendShot,
+    LongreelForkReel,
+    LongreelCacheConditioning,
     LongreelReelToVideo,
     LongreelSaveReel,
     LongreelLoadReel,

@@ -13,6 +13,7 @@ CATEGORY = "Longreel"
 StoryboardSocket = io.Custom("LONGREEL_STORYBOARD")
 EngineSocket = io.Custom("LONGREEL_ENGINE")
 ReelSocket = io.Custom("LONGREEL_REEL")
+KeyframeClipSocket = io.Custom("LONGREEL_KEYFRAME_CLIP")
 
 _CUSTOM = "custom"
 

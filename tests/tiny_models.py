@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 from comfy.ldm.wan.ar_model import CausalWanModel
-from comfy.ldm.wan.model import WanModel
+from comfy.ldm.wan.model import VaceWanModel, WanModel
 from comfy.ldm.wan.vae import WanVAE
 from comfy.ops import disable_weight_init
+from longreel.film.cache import FILMWEAVER
 from longreel.miniature.text import TextEncoder
 from safetensors.torch import save_file
 
 DIT, VAE, TEXT = "tiny-dit.safetensors", "tiny-vae.safetensors", "longreel-miniature-tiny.safetensors"
+CLIP, LORA = "tiny/open_clip_model.safetensors", "tiny-cache-lora.safetensors"
 FOLDERS = {DIT: "diffusion_models", VAE: "vae", TEXT: "text_encoders"}
 TEXT_WIDTH = 128
 
@@ -47,6 +49,26 @@ def dit_weights(seed: int = 1, in_dim: int = 16) -> dict[str, torch.Tensor]:
     return random_weights(CausalWanModel(in_dim=in_dim, **_DIT), seed)
 
 
+def wan_weights(layers: int = 2, channels: int = 16, vace: bool = False) -> dict[str, torch.Tensor]:
+    """A plain Wan; 48 channels make it a Wan 2.2 TI2V 5B, vace one with the control branch."""
+    shape = {**_DIT, "in_dim": channels, "out_dim": channels, "num_layers": layers}
+    if vace:
+        return random_weights(VaceWanModel(vace_layers=1, vace_in_dim=96, **shape), 5)
+    return random_weights(WanModel(**shape), 5)
+
+
+def lora_weights(seed: int = 7) -> dict[str, torch.Tensor]:
+    """A LoRA of rank 2 on the self-attention of wan_weights(1)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for part in "qkvo":
+        name = f"diffusion_model.blocks.0.self_attn.{part}"
+        weights[f"{name}.lora_up.weight"] = torch.randn(_DIT["dim"], 2, generator=generator)
+        weights[f"{name}.lora_down.weight"] = torch.randn(2, _DIT["dim"], generator=generator) / 8
+        weights[f"{name}.alpha"] = torch.tensor(2.0)
+    return weights
+
+
 def dit_metadata(causal: bool = True) -> dict[str, str]:
     """What tells ComfyUI the sizes that no tensor does."""
     config = {name: _DIT[name] for name in ("num_heads", "text_dim", "freq_dim")}
@@ -69,9 +91,30 @@ def text_weights() -> dict[str, torch.Tensor]:
     return random_weights(TextEncoder(dim=TEXT_WIDTH), 4)
 
 
+def write_clip(folder: Path) -> Path:
+    """A CLIP as open_clip publishes one: a folder with a description and weights. Returns the weights' file."""
+    import open_clip
+
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    torch.manual_seed(6)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(description))
+    path = folder / "open_clip_model.safetensors"
+    save_file(open_clip.CLIP(**config).state_dict(), path)
+    return path
+
+
 def write(models: Path) -> None:
-    """Put one of each into ComfyUI's models folder."""
+    """Put one of each into ComfyUI's models folder, and what films with caches."""
     for name, weights in ((DIT, dit_weights()), (VAE, vae_weights()), (TEXT, text_weights())):
         path = models / FOLDERS[name] / name
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, path, metadata=dit_metadata() if name == DIT else None)
+    write_clip((models / "open_clip" / CLIP).parent)
+    (models / "loras").mkdir(exist_ok=True)
+    save_file(lora_weights(), models / "loras" / LORA, metadata=FILMWEAVER.to_metadata())

@@ -58,16 +58,18 @@ class Mode(IntEnum):
 class StoryCache:
     """Shot cache and temporal cache of a story at one moment.
 
-    vae: fingerprint of the VAE. channels, height, width: of a latent frame. profile: the layout. shot: number of the
-    shot being filmed, chunk: chunks it has, latents: frames they have together. bank: the shot cache. temporal: the
-    newest frames of the shot, [channels, n, height, width] fp32 on the CPU, in the pieces they came in, so that the
-    values of a story share them. before: the value before the newest chunk or end of a shot, None at the start.
+    vae, clip: fingerprints of the VAE and of the CLIP model that embeds keyframes. channels, height, width: of a latent
+    frame. profile: the layout. shot: number of the shot being filmed, chunk: chunks it has, latents: frames they have
+    together. bank: the shot cache. temporal: the newest frames of the shot, [channels, n, height, width] fp32 on the
+    CPU, in the pieces they came in, so that the values of a story share them. before: the value before the newest chunk
+    or end of a shot, None at the start.
     """
 
     vae: str
     channels: int
     height: int
     width: int
+    clip: str = ""
     profile: LayoutProfile = FILMWEAVER
     shot: int = 0
     chunk: int = 0
@@ -203,8 +205,10 @@ def fork(cache: StoryCache, shot: int, chunk: int | None = None) -> StoryCache:
 def merge(cache: StoryCache, other: StoryCache) -> StoryCache:
     """`cache` with the keyframes of `other` that it has not, behind its own; a keyframe in both keeps its marks here.
 
-    Raises CacheError if the other's VAE or latent size differs.
+    Raises CacheError if the other's VAE, CLIP model or latent size differs.
     """
+    if cache.clip != other.clip:
+        raise CacheError("The banks are of different CLIP models: merge stories made with the same one.")
     if cache.vae != other.vae:
         raise CacheError(f"The banks are of VAEs {cache.vae} and {other.vae}: merge stories made with the same VAE.")
     known = {keyframe.uid for keyframe in cache.bank}

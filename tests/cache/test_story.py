@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from longreel.film import cache as fw
-from longreel.film.cache import FILMWEAVER, CacheError, ChoicePolicy, Keyframe, Mode, StoryCache
+from longreel.film.cache import CacheError, ChoicePolicy, Keyframe, Mode, StoryCache
 from longreel.film.reel import FilmedShot
 from longreel.film.storyboard import Shot, TimedPrompt
 
@@ -139,7 +140,7 @@ def test_bank_of_1000_keyframes_is_under_1_gb(keyframe):
 def test_pack_and_unpack_through_a_reel_file(story: StoryCache, keyframe, tmp_path):
     bank = fw.inject(story, [keyframe(0, characters=("Ada",), shot=0, frame=8), keyframe(1, pinned=True)])
     saved = fw.push_chunk(fw.push_chunk(fw.ban(bank, bank.bank[0].uid), chunk(0)), chunk(6))
-    tensors, meta = fw.pack(saved)
+    tensors, meta = fw.pack(saved, since=story)
     filmed = FilmedShot.store(
         Shot((TimedPrompt(0, "a cat"),)),
         torch.zeros(1, 2, 12, 4, 4),
@@ -151,7 +152,7 @@ def test_pack_and_unpack_through_a_reel_file(story: StoryCache, keyframe, tmp_pa
         meta={"cache": meta},
         folder=tmp_path,
     )
-    loaded = fw.unpack(filmed.file.group("cache"), filmed.meta["cache"], vae="vae-a", profile=FILMWEAVER)
+    loaded = fw.unpack(filmed.file.group("cache"), filmed.meta["cache"], since=story)
     assert (loaded.mode, loaded.shot, loaded.chunk, loaded.latents) == (saved.mode, 0, 2, 12)
     for mine, theirs in zip(saved.bank, loaded.bank):
         for name in ("characters", "uid", "shot", "frame", "quality", "source", "pinned", "banned", "noise_seed"):
@@ -164,10 +165,23 @@ def test_pack_and_unpack_through_a_reel_file(story: StoryCache, keyframe, tmp_pa
     # the next chunk is the same too
     nexts = [fw.push_chunk(state, chunk(12)).history for state in (saved, loaded)]
     assert torch.equal(*nexts)
-    with pytest.raises(CacheError, match="VAE vae-a and vae-b"):
-        fw.unpack(tensors, meta, vae="vae-b", profile=FILMWEAVER)
-    with pytest.raises(CacheError, match="phase"):
-        fw.unpack(tensors, meta, vae="vae-a", profile=replace(FILMWEAVER, phase=0.0))
+    with pytest.raises(CacheError, match="another VAE"):
+        fw.unpack(tensors, meta, since=replace(story, vae="vae-b"))
+    with pytest.raises(CacheError, match="another CLIP"):
+        fw.unpack(tensors, meta, since=replace(story, clip="clip-b"))
+
+
+def test_only_what_is_new_is_packed(story: StoryCache, keyframe):
+    before = fw.inject(story, [keyframe(seed) for seed in range(4)])
+    first, second, third, fourth = (kept.uid for kept in before.bank)
+    after = fw.swap(fw.remove(fw.pin(before, second), first), third, keyframe(7))
+    tensors, meta = fw.pack(after, since=before)
+    assert [entry["uid"] for entry in meta["bank"]] == [second, after.bank[1].uid]
+    assert meta["removed"] == [first, third]
+    loaded = fw.unpack(tensors, json.loads(json.dumps(meta)), since=before)
+    assert {(kept.uid, kept.pinned) for kept in loaded.bank} == {(kept.uid, kept.pinned) for kept in after.bank}
+    assert fw.pack(after, since=after)[0] == {}
+    assert fw.pack(fw.ban(after, fourth), since=after)[1] != meta
 
 
 class Stories(RuleBasedStateMachine):
@@ -263,8 +277,9 @@ class Stories(RuleBasedStateMachine):
 
     @rule()
     def through_a_file(self) -> None:
-        tensors, meta = fw.pack(self.real)
-        loaded = fw.unpack(tensors, meta, vae="v", profile=FILMWEAVER)
+        empty = StoryCache("v", 2, 4, 4)
+        tensors, meta = fw.pack(self.real, since=empty)
+        loaded = fw.unpack(tensors, meta, since=empty)
         self.real = replace(loaded, before=self.real.before)
 
     @invariant()

@@ -212,6 +212,8 @@ def shortened(prompt: Prompt) -> Prompt:
     text = json.dumps(prompt)
     for kind, name in (("dit", tiny_models.DIT), ("vae", tiny_models.VAE), ("text", tiny_models.TEXT)):
         text = text.replace(f"longreel-miniature-{kind}.safetensors", name)
+    text = text.replace("ViT-L-14/open_clip_model.safetensors", tiny_models.CLIP)
+    text = text.replace("longreel-miniature-filmweaver.safetensors", tiny_models.LORA)
     text = re.sub(r"seconds: (\d+)", lambda match: f"seconds: {max(int(match[1]) / 20, 0.1)}", text)
     text = re.sub(r"\[(\d+)s\]", lambda match: f"[{int(match[1]) / 20}s]", text)
     small: Prompt = json.loads(text.replace('"seconds_per_prompt": 5', '"seconds_per_prompt": 0.25'))
