@@ -9,8 +9,10 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..host.paths import register_model_folders
+from .cast import LongreelFirstFrameComposer, LongreelReference
 from .engines import LongreelCausalEngine
 from .film import LongreelFilmShot, LongreelFilmStoryboard
+from .first_frame import LongreelFirstFramePrompt, LongreelTrimTransition
 from .miniature import LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
 from .sampler import LongreelCausalSampler
@@ -20,6 +22,10 @@ from .video import LongreelReelToVideo
 NODES: list[type[io.ComfyNode]] = [
     LongreelStoryboard,
     LongreelStoryboardFromFile,
+    LongreelReference,
+    LongreelFirstFrameComposer,
+    LongreelFirstFramePrompt,
+    LongreelTrimTransition,
     LongreelMiniatureTextEncoder,
     LongreelCausalEngine,
     LongreelCausalSampler,
