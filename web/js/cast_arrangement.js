@@ -12,7 +12,7 @@ const CANVAS = /^canvas\s+(\d+)\s*x\s*(\d+)$/i;
 const PLACE = /^(\d+)(?:\s*:\s*(-?\d+)\s+(-?\d+)\s+(\d+)\s+(\d+))?$/;
 
 /**
- * Boxes by reference number, in the order of the text, scaled to a canvas of this size. A number without a box has null.
+ * Boxes by reference number, in the order of the text, scaled to a canvas of this size; null for a number without one.
  * @param {string} text
  * @param {Size} size
  * @returns {Map<number, Box | null>}
@@ -63,7 +63,8 @@ export function format(places, size) {
 }
 
 /**
- * The box moved by up to `reach` so that an edge or its centre lies on one of a slot or of the canvas.
+ * The box moved by up to `reach` so that an edge or its centre lies on one of a slot or of the canvas, and into the
+ * canvas if it lies beyond.
  * @param {Box} box
  * @param {Box[]} slots
  * @param {Size} size
@@ -83,15 +84,16 @@ export function snapped(box, slots, size, reach) {
     }
     return by;
   };
+  const inside = (start, length, extent) => Math.max(0, Math.min(start, size[extent] - length));
   return {
     ...box,
-    x: box.x + shift(box.x, box.width, "x", "width"),
-    y: box.y + shift(box.y, box.height, "y", "height"),
+    x: inside(box.x + shift(box.x, box.width, "x", "width"), box.width, "width"),
+    y: inside(box.y + shift(box.y, box.height, "y", "height"), box.height, "height"),
   };
 }
 
 /**
- * The box in another width, its top left corner and aspect kept; its right edge snaps to those of slots and canvas.
+ * The box in another width, on the canvas, its top left corner and aspect kept; its right edge snaps to those of slots.
  * @param {Box} box
  * @param {number} width
  * @param {Box[]} slots
@@ -100,10 +102,12 @@ export function snapped(box, slots, size, reach) {
  * @returns {Box}
  */
 export function resized(box, width, slots, size, reach) {
-  const edges = [size.width, ...slots.map((slot) => slot.x + slot.width)];
+  const edges = slots.map((slot) => slot.x + slot.width);
   const near = edges.find((edge) => Math.abs(edge - (box.x + width)) < reach);
-  const wide = Math.max(near === undefined ? width : near - box.x, 8);
-  return { ...box, width: wide, height: (wide * box.height) / box.width };
+  const aspect = box.width / box.height;
+  const most = Math.min(size.width - box.x, (size.height - box.y) * aspect);
+  const wide = Math.min(Math.max(near === undefined ? width : near - box.x, 8), most);
+  return { ...box, width: wide, height: wide / aspect };
 }
 
 /**

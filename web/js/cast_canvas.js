@@ -11,7 +11,8 @@ import { format, nearest, parse, resized, snapped } from "./cast_arrangement.js"
 
 const STYLE = `
 .longreel-cast { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; font: 11px sans-serif; }
-.longreel-cast-room { flex: 1; min-height: 0; display: flex; align-items: center; justify-content: center; container-type: size; }
+.longreel-cast-room { flex: 1; min-height: 0; container-type: size; }
+.longreel-cast-room { display: flex; align-items: center; justify-content: center; }
 .longreel-cast-stage { position: relative; background: white; overflow: hidden; touch-action: none; }
 .longreel-cast-stage > * { position: absolute; box-sizing: border-box; }
 .longreel-cast-slot { border: 1px dashed #bbb; pointer-events: none; }
@@ -19,8 +20,9 @@ const STYLE = `
 .longreel-cast-item { cursor: move; border: 1px solid transparent; outline: none; }
 .longreel-cast-item:hover, .longreel-cast-item.chosen { border-color: #1f6fb2; }
 .longreel-cast-item > b { position: absolute; left: 0; top: 0; padding: 0 3px; background: #1f6fb2; color: white; }
-.longreel-cast-grip { position: absolute; right: 0; bottom: 0; width: 12px; height: 12px; background: #1f6fb2; cursor: nwse-resize; }
-.longreel-cast-hint { inset: 0; display: flex; align-items: center; justify-content: center; color: #777; text-align: center; }
+.longreel-cast-grip { position: absolute; right: 0; bottom: 0; width: 12px; height: 12px; background: #1f6fb2; }
+.longreel-cast-grip { cursor: nwse-resize; }
+.longreel-cast-hint { inset: 0; display: grid; place-items: center; color: #777; text-align: center; }
 .longreel-cast-bar { display: flex; gap: 4px; align-items: center; }
 .longreel-cast-bar button { font: inherit; cursor: pointer; }
 .longreel-cast-warnings { max-height: 48px; overflow-y: auto; color: #c60; }
@@ -42,6 +44,8 @@ class CastCanvas {
     this.node = node;
     this.text = "";
     this.chosen = 0;
+    /** @type {Map<number, HTMLElement>} what is on the stage, by number of the reference, in the order of drawing */
+    this.items = new Map();
     /** @type {any} what the last run showed, see nodes/cast_canvas.py */
     this.shown = null;
     this.element = document.createElement("div");
@@ -49,8 +53,8 @@ class CastCanvas {
     add("style", "style", this.element).textContent = STYLE;
     this.stage = add("div", "stage", add("div", "room", this.element));
     const bar = add("div", "bar", this.element);
-    this.button(bar, "Earlier", "Lay out and draw the chosen reference before the one before it", () => this.reorder(-1));
-    this.button(bar, "Later", "Lay out and draw the chosen reference after the one after it", () => this.reorder(1));
+    this.button(bar, "Earlier", "Lay out and draw the chosen reference one place earlier", () => this.reorder(-1));
+    this.button(bar, "Later", "Lay out and draw the chosen reference one place later", () => this.reorder(1));
     this.button(bar, "Reset", "Forget what was arranged by hand", () => this.reset());
     this.label = add("span", "label", bar);
     this.warnings = add("div", "warnings", this.element);
@@ -121,6 +125,13 @@ class CastCanvas {
     this.change(format(new Map(order.map((number) => [number, this.manual ? places.get(number) : null])), this.size));
   }
 
+  /** Give a reference the whole of the nearest slot. @param {number} number */
+  fillSlot(number) {
+    const places = this.places();
+    const slot = nearest(places.get(number), this.slots());
+    if (slot) this.keep(places.set(number, slot));
+  }
+
   reset() {
     if (this.manual) this.set("layout", "auto");
     this.change("");
@@ -136,44 +147,63 @@ class CastCanvas {
   change(text) {
     this.text = text;
     this.node.graph?.change?.();
-    this.draw();
+    this.update();
   }
 
   // What is seen
 
+  /** After a change: what is on the stage stays if only places changed, so that the pointer keeps what it holds. */
+  update() {
+    if ([...this.places().keys()].join() === [...this.items.keys()].join()) this.arrange();
+    else this.draw();
+  }
+
+  /** Show everything anew. */
   draw() {
+    this.stage.replaceChildren();
+    this.items.clear();
+    const plate = this.shown?.plate;
+    if (plate) {
+      const frame = add("div", "plate", this.stage);
+      this.place(frame, this.onCanvas(plate.box));
+      add("img", "picture", frame).src = this.address(plate.thumbnail);
+    }
+    for (const slot of this.slots()) this.place(add("div", "slot", this.stage), slot);
+    const places = this.places();
+    for (const number of places.keys()) this.items.set(number, this.makeItem(number));
+    if (!places.size) add("div", "hint", this.stage).textContent = HINT;
+    this.warnings.replaceChildren();
+    for (const warning of this.shown?.warnings ?? []) add("div", "warning", this.warnings).textContent = warning;
+    this.arrange();
+  }
+
+  /** Show where everything is. */
+  arrange() {
     const { width, height } = this.size;
     // As large as the room allows, whichever side limits it.
     this.stage.style.aspectRatio = `${width} / ${height}`;
     this.stage.style.width = `min(100cqw, 100cqh * ${width} / ${height})`;
-    this.stage.replaceChildren();
-    const place = (element, box) => {
-      element.style.left = `${(box.x / width) * 100}%`;
-      element.style.top = `${(box.y / height) * 100}%`;
-      element.style.width = `${(box.width / width) * 100}%`;
-      element.style.height = `${(box.height / height) * 100}%`;
-    };
-    const plate = this.shown?.plate;
-    if (plate) {
-      const frame = add("div", "plate", this.stage);
-      place(frame, this.onCanvas(plate.box));
-      add("img", "picture", frame).src = this.address(plate.thumbnail);
+    for (const [number, box] of this.places()) {
+      const item = this.items.get(number);
+      this.place(item, box);
+      item.classList.toggle("chosen", number === this.chosen);
+      item.title = `${this.title(number)}: drag it or its corner (Alt: no snapping), double-click to fill its slot`;
     }
-    for (const slot of this.slots()) place(add("div", "slot", this.stage), slot);
-    const places = this.places();
-    for (const [number, box] of places) this.drawItem(number, box, place);
-    if (!places.size) add("div", "hint", this.stage).textContent = HINT;
     this.label.textContent = this.chosen ? this.title(this.chosen) : "";
-    this.warnings.replaceChildren();
-    for (const warning of this.shown?.warnings ?? []) add("div", "warning", this.warnings).textContent = warning;
   }
 
-  drawItem(number, box, place) {
+  /** @param {HTMLElement} element @param {any} box */
+  place(element, box) {
+    const { width, height } = this.size;
+    element.style.left = `${(box.x / width) * 100}%`;
+    element.style.top = `${(box.y / height) * 100}%`;
+    element.style.width = `${(box.width / width) * 100}%`;
+    element.style.height = `${(box.height / height) * 100}%`;
+  }
+
+  makeItem(number) {
     const item = add("div", "item", this.stage);
-    item.classList.toggle("chosen", number === this.chosen);
     item.dataset.number = `${number}`;
-    item.title = `${this.title(number)}: drag to move, drag the corner to resize, double-click to fill its slot, Alt: no snapping`;
-    place(item, box);
     const ran = this.shown?.references.find((each) => each.number === number);
     if (ran) {
       const picture = add("img", "picture", item);
@@ -183,10 +213,8 @@ class CastCanvas {
     add("b", "number", item).textContent = `${number}`;
     const grip = add("div", "grip", item);
     item.addEventListener("pointerdown", (event) => this.drag(event, number, event.target === grip));
-    item.addEventListener("dblclick", () => {
-      const slot = nearest(box, this.slots());
-      if (slot) this.keep(this.places().set(number, slot));
-    });
+    item.addEventListener("dblclick", () => this.fillSlot(number));
+    return item;
   }
 
   title(number) {
@@ -201,19 +229,18 @@ class CastCanvas {
   /** Follow the pointer until it is released. */
   drag(down, number, resizing) {
     if (down.button !== 0) return;
-    down.preventDefault();
     down.stopPropagation(); // else the node or the graph moves
     this.chosen = number;
     const places = this.places();
     const start = places.get(number);
     const scale = this.size.width / this.stage.getBoundingClientRect().width;
     const slots = this.slots();
-    this.draw();
-    // Drawing anew replaces the item, so the stage takes the pointer.
-    this.stage.setPointerCapture(down.pointerId);
+    this.arrange();
+    const item = this.items.get(number);
+    item.setPointerCapture(down.pointerId);
     const done = new AbortController();
     const listen = { signal: done.signal };
-    this.stage.addEventListener(
+    item.addEventListener(
       "pointermove",
       (move) => {
         const across = (move.clientX - down.clientX) * scale;
@@ -226,7 +253,7 @@ class CastCanvas {
       },
       listen,
     );
-    for (const end of ["pointerup", "pointercancel"]) this.stage.addEventListener(end, () => done.abort(), listen);
+    for (const end of ["pointerup", "pointercancel"]) item.addEventListener(end, () => done.abort(), listen);
   }
 }
 
@@ -240,7 +267,7 @@ app.registerExtension({
           getValue: () => canvas.text,
           setValue: (text) => {
             canvas.text = text ?? "";
-            canvas.draw();
+            canvas.update();
           },
           getMinHeight: () => 240,
           hideOnZoom: false,
@@ -254,7 +281,7 @@ app.registerExtension({
         const connected = node.onConnectionsChange;
         node.onConnectionsChange = function () {
           connected?.apply(this, arguments);
-          canvas.draw();
+          canvas.update();
         };
         canvas.draw();
         return { widget, minWidth: 400, minHeight: 300 };
