@@ -23,9 +23,18 @@ def load_picture(name: str) -> Tensor:
 
     Raises ValueError if there is no such file and PictureError if it holds no picture.
     """
+    return _load(name, "RGB")
+
+
+def load_cut_out(name: str) -> Tensor:
+    """As `load_picture`, with its opacity as a fourth channel: [1, H, W, 4], 1 where it is opaque."""
+    return _load(name, "RGBA")
+
+
+def _load(name: str, mode: str) -> Tensor:
     try:
         picture = node_helpers.pillow(ImageOps.exif_transpose, node_helpers.pillow(Image.open, input_file(name)))
-        pixels = numpy.array(picture.convert("RGB"), dtype=numpy.float32) / 255.0
+        pixels = numpy.array(picture.convert(mode), dtype=numpy.float32) / 255.0
     except (OSError, UnidentifiedImageError) as error:
         raise PictureError(f"{name!r} is not a picture that can be read: choose a PNG, JPEG or WebP file.") from error
     return torch.from_numpy(pixels)[None]

@@ -13,6 +13,8 @@ from .cast import LongreelFirstFrameComposer, LongreelReference
 from .engines import LongreelCausalEngine
 from .film import LongreelFilmShot, LongreelFilmStoryboard
 from .first_frame import LongreelFirstFramePrompt, LongreelTrimTransition
+from .first_frame_engine import LongreelFirstFrameEngine
+from .first_frame_models import LongreelExpertSwitch, LongreelFirstFrameLora
 from .miniature import LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
 from .sampler import LongreelCausalSampler
@@ -29,6 +31,9 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelMiniatureTextEncoder,
     LongreelCausalEngine,
     LongreelCausalSampler,
+    LongreelFirstFrameLora,
+    LongreelExpertSwitch,
+    LongreelFirstFrameEngine,
     LongreelFilmShot,
     LongreelFilmStoryboard,
     LongreelReelToVideo,

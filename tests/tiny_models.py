@@ -42,9 +42,9 @@ def random_weights(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]
     return weights
 
 
-def dit_weights(seed: int = 1, in_dim: int = 16) -> dict[str, torch.Tensor]:
-    """A causal Wan; in_dim 36 makes an image-to-video one, which has the same layers but the first."""
-    return random_weights(CausalWanModel(in_dim=in_dim, **_DIT), seed)
+def dit_weights(seed: int = 1, in_dim: int = 16, out_dim: int = 16) -> dict[str, torch.Tensor]:
+    """A causal Wan; in_dim 36 makes an image-to-video one, which has the same layers but the first, and 48 a 2.2 5B."""
+    return random_weights(CausalWanModel(in_dim=in_dim, out_dim=out_dim, **_DIT), seed)
 
 
 def dit_metadata(causal: bool = True) -> dict[str, str]:
