@@ -39,12 +39,12 @@ from ..host.first_frame_lora import expert_on
 from ..host.identity import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
 from ..host.image_to_video import Stage, kind_of, sample_clip, split_steps, start_from
 from ..host.paths import spill_folder
-from ..host.pictures import load_cut_out, load_picture
+from ..host.pictures import PLATE, load_cut_out, load_picture
 from ..host.progress import Previewer, Progress, film_previewer
 from ..host.streaming_vae import StreamingDecoder, wan_vae_version
 from .filming import EngineError
 
-__all__ = ["PLATE", "FirstFrameEngine", "Transition"]
+__all__ = ["FirstFrameEngine", "Transition"]
 
 Transition = Literal["auto", "fixed", "two latents"]
 LEADS: dict[Transition, int] = {"fixed": COLLAGE_FRAMES, "two latents": COLLAGE_FRAMES + 1, "auto": 2 * COLLAGE_FRAMES}
@@ -54,8 +54,6 @@ a shot that cuts later still is shown shorter than planned, and the next one mak
 LATEST_CUT = 24
 LOOK_AHEAD = 13
 """Frames after the latest cut that finding it looks at."""
-PLATE = "plate="
-"""Begins the name of a shot's reference that is its background plate: `references: mug; plate=kitchen.png`."""
 
 
 @dataclass(frozen=True, eq=False)

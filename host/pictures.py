@@ -13,6 +13,9 @@ from torch import Tensor
 
 from .paths import input_file
 
+PLATE = "plate="
+"""Begins the name of a shot's reference that is its background plate: `references: mug; plate=kitchen.png`."""
+
 
 class PictureError(ValueError):
     """A file that is no picture; the message is one sentence that says which."""
@@ -46,7 +49,7 @@ def fingerprint_files(names: Iterable[str]) -> str:
     for name in names:
         digest.update(name.encode())
         try:
-            digest.update(input_file(name).read_bytes())
+            digest.update(input_file(name.removeprefix(PLATE)).read_bytes())
         except (OSError, ValueError):
             digest.update(b"absent")
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from .film import LongreelFilmShot, LongreelFilmStoryboard
 from .first_frame import LongreelFirstFramePrompt, LongreelTrimTransition
 from .first_frame_engine import LongreelFirstFrameEngine
 from .first_frame_models import LongreelExpertSwitch, LongreelFirstFrameLora
-from .miniature import LongreelMiniatureTextEncoder
+from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
 from .sampler import LongreelCausalSampler
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
@@ -29,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelFirstFramePrompt,
     LongreelTrimTransition,
     LongreelMiniatureTextEncoder,
+    LongreelMiniaturePicture,
     LongreelCausalEngine,
     LongreelCausalSampler,
     LongreelFirstFrameLora,

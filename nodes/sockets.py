@@ -33,7 +33,7 @@ def project_input(default: str) -> io.String.Input:
 def references_input(tooltip: str, least: int) -> io.Autogrow.Input:
     """Sockets for 1 to 8 references, one more than are connected; read the value with references_of()."""
     names = [f"reference_{number}" for number in range(1, MAX_REFERENCES + 1)]
-    template = io.Autogrow.TemplateNames(ReferenceSocket.Input("reference"), names=names, min=least)
+    template = io.Autogrow.TemplateNames(ReferenceSocket.Input("reference", tooltip=tooltip), names=names, min=least)
     return io.Autogrow.Input("references", template=template, tooltip=tooltip)
 
 

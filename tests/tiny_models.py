@@ -14,7 +14,9 @@ from longreel.miniature.text import TextEncoder
 from safetensors.torch import save_file
 
 DIT, VAE, TEXT = "tiny-dit.safetensors", "tiny-vae.safetensors", "longreel-miniature-tiny.safetensors"
-FOLDERS = {DIT: "diffusion_models", VAE: "vae", TEXT: "text_encoders"}
+EXPERT, HIGH, LOW = "tiny-expert.safetensors", "tiny-high-noise-lora.safetensors", "tiny-low-noise-lora.safetensors"
+FOLDERS = {DIT: "diffusion_models", EXPERT: "diffusion_models", VAE: "vae", TEXT: "text_encoders"}
+FOLDERS |= {HIGH: "loras", LOW: "loras"}
 TEXT_WIDTH = 128
 
 _DIT = {
@@ -69,9 +71,19 @@ def text_weights() -> dict[str, torch.Tensor]:
     return random_weights(TextEncoder(dim=TEXT_WIDTH), 4)
 
 
+def lora_weights(seed: int) -> dict[str, torch.Tensor]:
+    """A rank-1 LoRA of one layer."""
+    generator = torch.Generator().manual_seed(seed)
+    name, (rows, columns) = "diffusion_model.blocks.0.ffn.0", (_DIT["ffn_dim"], _DIT["dim"])
+    down, up = torch.randn(1, columns, generator=generator), torch.randn(rows, 1, generator=generator)
+    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+
+
 def write(models: Path) -> None:
     """Put one of each into ComfyUI's models folder."""
-    for name, weights in ((DIT, dit_weights()), (VAE, vae_weights()), (TEXT, text_weights())):
+    everything = {DIT: dit_weights(), EXPERT: dit_weights(6, 36), VAE: vae_weights(), TEXT: text_weights()}
+    for name, weights in (everything | {HIGH: lora_weights(7), LOW: lora_weights(8)}).items():
         path = models / FOLDERS[name] / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, path, metadata=dit_metadata() if name == DIT else None)
+        metadata = dit_metadata(causal=name == DIT) if FOLDERS[name] == "diffusion_models" else None
+        save_file(weights, path, metadata=metadata)

@@ -23,6 +23,7 @@ from longreel.film.reel import Reel, load_reel, save_reel
 from longreel.film.storyboard import parse_shot, parse_storyboard
 from longreel.host.image_to_video import kind_of, split_steps
 from longreel.host.miniature_clip import load_miniature_clip
+from longreel.host.pictures import fingerprint_files
 from longreel.host.progress import Progress
 from longreel.host.reel_frames import film_frames
 from longreel.host.streaming_vae import encode_image
@@ -265,6 +266,10 @@ def test_shots_name_their_references(pair: FirstFrameEngine):
     room = torch.from_numpy(file[None, ..., :3] / 255.0).float()
     wanted = compose([pair.cast[1], from_file], room, "auto", (WIDTH, HEIGHT)).picture
     assert torch.equal(pair.picture(shot), wanted)
+    # Film Shot is run again when a file changes, the plate's too.
+    before = fingerprint_files(shot.references)
+    Image.new("RGB", (8, 8)).save(Path(folder_paths.input_directory) / "room.png")
+    assert fingerprint_files(shot.references) != before
     everybody = compose(pair.cast, pair.plate, "auto", (WIDTH, HEIGHT)).picture
     assert torch.equal(pair.picture(parse_shot("A red ball.")), everybody)
 

@@ -18,6 +18,7 @@ from longreel.film.first_frame import FirstFrameError, Reference
 from longreel.film.first_frame.values import MAX_PIXELS
 from longreel.nodes.cast import LongreelFirstFrameComposer, LongreelReference
 from longreel.nodes.first_frame import LongreelFirstFramePrompt, LongreelTrimTransition
+from longreel.nodes.miniature import LongreelMiniaturePicture
 from PIL import Image
 
 import nodes as core_nodes
@@ -244,3 +245,15 @@ def test_trim_reports_where_and_draws_it():
     row = plot[0, 40]
     orange = (row - torch.tensor([255, 227, 214]) / 255).abs().sum(-1) < 0.01
     assert int(orange.nonzero().max()) == pytest.approx(32 + 6.5 / 36 * 576, abs=4)
+
+
+def test_miniature_pictures_can_be_cast():
+    character, mask, plate = LongreelMiniaturePicture.execute("red", "ball", "crown", "beach").args
+    assert character.shape == plate.shape == (1, 64, 64, 3)
+    made, _, _ = refer(character, mask).args
+    assert made.warnings == ()
+    outside = mask == 0
+    assert torch.allclose(character[outside], plate[outside], atol=0.02)
+    assert not torch.allclose(character[~outside], plate[~outside], atol=0.2)
+    (box,) = compose([made], plate, size=(64, 64)).args[3][0]
+    assert box["height"] > 20
