@@ -25,6 +25,7 @@ from ..film.first_frame import (
     Cut,
     Described,
     FirstFrameError,
+    FirstFramePrompt,
     LayoutKind,
     Reference,
     build_prompt,
@@ -169,7 +170,8 @@ class FirstFrameEngine:
     def check(self) -> None:
         """Refuse models and settings that cannot film.
 
-        Raises EngineError, FirstFrameError, UnsupportedModelError or UnsupportedVaeError, ValueErrors of one sentence.
+        Raises EngineError, FirstFrameError, UnsupportedModelError, UnsupportedVaeError or the text encoder's own error
+        for `negative`, ValueErrors of one sentence.
         """
         kinds = {kind_of(expert) for expert in self._experts}
         wan_vae_version(self.vae)
@@ -186,6 +188,7 @@ class FirstFrameEngine:
                 raise EngineError(
                     f"A {name} of {pixels} does not fit this model: set a multiple of {self.cell} such as {near}."
                 )
+        self.clip.tokenize(self.negative)
         if self.low_model is None:
             return
         if kinds != {"concat"}:
@@ -210,7 +213,7 @@ class FirstFrameEngine:
             raise EngineError(
                 "A shot filmed from a first frame has one prompt: put the others into shots of their own."
             )
-        self.clip.tokenize(self._prompt(shot))
+        self.clip.tokenize(self._prompt(shot).text)
 
     def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor:
         """The first frame of a shot, [1, H, W, 3] in 0..1: the one given, or its references, composed."""
@@ -252,15 +255,15 @@ class FirstFrameEngine:
             raise FirstFrameError(f"A shot has one background plate and this has {len(plates)}: keep one.")
         return load_picture(plates[0]) if plates else self.plate
 
-    def _prompt(self, shot: Shot) -> str:
+    def _prompt(self, shot: Shot) -> FirstFramePrompt:
         """The shot's prompt, with the trigger in front and the looks of its references where they are known."""
         text = shot.prompts[0].text
         if not self.trigger.strip():
-            return text
+            return FirstFramePrompt(text)
         # Without either, the shot has a first frame that was composed elsewhere.
         cast = self._cast_of(shot) if shot.references or self.cast else []
         described = [Described(reference.name, reference.description) for reference in cast]
-        return build_prompt(text, described, trigger=self.trigger).text
+        return build_prompt(text, described, trigger=self.trigger)
 
     # Filming
 
@@ -276,11 +279,14 @@ class FirstFrameEngine:
         check_layout(reel, self.layout())
         plan = plan_shot(reel.shots, shot, self.clock)
         first_frame = self.picture(shot) if picture is None else picture
+        prompt = self._prompt(shot)
+        for warning in prompt.warnings:
+            logging.warning("Longreel, prompt: %s", warning)
         start = start_from(
             kind_of(self.model),
             first_frame,
             self.vae,
-            self._encode(self._prompt(shot)),
+            self._encode(prompt.text),
             self._encode(self.negative),
             (self.width, self.height),
             self.clock.frames(plan.latent_frames),

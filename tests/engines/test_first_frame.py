@@ -315,6 +315,7 @@ def test_steps_are_those_that_are_counted(pair: FirstFrameEngine):
     ("change", "message"),
     [
         ({"width": 72}, "width of 72 does not fit this model: set a multiple of 16 such as 64"),
+        ({"negative": "A purple unicorn."}, "does not know 'unicorn'"),
         ({"step_count": 1}, "None of 1 steps is left to the low-noise model"),
         ({"boundary": 0.0001}, "left to the low-noise model"),
     ],
