@@ -155,6 +155,12 @@ class FilmedShot:
         value: Mapping[str, Any] = self.meta.get("memory", {})
         return value
 
+    @property
+    def lead(self) -> int:
+        """Frames at the beginning of the take, which it then begins, that are not shown."""
+        value: int = self.meta.get("transition", {}).get("lead", 0)
+        return value
+
     def memory(self) -> dict[str, torch.Tensor]:
         """Tensors of the group `memory` as they were after this shot, on the CPU; empty if there are none."""
         return self.file.group("memory")

@@ -2,7 +2,8 @@
 
 A take is a cut and the shots that continue it. It is decoded in one stream: its first latent frame gives one frame,
 each later one `compression` frames. Engines film whole blocks, so a take usually covers a little more than was planned;
-the surplus is trimmed at the take's end and nowhere else, so motion within a take never jumps.
+the surplus is trimmed at the take's end, so motion within a take never jumps. An engine whose takes begin with frames
+that are no part of the film (a composed first frame and what dissolves out of it) has them trimmed there: its lead.
 
 The film keeps to the storyboard's clock: shot n ends at the frame nearest to the sum of the planned seconds up to it.
 So lengths never drift, however many shots there are, and a shot's frames depend only on it and the shots before it.
@@ -45,11 +46,13 @@ class Clock:
     """How time is counted.
 
     fps: frames a second. compression: frames to each latent frame of a take but its first. block: latent frames of one.
+    lead: frames at the beginning of each take that are filmed and not shown.
     """
 
     fps: float
     compression: int
     block: int
+    lead: int = 0
 
     def frames(self, latent_frames: int) -> int:
         """Frames that a take of so many latent frames decodes to."""
@@ -76,6 +79,8 @@ class Footage(Protocol):
     def frames(self) -> int: ...
     @property
     def take_start(self) -> bool: ...
+    @property
+    def lead(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ class ShotPlan:
     """What to film for a shot.
 
     latent_frames: to film, whole blocks, at least one. frames: of the finished film that belong to the shot, at least
-    one. take_start: it begins a take. take_latents, take_frames: latent frames and shown frames of its take before it.
+    one. take_start: it begins a take. take_latents, take_frames: latent frames and frames of its take before it. lead:
+    how many of the latter are its own and not shown, 0 unless it begins a take.
     """
 
     seconds: float
@@ -92,6 +98,7 @@ class ShotPlan:
     take_start: bool
     take_latents: int
     take_frames: int
+    lead: int = 0
 
 
 def plan_shot(filmed: Sequence[Footage], shot: Shot, clock: Clock) -> ShotPlan:
@@ -113,12 +120,13 @@ def plan_shot(filmed: Sequence[Footage], shot: Shot, clock: Clock) -> ShotPlan:
     frames = max(1, end - sum(part.frames for part in filmed))
     before = () if take_start else _last_take(filmed)
     take_latents = sum(part.latent_frames for part in before)
-    take_frames = sum(part.frames for part in before)
+    lead = clock.lead if take_start else 0
+    take_frames = lead + sum(part.lead + part.frames for part in before)
     missing = clock.latent_frames(take_frames + frames) - take_latents
     # A short shot may lie in the surplus of the shot before it. It still films a block: its prompt must reach the
     # film's memory, and every filmed shot holds something.
     blocks = max(1, ceil(Fraction(missing, clock.block)))
-    return ShotPlan(shot.seconds, blocks * clock.block, frames, take_start, take_latents, take_frames)
+    return ShotPlan(shot.seconds, blocks * clock.block, frames, take_start, take_latents, take_frames, lead)
 
 
 def plan_story(shots: Sequence[Shot], clock: Clock, filmed: Sequence[Footage] = ()) -> tuple[ShotPlan, ...]:
@@ -136,14 +144,15 @@ def plan_story(shots: Sequence[Shot], clock: Clock, filmed: Sequence[Footage] = 
 class Take:
     """Shots that decode in one stream.
 
-    shots: their indices. latent_frames: of all of them. frames: shown, from the take's first; the others are trimmed.
-    start: the finished film's frame at which it begins.
+    shots: their indices. latent_frames: of all of them. frames: shown, in one piece; the others are trimmed. start: the
+    finished film's frame at which it begins. lead: frames before the first that is shown.
     """
 
     shots: range
     latent_frames: int
     frames: int
     start: int
+    lead: int = 0
 
 
 def takes(filmed: Sequence[Footage]) -> tuple[Take, ...]:
@@ -152,17 +161,17 @@ def takes(filmed: Sequence[Footage]) -> tuple[Take, ...]:
     for i, part in enumerate(filmed):
         if part.take_start:
             start = result[-1].start + result[-1].frames if result else 0
-            result.append(Take(range(i, i + 1), part.latent_frames, part.frames, start))
+            result.append(Take(range(i, i + 1), part.latent_frames, part.frames, start, part.lead))
         else:
             last = result[-1]
             latent_frames, frames = last.latent_frames + part.latent_frames, last.frames + part.frames
-            result[-1] = Take(range(last.shots.start, i + 1), latent_frames, frames, last.start)
+            result[-1] = Take(range(last.shots.start, i + 1), latent_frames, frames, last.start, last.lead)
     return tuple(result)
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Frames start .. stop (exclusive) of a take, counted from the take's first."""
+    """Frames start .. stop (exclusive) of a take, counted from the first that it decodes to."""
 
     take: Take
     start: int
@@ -175,7 +184,7 @@ def stretches(all_takes: Sequence[Take], start: int = 0, stop: int | None = None
         first = max(start - take.start, 0)
         last = take.frames if stop is None else min(stop - take.start, take.frames)
         if first < last:
-            yield Stretch(take, first, last)
+            yield Stretch(take, take.lead + first, take.lead + last)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from .paths import input_file
 
+PLATE = "plate="
+"""Begins the name of a shot's reference that is its background plate: `references: mug; plate=kitchen.png`."""
+
 
 class PictureError(ValueError):
     """A file that is no picture; the message is one sentence that says which."""
@@ -24,9 +27,18 @@ def load_picture(name: str) -> Tensor:
 
     Raises ValueError if there is no such file and PictureError if it holds no picture.
     """
+    return _load(name, "RGB")
+
+
+def load_cut_out(name: str) -> Tensor:
+    """As `load_picture`, with its opacity as a fourth channel: [1, H, W, 4], 1 where it is opaque."""
+    return _load(name, "RGBA")
+
+
+def _load(name: str, mode: str) -> Tensor:
     try:
         picture = node_helpers.pillow(ImageOps.exif_transpose, node_helpers.pillow(Image.open, input_file(name)))
-        return as_image(picture)
+        return as_image(picture.convert(mode))
     except (OSError, UnidentifiedImageError) as error:
         raise PictureError(f"{name!r} is not a picture that can be read: choose a PNG, JPEG or WebP file.") from error
 
@@ -43,12 +55,12 @@ def fingerprint_files(names: Iterable[str]) -> str:
     for name in names:
         digest.update(name.encode())
         try:
-            digest.update(input_file(name).read_bytes())
+            digest.update(input_file(name.removeprefix(PLATE)).read_bytes())
         except (OSError, ValueError):
             digest.update(b"absent")
     return digest.hexdigest()
 
 
 def as_image(picture: Image.Image) -> Tensor:
-    """A Pillow picture as ComfyUI's IMAGE, [1, H, W, 3] in 0..1."""
-    return torch.from_numpy(numpy.array(picture.convert("RGB"), dtype=numpy.float32) / 255.0)[None]
+    """A Pillow picture, RGB or RGBA, as ComfyUI's IMAGE: [1, H, W, C] in 0..1."""
+    return torch.from_numpy(numpy.array(picture, dtype=numpy.float32) / 255.0)[None]

@@ -73,9 +73,16 @@ class Progress:
         self._frame, self._frames = 0, frames
         self._say(f"frame 0/{frames}", always=True)
 
-    def step(self) -> None:
-        """Count one denoising call. Raises ComfyUI's InterruptProcessingException, as do the other counting calls."""
-        self._advance(1, None)
+    def step(self, latents: Tensor | None = None) -> None:
+        """Count one denoising call. Raises ComfyUI's InterruptProcessingException, as do the other counting calls.
+
+        Args:
+            latents: what the call made, where a shot is denoised as a whole; previewed as in `block_done`.
+        """
+        picture = None
+        if latents is not None and self._previewer is not None and self._preview_due():
+            picture = self._previewer(latents)
+        self._advance(1, picture)
 
     def skip(self, steps: int) -> None:
         """Count steps that need not be done, for example those of a shot that is reused."""

@@ -9,7 +9,6 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..host.paths import register_model_folders
-from .checkpoint import LongreelLoadCausalCheckpoint
 from .cache import LongreelAddReferences, LongreelDualCache, LongreelRetrieveKeyframes
 from .cache_engine import LongreelCacheGuidedEngine, LongreelFilmWeaverLora, LongreelKeyframeClip
 from .cache_film import (
@@ -18,10 +17,15 @@ from .cache_film import (
     LongreelForkReel,
     LongreelStartFromVideo,
 )
+from .cast import LongreelFirstFrameComposer, LongreelReference
+from .checkpoint import LongreelLoadCausalCheckpoint
 from .engines import LongreelCausalEngine
 from .film import LongreelFilmShot, LongreelFilmStoryboard
+from .first_frame import LongreelFirstFramePrompt, LongreelTrimTransition
+from .first_frame_engine import LongreelFirstFrameEngine
+from .first_frame_models import LongreelExpertSwitch, LongreelFirstFrameLora
 from .memory import LongreelMemoryView, LongreelPinMemory, LongreelRetrieveMemory
-from .miniature import LongreelMiniatureTextEncoder
+from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
 from .sampler import LongreelCausalSampler
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
@@ -30,13 +34,21 @@ from .video import LongreelReelToVideo
 NODES: list[type[io.ComfyNode]] = [
     LongreelStoryboard,
     LongreelStoryboardFromFile,
+    LongreelReference,
+    LongreelFirstFrameComposer,
+    LongreelFirstFramePrompt,
+    LongreelTrimTransition,
     LongreelMiniatureTextEncoder,
+    LongreelMiniaturePicture,
     LongreelLoadCausalCheckpoint,
     LongreelCausalEngine,
     LongreelCausalSampler,
     LongreelKeyframeClip,
     LongreelFilmWeaverLora,
     LongreelCacheGuidedEngine,
+    LongreelFirstFrameLora,
+    LongreelExpertSwitch,
+    LongreelFirstFrameEngine,
     LongreelAddReferences,
     LongreelStartFromVideo,
     LongreelFilmShot,

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..film.first_frame import MAX_REFERENCES, Reference
 from ..film.memory import MEMFLOW, PRESETS, MemorySettings
 
 CATEGORY = "Longreel"
@@ -14,6 +15,7 @@ StoryboardSocket = io.Custom("LONGREEL_STORYBOARD")
 EngineSocket = io.Custom("LONGREEL_ENGINE")
 ReelSocket = io.Custom("LONGREEL_REEL")
 KeyframeClipSocket = io.Custom("LONGREEL_KEYFRAME_CLIP")
+ReferenceSocket = io.Custom("LONGREEL_REFERENCE")
 
 _CUSTOM = "custom"
 
@@ -27,6 +29,19 @@ def project_input(default: str) -> io.String.Input:
         "restart, as long as it and the shots before it are unchanged. Another name films everything anew; an empty "
         "one keeps shots only while ComfyUI runs.",
     )
+
+
+def references_input(tooltip: str, least: int) -> io.Autogrow.Input:
+    """Sockets for 1 to 8 references, one more than are connected; read the value with references_of()."""
+    names = [f"reference_{number}" for number in range(1, MAX_REFERENCES + 1)]
+    template = io.Autogrow.TemplateNames(ReferenceSocket.Input("reference", tooltip=tooltip), names=names, min=least)
+    return io.Autogrow.Input("references", template=template, tooltip=tooltip)
+
+
+def references_of(value: dict[str, Reference | None] | None) -> list[Reference]:
+    """The references that are connected, in the order of their sockets."""
+    numbered = sorted((value or {}).items(), key=lambda item: int(item[0].rpartition("_")[2]))
+    return [reference for _, reference in numbered if reference is not None]
 
 
 def loop_input() -> io.Combo.Input:

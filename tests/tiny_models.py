@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 
 DIT, VAE, TEXT = "tiny-dit.safetensors", "tiny-vae.safetensors", "longreel-miniature-tiny.safetensors"
 CLIP, LORA = "tiny/open_clip_model.safetensors", "tiny-cache-lora.safetensors"
-FOLDERS = {DIT: "diffusion_models", VAE: "vae", TEXT: "text_encoders"}
+EXPERT, HIGH, LOW = "tiny-expert.safetensors", "tiny-high-noise-lora.safetensors", "tiny-low-noise-lora.safetensors"
+FOLDERS = {DIT: "diffusion_models", EXPERT: "diffusion_models", VAE: "vae", TEXT: "text_encoders"}
+FOLDERS |= {HIGH: "loras", LOW: "loras"}
 TEXT_WIDTH = 128
 
 _DIT = {
@@ -44,9 +46,9 @@ def random_weights(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]
     return weights
 
 
-def dit_weights(seed: int = 1, in_dim: int = 16) -> dict[str, torch.Tensor]:
-    """A causal Wan; in_dim 36 makes an image-to-video one, which has the same layers but the first."""
-    return random_weights(CausalWanModel(in_dim=in_dim, **_DIT), seed)
+def dit_weights(seed: int = 1, in_dim: int = 16, out_dim: int = 16) -> dict[str, torch.Tensor]:
+    """A causal Wan; in_dim 36 makes an image-to-video one, which has the same layers but the first, and 48 a 2.2 5B."""
+    return random_weights(CausalWanModel(in_dim=in_dim, out_dim=out_dim, **_DIT), seed)
 
 
 def wan_weights(layers: int = 2, channels: int = 16, vace: bool = False) -> dict[str, torch.Tensor]:
@@ -109,12 +111,21 @@ def write_clip(folder: Path) -> Path:
     return path
 
 
+def rank_one_weights(seed: int) -> dict[str, torch.Tensor]:
+    """A rank-1 LoRA of one layer."""
+    generator = torch.Generator().manual_seed(seed)
+    name, (rows, columns) = "diffusion_model.blocks.0.ffn.0", (_DIT["ffn_dim"], _DIT["dim"])
+    down, up = torch.randn(1, columns, generator=generator), torch.randn(rows, 1, generator=generator)
+    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+
+
 def write(models: Path) -> None:
-    """Put one of each into ComfyUI's models folder, and what films with caches."""
-    for name, weights in ((DIT, dit_weights()), (VAE, vae_weights()), (TEXT, text_weights())):
+    """Put one of each into ComfyUI's models folder."""
+    everything = {DIT: dit_weights(), EXPERT: dit_weights(6, 36), VAE: vae_weights(), TEXT: text_weights()}
+    for name, weights in (everything | {HIGH: rank_one_weights(7), LOW: rank_one_weights(8)}).items():
         path = models / FOLDERS[name] / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, path, metadata=dit_metadata() if name == DIT else None)
+        metadata = dit_metadata(causal=name == DIT) if FOLDERS[name] == "diffusion_models" else None
+        save_file(weights, path, metadata=metadata)
     write_clip((models / "open_clip" / CLIP).parent)
-    (models / "loras").mkdir(exist_ok=True)
     save_file(lora_weights(), models / "loras" / LORA, metadata=FILMWEAVER.to_metadata())

@@ -9,6 +9,7 @@ Example:
     clip = trim_transition(frames, first.picture).frames
 """
 
+from .arrangement import Arrangement, parse_arrangement
 from .compose import Composition, compose
 from .layouts import MAX_ENLARGE, MAX_REFERENCES, Size, plan
 from .lora import (
@@ -21,6 +22,7 @@ from .lora import (
     to_core_keys,
     to_released_keys,
 )
+from .plot import plot_cut
 from .prompt import TRIGGER, Described, FirstFramePrompt, build_prompt, contradictions
 from .trim import COLLAGE_FRAMES, Cut, Trimmed, clean_frames, find_cut, request_length, trim_transition
 from .values import Box, FirstFrameError, Layout, LayoutKind, Placement, Reference
@@ -30,6 +32,7 @@ __all__ = [
     "MAX_ENLARGE",
     "MAX_REFERENCES",
     "TRIGGER",
+    "Arrangement",
     "Box",
     "Composition",
     "Cut",
@@ -52,7 +55,9 @@ __all__ = [
     "expert_of",
     "find_cut",
     "needs_conversion",
+    "parse_arrangement",
     "plan",
+    "plot_cut",
     "request_length",
     "target_modules",
     "to_core_keys",

@@ -167,6 +167,10 @@ class Reference:
         whole = (kept.width, kept.height) == (self.width, self.height)
         if not whole and (kept.x == 0 or kept.y == 0 or kept.right == self.width or kept.bottom == self.height):
             found.append(f"{self.title} touches the border of its picture: it is probably cut off.")
+        alpha = self.picture.getchannel("A")
+        corners = [alpha.getpixel((x, y)) for x in (0, self.width - 1) for y in (0, self.height - 1)]
+        if all(corner == 255 for corner in corners) and alpha.histogram()[0]:
+            found.append(f"{self.title} keeps all corners of its picture: its mask is probably the wrong way round.")
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:

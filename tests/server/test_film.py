@@ -13,6 +13,7 @@ import pytest
 import torch
 from longreel.film.project import ProjectStore
 from longreel.film.reel import load_reel
+from PIL import Image
 from safetensors.torch import load_file
 
 from .. import tiny_models
@@ -188,43 +189,60 @@ def test_model_is_as_if_untouched_in_core_nodes(studio: Server):
     assert torch.equal(load_file(saved())["latent_tensor"], alone)
 
 
-def on_the_miniature(prompt: Prompt) -> Prompt:
-    """A shipped prompt for released models with the miniature's loaders and words in their place."""
-    small: Prompt = json.loads(json.dumps(prompt))
-    for each in small.values():
-        inputs = each["inputs"]
-        if each["class_type"] == "LongreelLoadCausalCheckpoint":
-            inputs |= {"checkpoint": "longreel-miniature-dit.safetensors", "lora": "none"}
-        elif each["class_type"] == "CLIPLoader":
-            each |= {"class_type": "LongreelMiniatureTextEncoder"}
-            each["inputs"] = {"file": "longreel-miniature-text.safetensors"}
-        elif each["class_type"] == "VAELoader":
-            inputs["vae_name"] = "longreel-miniature-vae.safetensors"
-        elif each["class_type"] == "LongreelStoryboard":
-            inputs["text"] = re.sub(r"^[A-Z].*$", "A red ball walks at the beach.", inputs["text"], flags=re.MULTILINE)
-    return small
+STAND_INS = {
+    "longreel-miniature-dit.safetensors": tiny_models.DIT,
+    "longreel-miniature-vae.safetensors": tiny_models.VAE,
+    "longreel-miniature-text.safetensors": tiny_models.TEXT,
+    "wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors": tiny_models.EXPERT,
+    "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors": tiny_models.EXPERT,
+    "Wan22_FFGO-LoRA-HIGH_bf16.safetensors": tiny_models.HIGH,
+    "Wan22_FFGO-LoRA-LOW_bf16.safetensors": tiny_models.LOW,
+    "wan_2.1_vae.safetensors": tiny_models.VAE,
+    "ViT-L-14/open_clip_model.safetensors": tiny_models.CLIP,
+    "longreel-miniature-filmweaver.safetensors": tiny_models.LORA,
+}
+WORDS = {"CLIPTextEncode": ("text",), "LongreelFirstFramePrompt": ("action", "scene", "camera", "style")}
+"""What only a real text encoder reads; the miniature's stands in for it."""
 
 
 def shortened(prompt: Prompt) -> Prompt:
     """A shipped prompt on the tiny models, with all times and the picture made small."""
-    if any(each["class_type"] == "CLIPLoader" for each in prompt.values()):
-        prompt = on_the_miniature(prompt)
     text = json.dumps(prompt)
-    for kind, name in (("dit", tiny_models.DIT), ("vae", tiny_models.VAE), ("text", tiny_models.TEXT)):
-        text = text.replace(f"longreel-miniature-{kind}.safetensors", name)
-    text = text.replace("ViT-L-14/open_clip_model.safetensors", tiny_models.CLIP)
-    text = text.replace("longreel-miniature-filmweaver.safetensors", tiny_models.LORA)
+    for name, tiny in STAND_INS.items():
+        text = text.replace(name, tiny)
     text = re.sub(r"seconds: (\d+)", lambda match: f"seconds: {max(int(match[1]) / 20, 0.1)}", text)
     text = re.sub(r"\[(\d+)s\]", lambda match: f"[{int(match[1]) / 20}s]", text)
     small: Prompt = json.loads(text.replace('"seconds_per_prompt": 5', '"seconds_per_prompt": 0.25'))
     for each in small.values():
         each["inputs"] |= {key: 32 for key in ("width", "height") if key in each["inputs"]}
         each["inputs"] |= {"length": 9} if "length" in each["inputs"] else {}
+    if any(each["class_type"] == "CLIPLoader" for each in small.values()):
+        speak_miniature(small)
     return small
+
+
+def speak_miniature(prompt: Prompt) -> None:
+    """Put the miniature's text encoder, and words it knows, into a prompt made for umt5."""
+    for each in prompt.values():
+        kind, inputs = each["class_type"], each["inputs"]
+        inputs |= {name: "A ball walks." for name in WORDS.get(kind, ()) if isinstance(inputs[name], str)}
+        inputs |= {"trigger": "The same character."} if "trigger" in inputs else {}
+        if kind == "CLIPLoader":
+            each |= node("LongreelMiniatureTextEncoder", file=tiny_models.TEXT)
+        if kind == "LongreelReference":
+            inputs |= {"name": "ball", "description": ""}
+        if kind == "LongreelLoadCausalCheckpoint":
+            inputs |= {"checkpoint": tiny_models.DIT, "lora": "none"}
+        if kind == "LongreelStoryboard":
+            inputs["text"] = re.sub(r"^[A-Z].*$", "A red ball walks.", inputs["text"], flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("file", sorted(PROMPTS.glob("*.json")), ids=lambda file: file.stem)
 def test_shipped_prompt_runs(studio: Server, file: Path):
+    # Load Image's picture in a fresh ComfyUI, here with something cut out of it.
+    picture = Image.new("RGBA", (64, 48), "red")
+    picture.paste((0, 0, 0, 0), (0, 0, 20, 48))
+    picture.save(studio.base / "input" / "example.png")
     outcome = studio.queue(shortened(json.loads(file.read_text(encoding="utf-8"))))
     assert outcome.succeeded, outcome.error["exception_message"]
     videos = [studio.path_of(shown) for shown in outcome.files() if shown["filename"].endswith(".mp4")]
