@@ -1,5 +1,5 @@
 """``python -m longreel.training``: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges
-them.
+them; ``cast-data`` and ``cast-lora`` teach a model to film a cast given in the first frame.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from . import cast_command
 from .miniature import MiniatureRecipe, start_comfyui, train_miniature
 
 PACK = Path(__file__).resolve().parent.parent
@@ -39,10 +40,16 @@ def main() -> None:
     judge.add_argument("--bidirectional", action="store_true", help="also film with core's sampler, all frames at once")
     judge.add_argument("--strips", type=Path, default=None, help="folder for strips of frames")
     judge.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
+    cast_command.add_data_arguments(recipes.add_parser("cast-data", help="clips with a cast in the first frame (FFGo)"))
+    cast_command.add_lora_arguments(recipes.add_parser("cast-lora", help="a LoRA that films a cast, from such clips"))
     chosen = parser.parse_args()
-    if chosen.threads:
+    if getattr(chosen, "threads", 0):
         torch.set_num_threads(chosen.threads)
-    if chosen.recipe == "miniature":
+    if chosen.recipe == "cast-data":
+        cast_command.run_data(chosen)
+    elif chosen.recipe == "cast-lora":
+        cast_command.run_lora(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "miniature":
         train_miniature(scaled(MiniatureRecipe(), chosen.effort), chosen.folder, chosen.weights, chosen.curves)
     else:
         _evaluate(chosen)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 WAN_LAYERS = r"blocks\.\d+\..*|time_projection\.1"
@@ -179,7 +179,8 @@ def save_lora(adapter: Adapter, path: Path, metadata: Mapping[str, str], *, dtyp
     own = {"rank": str(first.down.shape[0]), "alpha": f"{first.alpha:g}"}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={**metadata, **own})
+    # Not save_file, whose files only their owner may read: a server often runs as somebody else.
+    part.write_bytes(save(tensors, {**metadata, **own}))
     part.replace(path)
     return path
 

@@ -1,0 +1,94 @@
+"""From nothing to a LoRA that core loads, with the two commands, on models of a few thousand weights."""
+
+from __future__ import annotations
+
+import argparse
+
+import comfy.sd
+import pytest
+import torch
+from longreel.training import cast_command
+from longreel.training.export import FILES
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from .. import tiny_models
+
+
+def arguments(add, line):
+    parser = argparse.ArgumentParser()
+    add(parser)
+    return parser.parse_args(line.split())
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    for name, tensors in (
+        ("dit", tiny_models.dit_weights()),
+        ("vae", tiny_models.vae_weights()),
+        ("text", tiny_models.text_weights()),
+    ):
+        path = folder / FILES[name]
+        path.parent.mkdir(parents=True)
+        save_file(tensors, path, metadata=tiny_models.dit_metadata() if name == "dit" else None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    line = f"--world 4 --frames 9 --folder {folder}"
+    cast_command.run_data(arguments(cast_command.add_data_arguments, line))
+    return folder
+
+
+def train(data, folder, weights, more=""):
+    line = f"--data {data} --folder {folder} --frames 9 --rank 4 --batch 2 --steps 4 --save-every 2 {more}"
+    cast_command.run_lora(arguments(cast_command.add_lora_arguments, line), weights)
+
+
+def test_a_dataset_becomes_a_lora_that_core_loads(data, weights, tmp_path, capsys):
+    train(data, tmp_path, weights, "--sample-every 2")
+    told = capsys.readouterr().out
+    assert told.index("encoded 4/4") < told.index("Memory: base") < told.index("lora: step 4")
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {f"step-00000{n}.png" for n in (0, 2, 4)}
+    with safe_open(tmp_path / "lora.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["base"] == "longreel-miniature-dit"
+    assert (metadata["rank"], metadata["expert"], metadata["frames"], metadata["clips"]) == ("4", "both", "9", "4")
+    base = comfy.sd.load_diffusion_model(str(weights / FILES["dit"]))
+    patched, _ = comfy.sd.load_lora_for_models(base, None, load_file(tmp_path / "lora.safetensors"), 1.0, 0.0)
+    assert len(patched.patches) == 11
+
+    # The same command again: nothing is encoded or trained twice.
+    train(data, tmp_path, weights, "--sample-every 0")
+    again = capsys.readouterr().out
+    assert "encoded" not in again
+    assert "continuing at step 4 of 4" in again
+
+
+def test_what_is_encoded(data, weights, tmp_path):
+    train(data, tmp_path, weights, "--steps 1 --sample-every 0")
+    files = sorted((tmp_path / "encoded").glob("*.safetensors"))
+    assert len(files) == 4
+    first, second = (load_file(path) for path in files[:2])
+    assert set(first) == {"latents", "text"}
+    assert first["latents"].shape == (16, 3, 8, 8)
+    assert first["text"].shape == (48, 128)
+    assert not torch.equal(first["latents"][:, 0], second["latents"][:, 0])
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("--model somewhere.safetensors", "needs its --text encoder"),
+        ("--layers nowhere", "choose another module filter"),
+        ("--frames 13", "has 9 frames and 13 are needed"),
+        ("--size 60 64", "multiples of 16"),
+        ("--data /nowhere", "build the dataset first"),
+    ],
+)
+def test_one_sentence(data, weights, tmp_path, more, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        train(data, tmp_path, weights, more)
