@@ -43,7 +43,7 @@ def main() -> None:
     cast_command.add_data_arguments(recipes.add_parser("cast-data", help="clips with a cast in the first frame (FFGo)"))
     cast_command.add_lora_arguments(recipes.add_parser("cast-lora", help="a LoRA that films a cast, from such clips"))
     chosen = parser.parse_args()
-    if getattr(chosen, "threads", 0):
+    if chosen.threads:
         torch.set_num_threads(chosen.threads)
     if chosen.recipe == "cast-data":
         cast_command.run_data(chosen)

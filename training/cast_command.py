@@ -44,6 +44,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=81, help="frames taken of each clip, 1 more than a multiple of 4")
     parser.add_argument("--trigger", help="sentence that starts every caption; default the published one")
     parser.add_argument("--seed", type=int, default=0, help="small world: which clips")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
     parser.add_argument("--held-out", action="store_true", help="small world: combinations that training never shows")
 
 
@@ -95,6 +96,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-every", type=int, default=usual.save_every, help="steps between LoRA files, 0 never")
     parser.add_argument("--sample-every", type=int, default=usual.sample_every, help="steps between samples, 0 never")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
 def run_lora(chosen: argparse.Namespace, weights: Path) -> None:

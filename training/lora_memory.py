@@ -12,13 +12,10 @@ from torch import nn
 
 
 class Clip(Protocol):
-    """Anything with latents [C, F, h, w] and text [L, D]."""
+    """Anything with latents [C, F, h, w]."""
 
     @property
     def latents(self) -> torch.Tensor: ...
-
-    @property
-    def text(self) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)

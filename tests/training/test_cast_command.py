@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import comfy.sd
+import comfy.utils
 import pytest
 import torch
+from longreel.host.miniature_clip import load_miniature_clip
 from longreel.training import cast_command
+from longreel.training.cast_data import load_dataset, pixels_of
+from longreel.training.cast_encode import Encoders, encode_dataset
 from longreel.training.export import FILES
+from longreel.training.lora_recipe import first_frame_of
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -77,6 +84,28 @@ def test_what_is_encoded(data, weights, tmp_path):
     assert first["latents"].shape == (16, 3, 8, 8)
     assert first["text"].shape == (48, 128)
     assert not torch.equal(first["latents"][:, 0], second["latents"][:, 0])
+
+
+@torch.no_grad()
+def test_models_with_extra_channels_get_the_canvas_and_nothing_of_the_clip(data, weights, tmp_path):
+    base = comfy.sd.load_diffusion_model_state_dict(
+        {f"model.diffusion_model.{key}": value for key, value in tiny_models.dit_weights(in_dim=36).items()},
+        model_options={"dtype": torch.float32},
+        metadata=tiny_models.dit_metadata(causal=False),
+    )
+    assert first_frame_of(base.model.diffusion_model, 16) == "concat"
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / FILES["vae"])), dtype=torch.float32)
+    encoders = Encoders(base, load_miniature_clip(str(weights / FILES["text"])), vae, "tiny")
+    items = load_dataset(data)
+    mixed = [items[0], replace(items[1], canvas=items[0].canvas)]
+    one, other = encode_dataset(mixed, encoders, "concat", 9, None, tmp_path, say=print)
+    assert torch.equal(one.known, other.known)
+    assert not torch.equal(one.latents, other.latents)
+    canvas = pixels_of(Image.open(items[0].canvas))[None]
+    raw = vae.encode(torch.cat([canvas, torch.full((8, 64, 64, 3), 0.5)]))
+    assert torch.allclose(base.model.process_latent_in(raw)[0], one.known, atol=1e-5)
+    # The first latent is the first frame alone, so it is the same whether the clip or grey follows.
+    assert torch.allclose(one.known[:, 0], one.latents[:, 0], atol=1e-4)
 
 
 @pytest.mark.parametrize(
