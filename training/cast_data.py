@@ -26,6 +26,7 @@ from PIL import Image
 
 from ..film.first_frame import (
     TRIGGER,
+    Composition,
     Described,
     FirstFrameError,
     LayoutKind,
@@ -150,6 +151,12 @@ def load_dataset(folder: Path) -> list[CastItem]:
     return items
 
 
+def canvas_of(clip: CastClip, settings: CastSettings) -> Composition:
+    """The first frame of a clip: the published training layout, which needs a plate, else the composer's own."""
+    layout: LayoutKind = "auto" if clip.plate is None else "paper (training)"
+    return compose(clip.references, clip.plate, layout, (settings.width, settings.height))
+
+
 def read_frames(
     path: Path, count: int | None = None, size: tuple[int, int] | None = None
 ) -> tuple[torch.Tensor, float]:
@@ -197,8 +204,7 @@ def _build(source: CastSource, settings: CastSettings, folder: Path) -> dict[str
 
     clip = source.load()
     prompt = build_prompt(clip.caption, [], trigger=settings.trigger)
-    layout: LayoutKind = "auto" if clip.plate is None else "paper (training)"
-    drawn = compose(clip.references, clip.plate, layout, (settings.width, settings.height))
+    drawn = canvas_of(clip, settings)
     described = [Described(reference.name, reference.description) for reference in clip.references]
     warnings = [*prompt.warnings, *contradictions(clip.caption, described), *drawn.warnings]
     if clip.plate is not None and _alike(clip.plate, clip.frames[0]):
