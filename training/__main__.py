@@ -1,5 +1,6 @@
 """``python -m longreel.training``: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges
-them.
+them; ``cast-data`` and ``cast-lora`` teach a model to film a cast given in the first frame, ``cast-judge``
+judges that.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from . import cast_command, cast_judge
 from .miniature import MiniatureRecipe, start_comfyui, train_miniature
 
 PACK = Path(__file__).resolve().parent.parent
@@ -40,12 +42,21 @@ def main() -> None:
     judge.add_argument("--bidirectional", action="store_true", help="also film with core's sampler, all frames at once")
     judge.add_argument("--strips", type=Path, default=None, help="folder for strips of frames")
     judge.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
+    cast_command.add_data_arguments(recipes.add_parser("cast-data", help="clips with a cast in the first frame (FFGo)"))
+    cast_command.add_lora_arguments(recipes.add_parser("cast-lora", help="a LoRA that films a cast, from such clips"))
+    cast_judge.add_judge_arguments(recipes.add_parser("cast-judge", help="what such a LoRA does for the miniature"))
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     if chosen.recipe == "miniature":
         recipe = scaled(MiniatureRecipe(), chosen.effort)
         train_miniature(recipe, chosen.folder, chosen.weights, chosen.curves, start_from=chosen.start_from)
+    elif chosen.recipe == "cast-data":
+        cast_command.run_data(chosen)
+    elif chosen.recipe == "cast-lora":
+        cast_command.run_lora(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "cast-judge":
+        cast_judge.run_judge(chosen, PACK / "miniature" / "weights")
     else:
         _evaluate(chosen)
 

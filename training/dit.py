@@ -1,26 +1,14 @@
 """The miniature's Wan DiT and its text encoder, trained together once in mixed modes.
 
-One network serves text-to-video, causal rollout and a given first frame, because Wan takes a noise level per frame. A
-training sequence is a list of latent frames, each clean (noise level 0, as the rollout's memory holds them) or noisy
-(what is learned), with a mask that says which frame sees which. Five layouts are mixed:
-
-* ``opening``: the first block of a take alone, many takes in a batch: what the words mean is learned here;
-* ``clip``: a whole take, every frame at the same noise level, everybody sees everybody (text to video, image to video);
-* ``start``: a take from its first block on; noisy blocks see the clean sink, the clean window and themselves;
-* ``middle``: the same from the middle of a take whose sink lies any distance back;
-* ``story``: a new take after a cut; it sees the film's first block and remembered frames of an earlier take, no window.
-
-Clean frames see what they see in a rollout's clean pass. Their latents carry a little noise, so that a long rollout
-forgives its own errors (the cure of drift that needs no rollout in training).
-
-A tenth of the sequences reads no prompt, which gives core's sampler a negative to guide with.
+One network serves text-to-video, causal rollout and a given first frame, because Wan takes a noise level per frame;
+``training.sequences`` says what a training sequence is. A tenth of the sequences reads no prompt, which gives core's
+sampler a negative to guide with.
 """
 
 from __future__ import annotations
 
-import math
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..miniature.text import TextEncoder
-from .latents import LATENTS, Stories
+from .latents import Stories
 from .loop import Metrics, Schedule, train
+from .sequences import Batch, draw_batch
 
-BLOCK = 3
-SINK = 3
-WINDOW = 12
-"""Frames of a rollout's memory: a block, the sink, and the newest frames with sink and current block counted
-(MemFlow's values).
-"""
-CONTEXT_NOISE = 0.15
-_OPENINGS = 7
-_CHARACTER_WEIGHT = 4.0
 _WORDLESS = 0.1
 
 
@@ -59,98 +39,6 @@ class DitRecipe:
     rate: float = 1e-3
     muon_rate: float = 2e-3
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Layout:
-    """F frames of one training sequence.
-
-    ``take`` and ``frame`` say which latent frame of a story it is, ``position`` its place on the film's time axis,
-    ``noisy`` whether it is learned, ``fixed`` whether its caption stays as it was, ``sees`` [F, F] who reads whom.
-    """
-
-    take: torch.Tensor
-    frame: torch.Tensor
-    position: torch.Tensor
-    noisy: torch.Tensor
-    fixed: torch.Tensor
-    sees: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Block:
-    take: int
-    first: int
-    position: int
-    role: str  # "sink", "bank", "past" or "noisy"
-
-
-def _blocks_layout(blocks: list[_Block]) -> Layout:
-    """Who sees whom in a rollout: sink, first frames of bank blocks, the window's newest frames, and the own block."""
-    take, frame, position, role, owner = [], [], [], [], []
-    for index, block in enumerate(blocks):
-        for offset in range(BLOCK):
-            take.append(block.take)
-            frame.append(block.first + offset)
-            position.append(block.position + offset)
-            role.append(block.role)
-            owner.append(index)
-    count = len(frame)
-    sees = torch.zeros(count, count, dtype=torch.bool)
-    reach = WINDOW - SINK - BLOCK
-    for q in range(count):
-        me = blocks[owner[q]]
-        for k in range(count):
-            other = blocks[owner[k]]
-            if owner[q] == owner[k]:
-                sees[q, k] = True
-            elif other.role == "noisy" or other.position >= me.position:
-                continue
-            elif other.role == "sink":
-                sees[q, k] = True
-            elif other.role == "bank":
-                sees[q, k] = frame[k] == other.first and me.role != "bank"
-            else:
-                sees[q, k] = me.take == other.take and me.position - position[k] <= reach
-    return Layout(
-        torch.tensor(take),
-        torch.tensor(frame),
-        torch.tensor(position),
-        torch.tensor([r == "noisy" for r in role]),
-        torch.tensor([r in ("sink", "bank") for r in role]),
-        sees,
-    )
-
-
-def _distance(rng: random.Random) -> int:
-    """How far back the sink lies beyond what the sequence shows: often 0, up to about 3,000 latent frames."""
-    return 0 if rng.random() < 0.4 else BLOCK * int(math.exp(rng.uniform(0, math.log(1000))))
-
-
-def draw_layout(rng: random.Random) -> tuple[str, Layout]:
-    """One of the five layouts, with the share of steps that each gets."""
-    kind = rng.choices(("opening", "clip", "start", "middle", "story"), (0.25, 0.15, 0.25, 0.2, 0.15))[0]
-    if kind in ("opening", "clip"):
-        count = BLOCK if kind == "opening" else LATENTS
-        every = torch.arange(count)
-        alike = torch.zeros_like(every)
-        yes = torch.ones(count, dtype=torch.bool)
-        return kind, Layout(alike, every, every, yes, ~yes, torch.ones(count, count, dtype=torch.bool))
-    if kind == "start":
-        clean = [_Block(0, f, f, "sink" if f == 0 else "past") for f in range(0, 12, BLOCK)]
-        noisy = [_Block(0, f, f, "noisy") for f in range(0, 15, BLOCK)]
-        return kind, _blocks_layout(clean + noisy)
-    if kind == "middle":
-        first = BLOCK * rng.randint(1, 2)
-        gap = _distance(rng)
-        clean = [_Block(0, f, f + gap, "past") for f in range(first, first + 12, BLOCK)]
-        noisy = [_Block(0, f, f + gap, "noisy") for f in range(first + 6, first + 15, BLOCK)]
-        return kind, _blocks_layout([_Block(0, 0, 0, "sink"), *clean, *noisy])
-    gap = LATENTS + _distance(rng)
-    bank = [_Block(0, f, f, "bank") for f in sorted(rng.sample(range(BLOCK, LATENTS, BLOCK), rng.randint(0, 2)))]
-    clean = [_Block(1, f, f + gap, "past") for f in range(0, 9, BLOCK)]
-    noisy = [_Block(1, f, f + gap, "noisy") for f in range(0, 12, BLOCK)]
-    return kind, _blocks_layout([_Block(0, 0, 0, "sink"), *bank, *clean, *noisy])
 
 
 class Miniature(nn.Module):
@@ -293,80 +181,6 @@ def _bias(mask: torch.Tensor | None, n: int, like: torch.Tensor) -> torch.Tensor
     if mask is None:
         return None
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, -torch.inf).repeat_interleave(n, -2)
-
-
-def _noise_levels(shape: tuple[int, ...]) -> torch.Tensor:
-    """Mostly where few-step sampling looks (shift 5), some of everything else."""
-    u = torch.rand(shape)
-    return torch.where(torch.rand(shape) < 0.75, 5 * u / (1 + 4 * u), u)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A training batch in the shape ``predict`` takes, with the clean latents, the noise and the loss weights."""
-
-    clean: torch.Tensor
-    noise: torch.Tensor
-    sigma: torch.Tensor
-    weight: torch.Tensor
-    tokens: torch.Tensor
-    caption: torch.Tensor
-    position: torch.Tensor
-    sees: torch.Tensor
-
-    def noised(self) -> torch.Tensor:
-        sigma = self.sigma[:, None, :, None, None]
-        return (1 - sigma) * self.clean + sigma * self.noise
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(**{part.name: getattr(self, part.name).to(device) for part in fields(self)})
-
-
-def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: int) -> tuple[str, Batch]:
-    """A batch of one layout: ``size`` sequences of ``stories``, or as many frames of ``openings``. Uses torch's global
-    generator for noise.
-    """
-    kind, layout = draw_layout(rng)
-    if kind == "opening":
-        stories, size = openings, size * _OPENINGS
-    count = len(layout.frame)
-    takes = stories.latents.shape[1]
-    chosen = torch.tensor([rng.randrange(len(stories)) for _ in range(size)])
-    order = torch.tensor([rng.randrange(takes) for _ in range(size)])[:, None] ^ layout.take[None]
-    frame = layout.frame[None].expand(size, -1)
-    clean = stories.latents[chosen[:, None], order, :, frame].float().transpose(1, 2)
-    weight = (1 + _CHARACTER_WEIGHT * stories.weights[chosen[:, None], order, frame].float())[:, None]
-
-    # Noisy blocks have a level each, whole clips one; clean frames are at 0.
-    whole = kind in ("opening", "clip")
-    groups = torch.zeros(count, dtype=torch.long) if whole else torch.arange(count) // BLOCK
-    sigma = _noise_levels((size, int(groups.max()) + 1))[:, groups] * layout.noisy
-    if kind in ("clip", "start"):
-        given = torch.rand(size) < 0.15
-        index = 0 if kind == "clip" else int(layout.noisy.nonzero()[0])
-        sigma[given, index] = 0
-        weight[given, :, index] = 0
-    weight = weight * layout.noisy[None, None, :, None, None]
-    spoil = CONTEXT_NOISE * torch.rand(size, 1, 1, 1, 1) * (torch.rand(size, 1, 1, 1, 1) < 0.8)
-    clean = torch.where(layout.noisy[None, None, :, None, None], clean, clean + spoil * torch.randn_like(clean))
-
-    # Two captions a sequence: before and after the change of action; in a story the earlier take's as well, and the
-    # new take's may say "the same character".
-    change = stories.change[chosen[:, None], order]
-    caption = (frame >= change).long()
-    if kind == "story":
-        second = order[:, -1]
-        says_same = (torch.rand(size) < 0.6).long() * 2
-        tokens = torch.stack(
-            [stories.tokens[chosen, 1 - second, 0], stories.tokens[chosen, second, says_same],
-             stories.tokens[chosen, second, 1]], dim=1)  # fmt: skip
-        caption = torch.where(layout.take[None] == 0, torch.zeros_like(caption), 1 + caption)
-    else:
-        tokens = stories.tokens[chosen, order[:, 0]][:, : 1 if kind == "opening" else 2]
-        recached = (torch.rand(size, 1) < 0.3) & ~layout.fixed[None] & ~layout.noisy[None]
-        caption = torch.where(recached, caption[:, -1:], caption)
-    position = layout.position[None].expand(size, -1)
-    return kind, Batch(clean, torch.randn_like(clean), sigma, weight, tokens, caption, position, layout.sees)
 
 
 def velocity(model: Miniature, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:

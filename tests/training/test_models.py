@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 from longreel.training import dit as recipe
-from longreel.training import loop, vae
+from longreel.training import loop, sequences, vae
 from longreel.training.export import export_dit, export_vae, read_dit, read_vae
 from longreel.training.latents import Stories
 
@@ -63,20 +63,20 @@ def test_the_dit_pass_equals_comfyuis():
 
 def test_layouts_show_a_noisy_block_what_a_rollout_would():
     for seed in range(60):
-        kind, layout = recipe.draw_layout(random.Random(seed))
+        kind, layout = sequences.draw_layout(random.Random(seed))
         noisy = layout.noisy.nonzero().flatten()
         if kind in ("opening", "clip"):
             assert layout.sees.all()
             continue
-        for q in noisy[:: recipe.BLOCK].tolist():
+        for q in noisy[:: sequences.BLOCK].tolist():
             seen = layout.sees[q]
-            own = torch.arange(q, q + recipe.BLOCK)
+            own = torch.arange(q, q + sequences.BLOCK)
             assert seen[own].all()
             others = seen.clone()
             others[own] = False
             assert not layout.noisy[others].any(), "noisy frames never see other noisy blocks"
             assert (layout.position[others] < layout.position[q]).all(), "nor the future"
-            assert others.sum() <= recipe.SINK + 2 + recipe.WINDOW - recipe.SINK - recipe.BLOCK
+            assert others.sum() <= sequences.SINK + 2 + sequences.WINDOW - sequences.SINK - sequences.BLOCK
             if layout.position[q] > 0:
                 assert layout.position[others].min() == 0, "the sink is always seen"
 
@@ -115,11 +115,11 @@ def stories(count, takes, frames):
 def test_batches_hold_what_their_layout_says():
     kinds = set()
     for step in range(40):
-        kind, batch = recipe.draw_batch(stories(4, 2, 21), stories(6, 1, 3), random.Random(step), 2)
+        kind, batch = sequences.draw_batch(stories(4, 2, 21), stories(6, 1, 3), random.Random(step), 2)
         kinds.add(kind)
-        sequences, frames = batch.sigma.shape
-        assert batch.clean.shape == (sequences, 16, frames, 8, 8)
-        assert sequences == (14 if kind == "opening" else 2), "openings are short: there are as many as fit"
+        count, frames = batch.sigma.shape
+        assert batch.clean.shape == (count, 16, frames, 8, 8)
+        assert count == (14 if kind == "opening" else 2), "openings are short: there are as many as fit"
         learned = batch.weight.amax(dim=(1, 3, 4)) > 0
         assert (batch.sigma[learned] > 0).all(), "what is learned is noisy"
         assert (batch.sigma[~learned] == 0).all(), "what is given is clean"

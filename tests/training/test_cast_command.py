@@ -1,0 +1,123 @@
+"""From nothing to a LoRA that core loads, with the two commands, on models of a few thousand weights."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from longreel.host.miniature_clip import load_miniature_clip
+from longreel.training import cast_command
+from longreel.training.cast_data import load_dataset, pixels_of
+from longreel.training.cast_encode import Encoders, encode_dataset
+from longreel.training.export import FILES
+from longreel.training.lora_recipe import first_frame_of
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from .. import tiny_models
+
+
+def arguments(add, line):
+    parser = argparse.ArgumentParser()
+    add(parser)
+    return parser.parse_args(line.split())
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    for name, tensors in (
+        ("dit", tiny_models.dit_weights()),
+        ("vae", tiny_models.vae_weights()),
+        ("text", tiny_models.text_weights()),
+    ):
+        path = folder / FILES[name]
+        path.parent.mkdir(parents=True)
+        save_file(tensors, path, metadata=tiny_models.dit_metadata() if name == "dit" else None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    line = f"--world 4 --frames 9 --folder {folder}"
+    cast_command.run_data(arguments(cast_command.add_data_arguments, line))
+    return folder
+
+
+def train(data, folder, weights, more=""):
+    line = f"--data {data} --folder {folder} --frames 9 --rank 4 --batch 2 --steps 4 --save-every 2 {more}"
+    cast_command.run_lora(arguments(cast_command.add_lora_arguments, line), weights)
+
+
+def test_a_dataset_becomes_a_lora_that_core_loads(data, weights, tmp_path, capsys):
+    train(data, tmp_path, weights, "--sample-every 2")
+    told = capsys.readouterr().out
+    assert told.index("encoded 4/4") < told.index("Memory: base") < told.index("lora: step 4")
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {f"step-00000{n}.png" for n in (0, 2, 4)}
+    with safe_open(tmp_path / "lora.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["base"] == "longreel-miniature-dit"
+    assert (metadata["rank"], metadata["expert"], metadata["frames"], metadata["clips"]) == ("4", "both", "9", "4")
+    base = comfy.sd.load_diffusion_model(str(weights / FILES["dit"]))
+    patched, _ = comfy.sd.load_lora_for_models(base, None, load_file(tmp_path / "lora.safetensors"), 1.0, 0.0)
+    assert len(patched.patches) == 11
+
+    # The same command again: nothing is encoded or trained twice.
+    train(data, tmp_path, weights, "--sample-every 0")
+    again = capsys.readouterr().out
+    assert "encoded" not in again
+    assert "continuing at step 4 of 4" in again
+
+
+def test_what_is_encoded(data, weights, tmp_path):
+    train(data, tmp_path, weights, "--steps 1 --sample-every 0")
+    files = sorted((tmp_path / "encoded").glob("*.safetensors"))
+    assert len(files) == 4
+    first, second = (load_file(path) for path in files[:2])
+    assert set(first) == {"latents", "text"}
+    assert first["latents"].shape == (16, 3, 8, 8)
+    assert first["text"].shape == (48, 128)
+    assert not torch.equal(first["latents"][:, 0], second["latents"][:, 0])
+
+
+@torch.no_grad()
+def test_models_with_extra_channels_get_the_canvas_and_nothing_of_the_clip(data, weights, tmp_path):
+    base = comfy.sd.load_diffusion_model_state_dict(
+        {f"model.diffusion_model.{key}": value for key, value in tiny_models.dit_weights(in_dim=36).items()},
+        model_options={"dtype": torch.float32},
+        metadata=tiny_models.dit_metadata(causal=False),
+    )
+    assert first_frame_of(base.model.diffusion_model, 16) == "concat"
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / FILES["vae"])), dtype=torch.float32)
+    encoders = Encoders(base, load_miniature_clip(str(weights / FILES["text"])), vae, "tiny")
+    items = load_dataset(data)
+    mixed = [items[0], replace(items[1], canvas=items[0].canvas)]
+    one, other = encode_dataset(mixed, encoders, "concat", 9, None, tmp_path, say=print)
+    assert torch.equal(one.known, other.known)
+    assert not torch.equal(one.latents, other.latents)
+    canvas = pixels_of(Image.open(items[0].canvas))[None]
+    raw = vae.encode(torch.cat([canvas, torch.full((8, 64, 64, 3), 0.5)]))
+    assert torch.allclose(base.model.process_latent_in(raw)[0], one.known, atol=1e-5)
+    # The first latent is the first frame alone, so it is the same whether the clip or grey follows.
+    assert torch.allclose(one.known[:, 0], one.latents[:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("--model somewhere.safetensors", "needs its --text encoder"),
+        ("--layers nowhere", "choose another module filter"),
+        ("--frames 13", "has 9 frames and 13 are needed"),
+        ("--size 60 64", "multiples of 16"),
+        ("--data /nowhere", "build the dataset first"),
+    ],
+)
+def test_one_sentence(data, weights, tmp_path, more, sentence):
+    with pytest.raises(SystemExit, match=sentence):
+        train(data, tmp_path, weights, more)

@@ -1,0 +1,239 @@
+"""The dataset of casts: the published layout, exact canvases, a build that goes on, one sentence for bad clips."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from longreel.film.first_frame import Reference, compose
+from longreel.host.video_file import VideoWriter
+from longreel.miniature.drawing import sprite
+from longreel.miniature.stories import is_held_out
+from longreel.miniature.text import tokenize
+from longreel.miniature.world import BODIES, COLOURS, HEADGEAR, PLACES
+from longreel.training.cast_data import (
+    CastDataError,
+    CastSettings,
+    build_dataset,
+    load_dataset,
+    picture_of,
+    pixels_of,
+    read_frames,
+)
+from longreel.training.cast_encode import target_frames
+from longreel.training.cast_sources import list_clips
+from longreel.training.cast_world import MINIATURE_TRIGGER, caption_of, film_cast, headgear_mask, world_clips
+from PIL import Image
+
+SMALL = CastSettings(64, 64, 9, MINIATURE_TRIGGER)
+
+
+def build(folder, sources, settings=SMALL):
+    told = []
+    return build_dataset(sources, settings, folder, say=told.append), told
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    build(folder, world_clips(4, SMALL))
+    return folder
+
+
+def test_the_published_layout(world):
+    lines = json.loads((world / "train_data.json").read_text())
+    assert [set(line) for line in lines] == [{"file_path", "text", "image_path", "type"}] * 4
+    for line in lines:
+        assert not line["file_path"].startswith("/")
+        assert line["text"].startswith(f"{MINIATURE_TRIGGER} ")
+        assert line["text"].count(MINIATURE_TRIGGER) == 1
+        assert line["type"] == "video"
+        frames, fps = read_frames(world / line["file_path"], size=(64, 64))
+        assert (len(frames), fps) == (9, 16)
+    materials = sorted(
+        str(path.relative_to(world / "train_materials")) for path in (world / "train_materials").rglob("*.png")
+    )
+    assert materials[-4:] == [f"video_clip-003/{n}.png" for n in ("main_entity", "object_0", "object_1", "object_2")]
+    assert "video_clip-000/object.png" in materials
+    with Image.open(world / "contact_sheet.png") as sheet:
+        assert sheet.height > 4 * 256
+
+
+def test_canvases_are_what_the_composer_draws_of_the_materials(world):
+    for item in load_dataset(world):
+        materials = world / "train_materials" / f"video_{item.id}"
+        references = [
+            Reference.from_image(pixels_of(Image.open(path))) for path in sorted(materials.glob("object*.png"))
+        ]
+        plate = materials / "main_entity.png"
+        drawn = compose(
+            references,
+            pixels_of(Image.open(plate)) if plate.exists() else None,
+            "paper (training)" if plate.exists() else "auto",
+            (64, 64),
+        )
+        assert np.array_equal(np.asarray(picture_of(drawn.picture[0])), np.asarray(Image.open(item.canvas)))
+
+
+def test_clips_survive_the_codec_and_start_with_the_canvas(world):
+    (source, *_), item = world_clips(4, SMALL), load_dataset(world)[0]
+    exact = source.load().frames[:, 1::4, 1::4]  # every pixel is stored 4 x 4 times
+    stored, _ = read_frames(item.clip, 9, (64, 64))
+    assert (stored - exact).abs().mean() < 4 / 255
+    canvas = pixels_of(Image.open(item.canvas))
+    video = target_frames(canvas, stored)
+    assert len(video) == 9
+    assert all(torch.equal(video[index], canvas) for index in range(4))
+    assert torch.equal(video[4:], stored[4:]), "the clip is not moved"
+
+
+def test_a_build_goes_on_and_changes_only_what_changed(tmp_path, world):
+    folder = tmp_path / "data"
+    shutil.copytree(world, folder)
+    (folder / "items" / "clip-002.json").unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / "videos").iterdir()}
+    _, told = build(folder, world_clips(4, SMALL))
+    assert [line.split()[1] for line in told] == ["clip-002"]
+    changed = {path.stem for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    assert changed == {"clip-002"}
+    _, told = build(folder, world_clips(4, SMALL), CastSettings(64, 48, 9, MINIATURE_TRIGGER))
+    assert len(told) == 4
+
+
+def test_a_published_folder_with_its_absolute_paths(world, tmp_path):
+    folder = tmp_path / "Data"
+    shutil.copytree(world, folder)
+    lines = json.loads((folder / "train_data.json").read_text())
+    for line in lines:
+        line["file_path"] = f"/container/work/Data/{line['file_path']}"
+        line["image_path"] = f"/container/work/Data/{line['image_path']}"
+    (folder / "train_data.json").unlink()
+    (folder / "train_data_mixed_Large.json").write_text(json.dumps(lines))
+    ours, theirs = load_dataset(world), load_dataset(folder)
+    assert [(i.id, i.text, i.clip.relative_to(world)) for i in ours] == [
+        (i.id, i.text, i.clip.relative_to(folder)) for i in theirs
+    ]
+    theirs[1].clip.unlink()
+    with pytest.raises(CastDataError, match=r"lacks /container/work/Data/videos/clip-001\.mp4"):
+        load_dataset(folder)
+    with pytest.raises(CastDataError, match=r"has no train_data\.json"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_casts_of_one_to_four_that_only_the_first_frame_tells(held_out):
+    import random
+
+    from longreel.training.cast_world import draw_cast
+
+    for seed in range(40):
+        count = seed % 4 + 1
+        cast = draw_cast(random.Random(seed), count, held_out=held_out)
+        assert cast.references == count
+        combinations = [is_held_out(actor.character, cast.scene.place) for actor in cast.scene.actors]
+        assert combinations == [held_out] * len(combinations)
+        caption = caption_of(cast)
+        assert tokenize(f"{MINIATURE_TRIGGER} {caption}")
+        said = caption.lower().replace(".", "").split()
+        assert not set(said) & {*COLOURS, *BODIES, *" ".join(HEADGEAR).split()}
+        assert bool(set(said) & set(PLACES)) != cast.plate
+    clip = film_cast(draw_cast(random.Random(3), 4), SMALL)
+    assert len(clip.references) == 3
+    assert clip.plate is not None
+
+
+@pytest.mark.parametrize("headgear", HEADGEAR)
+def test_headgear_is_cut_out_exactly(headgear):
+    mask = headgear_mask(headgear)
+    assert 0.03 < mask.float().mean() < 0.2
+    white = sprite("white", "ball", headgear)
+    pink = sprite("pink", "star", headgear)
+    assert torch.equal((white * mask)[3] > 0, mask)
+    assert torch.allclose(white * mask, pink * mask, atol=1e-4)
+    body = sprite("pink", "star", headgear) * ~mask
+    others = [sprite("pink", "star", other) for other in HEADGEAR if other != headgear]
+    differs = torch.stack([(body - other).abs().amax(dim=0) > 0.05 for other in others]).all(dim=0) & (body[3] > 0.05)
+    assert differs.float().mean() < 0.01, "nothing of it is left on the head but a soft edge"
+
+
+@pytest.fixture
+def own_clips(tmp_path):
+    generator = np.random.default_rng(0)
+    frames = torch.from_numpy(generator.random((1, 48, 96, 3), dtype=np.float32)).expand(12, -1, -1, -1)
+    frames = frames * torch.linspace(1, 0.5, 12)[:, None, None, None]
+    with VideoWriter(tmp_path / "kitchen.mp4", 96, 48, 24) as writer:
+        writer.write(frames)
+    mask = np.zeros((48, 96), np.uint8)
+    mask[10:40, 20:60] = 255
+    Image.fromarray(mask).save(tmp_path / "mug.png")
+    Image.fromarray(generator.integers(0, 255, (30, 30, 4), dtype=np.uint8)).save(tmp_path / "hand.png")
+    Image.new("RGB", (96, 48), "teal").save(tmp_path / "empty.png")
+    entry = {
+        "id": "kitchen", "clip": "kitchen.mp4", "caption": "A hand lifts the mug.", "plate": "empty.png",
+        "entities": [
+            {"name": "mug", "description": "a white mug", "mask": "mug.png"},
+            {"name": "hand", "picture": "hand.png"},
+            {"name": "spoon", "box": [70, 5, 20, 30]},
+        ],
+    }  # fmt: skip
+
+    def write(**changes):
+        (tmp_path / "cast.json").write_text(json.dumps([entry | changes]))
+        return tmp_path / "cast.json"
+
+    return write
+
+
+def test_own_clips_with_masks_boxes_and_cut_outs(own_clips, tmp_path):
+    settings = CastSettings(128, 80, 9)
+    items, told = build(tmp_path / "data", list_clips(own_clips(), settings), settings)
+    assert items[0].text == "ad23r2 the camera view suddenly changes. A hand lifts the mug."
+    assert "The caption has 5 words" in told[0]
+    frames, fps = read_frames(items[0].clip)
+    assert (tuple(frames.shape), fps) == ((9, 80, 128, 3), 24)
+    with Image.open(tmp_path / "data/train_materials/video_kitchen/object_0.png") as mug:
+        assert mug.getchannel("A").getbbox() == (20, 10, 60, 40)
+    with Image.open(tmp_path / "data/train_materials/video_kitchen/object_2.png") as spoon:
+        assert spoon.getchannel("A").getbbox() == (70, 5, 90, 35)
+    # A picture that is replaced is noticed.
+    Image.new("RGB", (96, 48), "navy").save(tmp_path / "empty.png")
+    _, told = build(tmp_path / "data", list_clips(own_clips(), settings), settings)
+    assert told[0].startswith("1/1 kitchen")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"id": "../x"}, "letters, digits"),
+        ({"entities": []}, "at least one entity"),
+        ({"entities": [{"name": "mug"}]}, "exactly one of picture, mask, box"),
+        ({"entities": [{"mask": "mug.png", "box": [0, 0, 1, 1]}]}, "exactly one of"),
+    ],
+)
+def test_lists_that_make_no_sense(own_clips, changes, sentence):
+    with pytest.raises(CastDataError, match=sentence):
+        list_clips(own_clips(**changes), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "sentence"),
+    [
+        ({}, CastSettings(128, 80, 81), "has 12 frames and 81 are needed"),
+        ({"clip": "mug.png"}, CastSettings(128, 80, 9), "has 1 frames and 9"),
+        ({"clip": "missing.mp4"}, CastSettings(128, 80, 9), "cannot be read as a video"),
+        ({"plate": "missing.png"}, CastSettings(128, 80, 9), "cannot be read as a picture"),
+        ({"entities": [{"box": [0, 0, 0, 9]}]}, CastSettings(128, 80, 9), "empty mask"),
+        ({"entities": [{"box": "left"}]}, CastSettings(128, 80, 9), "four whole numbers"),
+        ({"caption": " "}, CastSettings(128, 80, 9), "describe the action"),
+    ],
+)
+def test_clips_that_cannot_be_used_are_named_and_left_out(own_clips, tmp_path, changes, settings, sentence):
+    told = []
+    with pytest.raises(CastDataError, match="No clip can be used"):
+        build_dataset(list_clips(own_clips(**changes), settings), settings, tmp_path / "data", say=told.append)
+    assert len(told) == 1
+    assert told[0].startswith("kitchen is left out: ")
+    assert sentence in told[0]

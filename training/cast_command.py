@@ -1,0 +1,189 @@
+"""Two commands: ``cast-data`` builds a first-frame dataset, ``cast-lora`` trains a LoRA from one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..film.first_frame import FirstFrameError
+from .cast_data import (
+    CastDataError,
+    CastItem,
+    CastSettings,
+    build_dataset,
+    fingerprint_of,
+    load_dataset,
+    picture_of,
+)
+from .cast_encode import Encoders, encode_dataset
+from .cast_sheet import Row, draw_sheet
+from .cast_sources import list_clips
+from .cast_world import MINIATURE_TRIGGER, world_clips
+from .export import FILES
+from .lora import WAN_LAYERS, LoraError
+from .lora_recipe import Example, FlowMatcher, LoraRecipe, first_frame_of, train_lora
+from .miniature import start_comfyui
+
+_SAMPLES = 2
+_SAMPLE_STEPS = 12
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """``cast-data``'s."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--clips", type=Path, help="JSON list of own clips (see training/cast_sources.py)")
+    source.add_argument("--world", type=int, metavar="N", help="N clips of the miniature's small world")
+    parser.add_argument("--folder", type=Path, required=True, help="the dataset; what is there already is kept")
+    parser.add_argument("--width", type=int, help="of the canvas; default 1280, small world 64")
+    parser.add_argument("--height", type=int, help="of the canvas; default 720, small world 64")
+    parser.add_argument("--frames", type=int, default=81, help="frames taken of each clip, 1 more than a multiple of 4")
+    parser.add_argument("--trigger", help="sentence that starts every caption; default the published one")
+    parser.add_argument("--seed", type=int, default=0, help="small world: which clips")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
+    parser.add_argument("--held-out", action="store_true", help="small world: combinations that training never shows")
+
+
+def run_data(chosen: argparse.Namespace) -> None:
+    """``cast-data``."""
+    start_comfyui()
+    small = chosen.clips is None
+    usual = CastSettings()
+    with _one_sentence():
+        settings = CastSettings(
+            chosen.width or (64 if small else usual.width),
+            chosen.height or (64 if small else usual.height),
+            chosen.frames,
+            chosen.trigger or (MINIATURE_TRIGGER if small else usual.trigger),
+        )
+        if small:
+            sources = world_clips(chosen.world, settings, seed=chosen.seed, held_out=chosen.held_out)
+        else:
+            sources = list_clips(chosen.clips, settings)
+        items = build_dataset(sources, settings, chosen.folder)
+        print(f"{len(items)} clips in {chosen.folder}; look at {chosen.folder / 'contact_sheet.png'} before you train.")
+
+
+def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
+    """``cast-lora``'s. What is left out is FFGo's for real models, and lighter for the miniature."""
+    usual = LoraRecipe()
+    parser.add_argument("--data", type=Path, required=True, help="a dataset made by cast-data, or a published one")
+    parser.add_argument("--folder", type=Path, required=True, help="checkpoints, curve, samples and the LoRA (resumed)")
+    parser.add_argument("--model", type=Path, help="diffusion model; default the miniature's")
+    parser.add_argument("--text", type=Path, help="text encoder of --model")
+    parser.add_argument("--vae", type=Path, help="VAE of --model")
+    parser.add_argument("--base-dtype", choices=("bf16", "float32", "fp8"), help="default bf16, on a CPU float32")
+    parser.add_argument("--expert", choices=("both", "high", "low"), default="both", help="of a high/low-noise pair")
+    parser.add_argument("--boundary", type=float, default=usual.boundary, help="noise level at which experts change")
+    parser.add_argument("--shift", type=float, default=usual.shift, help="more trains higher noise levels more often")
+    parser.add_argument("--rank", type=int, help="size of the LoRA: default 128, miniature 16; alpha is the same")
+    parser.add_argument("--layers", default=WAN_LAYERS, help="regular expression on layer names: what is adapted")
+    parser.add_argument("--dropout", type=float, default=0.0, help="share of a LoRA layer's inputs left out")
+    parser.add_argument("--steps", type=int, default=usual.steps, help="updates")
+    parser.add_argument("--batch", type=int, default=usual.batch, help="clips per update")
+    parser.add_argument("--at-once", type=int, help="clips per pass: more is faster and takes more memory; default 1")
+    parser.add_argument("--rate", type=float, help="learning rate: default 1e-4, miniature 1e-3")
+    parser.add_argument("--clip", type=float, help="largest gradient norm: default 0.05, miniature 1")
+    parser.add_argument("--weight-decay", type=float, default=usual.weight_decay, help="more keeps the LoRA smaller")
+    parser.add_argument("--frames", type=int, help="of each clip: default 21 as published, miniature 81")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="default the canvases' own")
+    parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of the forward pass")
+    parser.add_argument("--no-checkpointing", action="store_true", help="faster, for much more memory")
+    parser.add_argument("--save-every", type=int, default=usual.save_every, help="steps between LoRA files, 0 never")
+    parser.add_argument("--sample-every", type=int, default=usual.sample_every, help="steps between samples, 0 never")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
+
+
+def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
+    """``cast-lora``. ``weights``: where the miniature's files are."""
+    start_comfyui()
+    small = chosen.model is None
+    with _one_sentence():
+        if not small and not (chosen.text and chosen.vae):
+            raise LoraError("Your own --model needs its --text encoder and its --vae too.")
+        recipe = LoraRecipe(
+            rank=chosen.rank or (16 if small else 128), alpha=float(chosen.rank or (16 if small else 128)),
+            dropout=chosen.dropout, layers=chosen.layers, expert=chosen.expert, boundary=chosen.boundary,
+            shift=chosen.shift, steps=chosen.steps, batch=chosen.batch,
+            at_once=chosen.at_once or (chosen.batch if small else 1), rate=chosen.rate or (1e-3 if small else 1e-4),
+            clip=chosen.clip or (1.0 if small else 0.05), weight_decay=chosen.weight_decay,
+            checkpointing=not (chosen.no_checkpointing or small), precision=chosen.precision,
+            save_every=chosen.save_every, sample_every=chosen.sample_every, seed=chosen.seed,
+        )  # fmt: skip
+        items = load_dataset(chosen.data)
+        encoders = _open(chosen, weights)
+        dit = encoders.model.model.diffusion_model
+        first_frame = first_frame_of(dit, encoders.model.model.latent_format.latent_channels)
+        frames = chosen.frames or (81 if small else 21)
+        size = tuple(chosen.size) if chosen.size else None
+        examples = encode_dataset(items, encoders, first_frame, frames, size, chosen.folder / "encoded")
+        _to_device(encoders.model)
+        told = {"base": encoders.name, "recipe": "first frame", "frames": str(frames), "clips": str(len(items)),
+                "dataset": fingerprint_of([item.text for item in items], [])}  # fmt: skip
+        look = _sampler(encoders, items, examples, recipe, chosen.folder / "samples")
+        print(train_lora(dit, examples, recipe, chosen.folder, told, sample=look))
+
+
+def _open(chosen: argparse.Namespace, weights: Path) -> Encoders:
+    """The models, by core's loaders."""
+    import comfy.model_management
+    import comfy.sd
+    import comfy.utils
+
+    from ..host.miniature_clip import load_miniature_clip
+
+    on_cpu = comfy.model_management.get_torch_device().type == "cpu"
+    dtypes = {"bf16": torch.bfloat16, "float32": torch.float32, "fp8": torch.float8_e4m3fn}
+    options = {"dtype": dtypes[chosen.base_dtype or ("float32" if on_cpu else "bf16")]}
+    path = chosen.model or weights / FILES["dit"]
+    model = comfy.sd.load_diffusion_model(str(path), model_options=options, disable_dynamic=True)
+    if chosen.model is None:
+        clip = load_miniature_clip(str(weights / FILES["text"]))
+    else:
+        clip = comfy.sd.load_clip([str(chosen.text)], clip_type=comfy.sd.CLIPType.WAN)
+    vae_path = chosen.vae or weights / FILES["vae"]
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae_path)), dtype=torch.float32 if on_cpu else None)
+    return Encoders(model, clip, vae, path.stem)
+
+
+def _to_device(model: Any) -> None:
+    """The encoders have done their work: the whole memory is the base's."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+
+
+def _sampler(
+    encoders: Encoders, items: list[CastItem], examples: list[Example], recipe: LoraRecipe, folder: Path
+) -> Callable[[int, FlowMatcher], None]:
+    """Draws the first clips as the LoRA films them so far, one picture a time."""
+
+    def look(step: int, matcher: FlowMatcher) -> None:
+        rows = []
+        for item, example in list(zip(items, examples, strict=True))[:_SAMPLES]:
+            latents = matcher.sample(example, recipe.band, _SAMPLE_STEPS, recipe.seed)
+            with torch.inference_mode():
+                film = encoders.vae.decode(encoders.model.model.process_latent_out(latents[None]))[0]
+            shown = film[:: max(len(film) // 6, 1)]
+            rows.append(Row(item.id, item.text, [picture_of(frame) for frame in shown]))
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_sheet(rows, folder / f"step-{step:06}.png")
+
+    return look
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What a person can change is told in one sentence, without a traceback; so is a stop by hand."""
+    try:
+        yield
+    except (CastDataError, LoraError, FirstFrameError) as error:
+        raise SystemExit(str(error)) from error
+    except KeyboardInterrupt as stop:
+        raise SystemExit(130) from stop

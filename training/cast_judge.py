@@ -1,0 +1,139 @@
+"""How well the miniature films a cast with a LoRA and without: the attribute probe looks for every reference.
+
+The probe knows films of one character. Of two, which the small world keeps left and right, each half is shown to it by
+itself, its inner edge drawn out to the width of a frame. What the probe makes of the true clips, cut the same way, is
+the best that any film can reach; it stands in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from ..film.first_frame import COLLAGE_FRAMES, build_prompt
+from ..miniature.probe import Probe, Reading
+from ..miniature.world import FPS, SIZE, render
+from . import evaluate
+from .cast_data import CastSettings, canvas_of
+from .cast_world import MINIATURE_TRIGGER, MOST_REFERENCES, CastScene, draw_cast, film_cast
+from .lora_recipe import Band, Example, FlowMatcher
+from .miniature import start_comfyui
+
+_SETTINGS = CastSettings(SIZE, SIZE, 9, MINIATURE_TRIGGER)
+_CHANNELS = 16
+
+
+def right_references(probe: Probe, film: torch.Tensor, cast: CastScene) -> list[bool]:
+    """For every pictured thing whether the film [T, 64, 64, 3] shows it, T from 31: a character with the body, colour
+    and headgear of its picture, a bareheaded one with body and colour, a headgear on its wearer, the place.
+    """
+    right = []
+    for index, actor in enumerate(cast.scene.actors):
+        who, reading = actor.character, probe.read(_half(film, index) if len(cast.scene.actors) > 1 else film)
+        body = _reads(reading, colour=who.colour, body=who.body)
+        headgear = _reads(reading, headgear=who.headgear)
+        right += [body, headgear] if index in cast.bareheaded else [body and headgear]
+    return [*right, _reads(probe.read(film), place=cast.scene.place)] if cast.plate else right
+
+
+def judge_casts(
+    film_of: Callable[[CastScene, int], torch.Tensor], probe: Probe, count: int, *, seed: int = 0
+) -> dict[str, float]:
+    """Shares over ``count`` casts that training never shows, of 1, 2, 3, 4, 1, ... references.
+
+    ``film_of(cast, seed)`` gives the frames without the collage. "every reference" is the share of films in which all
+    are right, by number of references and over all; "each" the share of references that are.
+    """
+    films: dict[int, list[bool]] = {number: [] for number in range(1, MOST_REFERENCES + 1)}
+    each: list[bool] = []
+    for index in range(count):
+        number = index % MOST_REFERENCES + 1
+        cast = draw_cast(random.Random(f"cast judged {seed} {index}"), number, held_out=True)
+        right = right_references(probe, film_of(cast, seed * 100_000 + index), cast)
+        films[number].append(all(right))
+        each += right
+    whole = [verdict for verdicts in films.values() for verdict in verdicts]
+    row = {"every reference": sum(whole) / len(whole), "each": sum(each) / len(each)}
+    return row | {f"of {number}": sum(found) / len(found) for number, found in films.items() if found}
+
+
+def true_film(cast: CastScene, _: int) -> torch.Tensor:
+    """The clip itself, 5 s less the collage."""
+    return render(cast.scene, torch.arange(COLLAGE_FRAMES, 81) / FPS).frames.movedim(1, -1)
+
+
+@torch.inference_mode()
+def model_film(
+    models: evaluate.Models, cast: CastScene, seed: int, *, steps: int = 20, latent_frames: int = 21
+) -> torch.Tensor:
+    """What the model films from the cast's canvas and caption, without the collage."""
+    clip = film_cast(cast, _SETTINGS)
+    model = models.model.model
+    first = model.process_latent_in(models.vae.encode(canvas_of(clip, _SETTINGS).picture))[0]
+    text = models.clip.encode_from_tokens(
+        models.clip.tokenize(build_prompt(clip.caption, [], trigger=MINIATURE_TRIGGER).text)
+    )
+    unknown = torch.zeros(_CHANNELS, latent_frames - 1, *first.shape[2:]).to(first)
+    matcher = FlowMatcher(model.diffusion_model, "clean", bf16=False)
+    latents = matcher.sample(Example(torch.cat([first, unknown], dim=1), text[0]), Band(), steps, seed)
+    frames: torch.Tensor = models.vae.decode(model.process_latent_out(latents[None]))[0]
+    return frames[COLLAGE_FRAMES:].cpu()
+
+
+def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+    """``cast-judge``'s."""
+    parser.add_argument("--lora", type=Path, required=True, help="a LoRA that cast-lora trained on the miniature")
+    parser.add_argument("--casts", type=int, default=100, help="held-out combinations to film, with and without it")
+    parser.add_argument("--prompts", type=int, default=0, help="ordinary held-out prompts to film: what it harms")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
+    parser.add_argument("--latent-frames", type=int, default=21, help="length of the films: a multiple of 3 from 12")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
+
+
+def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
+    """``cast-judge``: tables of what the LoRA does for casts and to ordinary prompts."""
+    start_comfyui()
+    import comfy.model_management
+    import comfy.sd
+
+    base = evaluate.load(weights)
+    patched, _ = comfy.sd.load_lora_for_models(base.model, None, load_file(chosen.lora), 1.0, 0.0)
+    casts = {"true clips": judge_casts(true_film, base.probe, chosen.casts)}
+    prompts = {}
+    for name, model in (("without", base.model), ("with the LoRA", patched)):
+        models = evaluate.Models(model, base.clip, base.vae, base.probe)
+        comfy.model_management.load_models_gpu([model], force_full_load=True)
+
+        def film(cast: CastScene, seed: int, models: Any = models) -> torch.Tensor:
+            return model_film(models, cast, seed, steps=chosen.steps, latent_frames=chosen.latent_frames)
+
+        casts[name] = judge_casts(film, base.probe, chosen.casts)
+        if chosen.prompts:
+            prompts[name] = evaluate.judge_prompts(
+                models, chosen.prompts, latent_frames=chosen.latent_frames, steps=chosen.steps
+            )
+    evaluate.print_table(f"{chosen.casts} held-out casts: every reference present and right", casts)
+    if prompts:
+        evaluate.print_table(f"{chosen.prompts} held-out prompts without a first frame", prompts)
+
+
+def _half(film: torch.Tensor, index: int) -> torch.Tensor:
+    """The left (0) or right half of the frames, its inner edge drawn out to their width."""
+    width = film.shape[2]
+    pictures = film.movedim(-1, 1)
+    if index == 0:
+        wide = F.pad(pictures[..., : width // 2], (0, width - width // 2, 0, 0), mode="replicate")
+    else:
+        wide = F.pad(pictures[..., width // 2 :], (width // 2, 0, 0, 0), mode="replicate")
+    return wide.movedim(1, -1)
+
+
+def _reads(reading: Reading, **expected: str) -> bool:
+    return all(reading.verdict(attribute) == value for attribute, value in expected.items())

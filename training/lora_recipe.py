@@ -1,0 +1,347 @@
+"""Few-shot LoRA on an image-to-video Wan: flow matching inside one band of noise, on the shared loop.
+
+A run's folder holds ``lora.ckpt`` (to resume), ``lora.jsonl`` and ``loss.png`` (its curve), ``recipe.json``,
+``step-<n>.safetensors`` now and then, and in the end ``lora.safetensors`` with averaged weights. KeyboardInterrupt
+saves and stops; the same call goes on, on a CPU to the bit.
+
+x = (1 - sigma) * clean + sigma * noise, and the model learns the velocity noise - clean (Wan; FFGo brief 2.4).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .curves import draw_curves
+from .loop import Metrics, Schedule, train
+from .lora import WAN_LAYERS, LoraError, adapt, choose_layers, differentiable, save_lora
+from .lora_memory import plan_memory
+
+Expert = Literal["both", "high", "low"]
+FirstFrame = Literal["clean", "concat"]
+"""How a model is given its first frame: as a latent at noise level 0 among noisy ones (TI2V-5B, the miniature), or as
+extra input channels, mask and latents (I2V A14B).
+"""
+_MASK_CHANNELS = 4
+_NAME = "lora"
+
+
+@dataclass(frozen=True)
+class Band:
+    """The noise levels that are trained, ``low`` to ``high`` within 0..1, drawn as evenly as ``shift`` sees them."""
+
+    low: float = 0.0
+    high: float = 1.0
+    shift: float = 5.0
+
+    @classmethod
+    def of(cls, expert: Expert, boundary: float = 0.9, shift: float = 5.0) -> Band:
+        """An expert's own band: ``high`` works from 1 down to ``boundary``, ``low`` below; ``both`` is one model."""
+        return cls(boundary if expert == "high" else 0.0, boundary if expert == "low" else 1.0, shift)
+
+    @property
+    def share(self) -> float:
+        """The band's part of an unrestricted draw: 0.357 for A14B's high expert (shift 5, boundary 0.9)."""
+        return self._time(self.high) - self._time(self.low)
+
+    def at(self, share: torch.Tensor) -> torch.Tensor:
+        """The noise level that far (0..1) up the band."""
+        time = self._time(self.low) + share * self.share
+        return self.shift * time / (1 + (self.shift - 1) * time)
+
+    def _time(self, sigma: float) -> float:
+        return sigma / (self.shift - (self.shift - 1) * sigma)
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """A run. Defaults are FFGo's for one expert of Wan 2.2 I2V A14B (brief 2.4).
+
+    ``steps`` updates of ``batch`` examples each, ``at_once`` of them in one pass. ``average``: decay of the moving
+    average. ``final_share``: of the rate, at the end of a cosine; 1 keeps it constant. ``precision``: "auto" is bf16 on
+    a GPU that has it, else float32. ``checkpointing`` recomputes blocks in the backward pass: a quarter more time for
+    a fraction of the memory. ``save_every``, ``sample_every``: steps, 0 never.
+    """
+
+    rank: int = 128
+    alpha: float = 128.0
+    dropout: float = 0.0
+    layers: str = WAN_LAYERS
+    expert: Expert = "both"
+    boundary: float = 0.9
+    shift: float = 5.0
+    steps: int = 600
+    batch: int = 4
+    at_once: int = 1
+    rate: float = 1e-4
+    warmup: int = 20
+    final_share: float = 1.0
+    weight_decay: float = 0.03
+    clip: float = 0.05
+    average: float = 0.99
+    checkpointing: bool = True
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    save_every: int = 100
+    sample_every: int = 100
+    seed: int = 0
+
+    @property
+    def band(self) -> Band:
+        """The noise levels of the expert."""
+        return Band.of(self.expert, self.boundary, self.shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One clip: normalised latents [C, F, h, w] whose first frame is given, the encoded caption [L, D], and for models
+    that take extra channels ``known`` [C, F, h, w], the latents of the first frame followed by mid-grey.
+    """
+
+    latents: torch.Tensor
+    text: torch.Tensor
+    known: torch.Tensor | None = None
+
+
+def first_frame_of(dit: Any, channels: int) -> FirstFrame:
+    """How the model is given its first frame, by its input channels.
+
+    Raises:
+        LoraError: it is neither way, or it also wants CLIP-vision features.
+    """
+    if getattr(dit, "img_emb", None) is not None:
+        raise LoraError("Wan 2.1 image-to-video models need CLIP-vision features, which this recipe does not give: "
+                        "choose Wan 2.2 I2V, TI2V-5B or the miniature.")  # fmt: skip
+    extra = dit.patch_embedding.weight.shape[1] - channels
+    if extra not in (0, channels + _MASK_CHANNELS):
+        raise LoraError(f"A model with {channels + extra} input channels cannot be given a first frame "
+                        f"of {channels}: choose an image-to-video model that fits the VAE.")  # fmt: skip
+    return "concat" if extra else "clean"
+
+
+def uses_bf16(recipe: LoraRecipe, device: torch.device) -> bool:
+    """Whether the forward pass runs in bf16."""
+    if recipe.precision != "auto":
+        return recipe.precision == "bf16"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+class FlowMatcher:
+    """A model, how it is given its first frame, and the precision it runs in."""
+
+    def __init__(self, dit: nn.Module, first_frame: FirstFrame, bf16: bool):
+        # Never adapted, and in the precision of the blocks (core keeps the patch embedding in float32).
+        weight: torch.Tensor = dit.get_parameter("head.modulation")
+        self.dit, self.first_frame, self.device = dit, first_frame, weight.device
+        # A base in float32 is cast layer by layer under autocast; any other is fed what it computes in.
+        self.autocast = bf16 and weight.dtype == torch.float32
+        self.dtype = torch.bfloat16 if bf16 and not self.autocast else torch.float32
+
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
+        """Predicted velocity [B, C, F, h, w], float32, of latents ``x`` at noise levels ``sigma`` [B]."""
+        text = torch.stack([example.text for example in examples]).to(self.device, self.dtype)
+        time = sigma.to(self.device)[:, None] * 1000
+        if self.first_frame == "clean":
+            time = time.repeat(1, x.shape[2])
+            time[:, 0] = 0
+        else:
+            known = torch.stack([_known(example) for example in examples]).to(x)
+            mask = torch.zeros_like(known[:, :_MASK_CHANNELS])
+            mask[:, :, 0] = 1
+            x = torch.cat([x, mask, known], dim=1)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.dit(x.to(self.dtype), time, text, transformer_options={}).float()
+
+    def noised(self, sigma: torch.Tensor, noise: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
+        """The examples at ``sigma`` [B], first frames clean where the model takes them so."""
+        clean = torch.stack([example.latents for example in examples]).to(self.device, torch.float32)
+        level = sigma.to(self.device)[:, None, None, None, None]
+        x = (1 - level) * clean + level * noise
+        if self.first_frame == "clean":
+            x[:, :, 0] = clean[:, :, 0]
+        return x
+
+    def loss(self, examples: Sequence[Example], sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of the velocity over what is not given."""
+        clean = torch.stack([example.latents for example in examples]).to(self.device, torch.float32)
+        error = self.velocity(self.noised(sigma, noise, examples), sigma, examples) - (noise - clean)
+        start = 1 if self.first_frame == "clean" else 0
+        return error[:, :, start:].square().mean()
+
+    @torch.no_grad()
+    def sample(self, example: Example, band: Band, steps: int, seed: int) -> torch.Tensor:
+        """Latents [C, F, h, w] by Euler steps through the band, then at once to 0; no guidance.
+
+        An expert that does not start from noise starts from the example at the top of its band.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(example.latents.shape, generator=generator)[None].to(self.device)
+        levels = [*band.at(torch.linspace(1, 0, steps + 1)).tolist(), *([0.0] if band.low else [])]
+        x = self.noised(torch.tensor(levels[:1]), noise, [example])
+        for here, there in pairwise(levels):
+            x = x + (there - here) * self.velocity(x, torch.tensor([here]), [example])
+            if self.first_frame == "clean":
+                x[:, :, 0] = example.latents[None, :, 0].to(x)
+        return x[0]
+
+
+class _Recomputed(nn.Module):
+    """A block whose inside is computed again in the backward pass instead of kept."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(self.block, *args, use_reentrant=False, **kwargs)
+
+
+def train_lora(
+    dit: nn.Module,
+    examples: Sequence[Example],
+    recipe: LoraRecipe,
+    folder: Path,
+    metadata: Mapping[str, str],
+    *,
+    sample: Callable[[int, FlowMatcher], None] | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
+
+    ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far.
+
+    Raises:
+        LoraError: no examples, a model that cannot be given a first frame, or a folder with another recipe's run.
+        KeyboardInterrupt: passed on, after everything is saved.
+    """
+    if not examples:
+        raise LoraError("There is nothing to learn from: build a dataset with at least one clip.")
+    first_frame = first_frame_of(dit, examples[0].latents.shape[0])
+    names = choose_layers(dit, recipe.layers)
+    tree, adapter = adapt(dit, names, recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed)
+    if recipe.checkpointing:
+        blocks = tree.get_submodule("blocks")
+        for key, block in blocks.named_children():
+            setattr(blocks, key, _Recomputed(block))
+    device = next(dit.parameters()).device
+    bf16 = uses_bf16(recipe, device)
+    matcher = FlowMatcher(tree, first_frame, bf16)
+    _remember(recipe, len(examples), folder)
+    say(plan_memory(dit, adapter, examples, at_once=recipe.at_once, bf16=bf16,
+                    checkpointing=recipe.checkpointing).text())  # fmt: skip
+    shared = {**metadata, "expert": recipe.expert, "shift": f"{recipe.band.shift:g}",
+              "sigma_low": f"{recipe.band.low:g}", "sigma_high": f"{recipe.band.high:g}"}  # fmt: skip
+
+    def export(name: str, steps: int) -> Path:
+        path = save_lora(adapter, folder / name, {**shared, "steps": str(steps)}, dtype=torch.bfloat16)
+        if (folder / f"{_NAME}.jsonl").exists():
+            draw_curves(folder, folder / "loss.png")
+        return path
+
+    def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
+        if step and recipe.save_every and step % recipe.save_every == 0:
+            export(f"step-{step:06}.safetensors", step)
+        if sample and recipe.sample_every and step % recipe.sample_every == 0:
+            tree.eval()
+            # Looking must not change what is learned: the step's random numbers stay where they are.
+            with torch.random.fork_rng():
+                sample(step, matcher)
+            tree.train()
+        return _batch_loss(matcher, draw_examples(examples, recipe, step), recipe)
+
+    schedule = Schedule(
+        recipe.steps, recipe.rate, warmup=recipe.warmup, final_share=recipe.final_share,
+        weight_decay=recipe.weight_decay, clip=recipe.clip, average=recipe.average,
+    )  # fmt: skip
+    tree.train()
+    with differentiable():
+        try:
+            average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, say=say)
+        except KeyboardInterrupt:
+            state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
+            adapter.load_state_dict(state["average"])
+            say(f"Stopped and saved at step {state['step']}: {export('lora.safetensors', state['step'])}. "
+                "The same command goes on.")  # fmt: skip
+            raise
+        adapter.load_state_dict(average)
+        path = export("lora.safetensors", recipe.steps)
+        if sample and recipe.sample_every:
+            tree.eval()
+            sample(recipe.steps, matcher)
+    return path
+
+
+def draw_examples(examples: Sequence[Example], recipe: LoraRecipe, step: int) -> list[Example]:
+    """The examples of a step: all of them once, in a new order, before any comes again."""
+    drawn = []
+    for place in range(step * recipe.batch, (step + 1) * recipe.batch):
+        turn, index = divmod(place, len(examples))
+        order = random.Random(f"{recipe.seed}/{turn}").sample(range(len(examples)), len(examples))
+        drawn.append(examples[order[index]])
+    return drawn
+
+
+def _batch_loss(matcher: FlowMatcher, batch: list[Example], recipe: LoraRecipe) -> tuple[torch.Tensor, Metrics]:
+    """The mean loss of a batch; the gradients of all passes but the last are already there when this returns."""
+    # One level from each equal part of the band: less noise in the gradient than independent draws.
+    sigma = recipe.band.at((torch.randperm(len(batch)) + torch.rand(len(batch))) / len(batch))
+    noise = [torch.randn(example.latents.shape) for example in batch]
+
+    def loss_of(part: list[int]) -> torch.Tensor:
+        chosen = torch.stack([noise[index] for index in part]).to(matcher.device)
+        loss = matcher.loss([batch[index] for index in part], sigma[part], chosen)
+        return loss * (len(part) / len(batch))
+
+    *earlier, last = _passes(batch, recipe.at_once)
+    done = 0.0
+    for part in earlier:
+        loss = loss_of(part)
+        loss.backward()
+        done += float(loss.detach())
+    return loss_of(last) + done, {"sigma": float(sigma.mean())}
+
+
+def _passes(batch: Sequence[Example], at_once: int) -> list[list[int]]:
+    """Indices in order, cut into runs of at most ``at_once`` examples of one shape."""
+    passes: list[list[int]] = []
+    for index, example in enumerate(batch):
+        last = passes[-1] if passes else []
+        alike = last and (batch[last[0]].latents.shape, batch[last[0]].text.shape) == (
+            example.latents.shape, example.text.shape,
+        )  # fmt: skip
+        if alike and len(last) < at_once:
+            last.append(index)
+        else:
+            passes.append([index])
+    return passes
+
+
+def _known(example: Example) -> torch.Tensor:
+    if example.known is None:
+        raise LoraError("This model takes its first frame as extra channels and the examples have none: "
+                        "encode the dataset for this model.")  # fmt: skip
+    return example.known
+
+
+def _remember(recipe: LoraRecipe, examples: int, folder: Path) -> None:
+    """Write the recipe down, or check it against the one of the run that is to be continued."""
+    free = {"steps", "save_every", "sample_every"}
+    mine = {key: value for key, value in {**asdict(recipe), "examples": examples}.items() if key not in free}
+    path = folder / "recipe.json"
+    if path.exists():
+        other = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in mine.items():
+            if other.get(key) != value:
+                raise LoraError(f"The run in {folder} has {key} {other.get(key)}, not {value}: "
+                                "take another folder or the same settings.")  # fmt: skip
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mine, indent=1), encoding="utf-8")
