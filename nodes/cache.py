@@ -56,7 +56,7 @@ class LongreelDualCache(io.ComfyNode):
                 io.Image.Output(display_name="keyframes", tooltip="All keyframes in the order of the list."),
                 io.String.Output(
                     display_name="list",
-                    tooltip="A line for each: number, where it is from, marks; then which of them each shot was shown.",
+                    tooltip="A line for each: number, where it is from, marks; then what each shot was shown.",
                 ),
             ],
             is_output_node=True,
