@@ -250,7 +250,7 @@ def _payload(
     ]
     channels, frames, height, width = history.shape
     if frames:
-        before = StoryCache("", channels, height, width, profile, temporal=(history,))
+        before = StoryCache("", channels, height, width, profile=profile, temporal=(history,))
         buckets = build_payload(before, ())
         assert buckets is not None  # there is a history
         segments += [
