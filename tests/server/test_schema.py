@@ -33,7 +33,7 @@ def schemas(server: Server) -> dict[str, Schema]:
     for schema in ours.values():
         schema.pop("python_module")
         for name, _, options in inputs(schema):
-            if name in ("file", "lora", "low_noise_lora"):
+            if name in ("file", "checkpoint", "lora", "low_noise_lora"):
                 options["options"] = []  # what lies in the folders of this server
     return dict(sorted(ours.items()))
 
