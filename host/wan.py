@@ -24,7 +24,7 @@ import comfy.patcher_extension
 import torch
 
 from ..film.memory import CallKind, KVLayout, KVMemory
-from ..kernels.backends import Problem, select_backend
+from ..kernels.backends import is_forced
 from ..kernels.ops import frame_attention
 from ..kernels.runs import slot_runs
 
@@ -259,13 +259,13 @@ def _self_attention(
 def _attend(q: torch.Tensor, layer: int, memory: KVMemory, options: TransformerOptions) -> torch.Tensor:
     """Attention of q [1, heads, n, head_dim] over the memory: [1, n, heads * head_dim].
 
-    Under sparse activation our kernel reads the picked frames where they lie, if it runs here and the user has not put
-    another attention in place; else they are copied beside the window and ComfyUI's attention reads one range.
+    Under sparse activation the picked frames are copied beside the window and ComfyUI's attention reads one range, or,
+    where LONGREEL_ATTENTION asks for it and no other attention was put in place, our kernel reads them where they lie.
+    It becomes the default on the architectures where benchmarks/frame_attention.py shows it to be the faster way.
     """
     arena = memory.arena
-    if memory.settings.active and "optimized_attention_override" not in options:
-        problem = Problem.of(q, q.shape[-1], arena.k[layer], arena.v[layer])
-        picks = memory.pick(layer, q) if select_backend(problem).backend != "sdpa" else None
+    if memory.settings.active and is_forced() and "optimized_attention_override" not in options:
+        picks = memory.pick(layer, q)
         if picks is not None:
             slots = memory.window_slots()
             window = torch.arange(slots.start, slots.stop, device=q.device).expand(len(picks), -1)

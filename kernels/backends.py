@@ -18,7 +18,17 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["BACKENDS", "VARIABLE", "BackendError", "Choice", "Problem", "kernel_report", "run", "select_backend"]
+__all__ = [
+    "BACKENDS",
+    "VARIABLE",
+    "BackendError",
+    "Choice",
+    "Problem",
+    "is_forced",
+    "kernel_report",
+    "run",
+    "select_backend",
+]
 
 VARIABLE = "LONGREEL_ATTENTION"
 BACKENDS = ("auto", "triton", "sdpa", "torch", "interpret")
@@ -60,6 +70,14 @@ class Choice:
 
     backend: str
     reason: str
+
+
+def is_forced() -> bool:
+    """Whether LONGREEL_ATTENTION asks for a backend of ours. Raises BackendError for a name that is none."""
+    wanted = os.environ.get(VARIABLE, "auto") or "auto"
+    if wanted not in BACKENDS:
+        raise BackendError(f"{VARIABLE}={wanted} is none of {', '.join(BACKENDS)}.")
+    return wanted not in ("auto", "sdpa")
 
 
 def select_backend(problem: Problem) -> Choice:
