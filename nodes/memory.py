@@ -57,6 +57,7 @@ class LongreelRetrieveMemory(io.ComfyNode):
                     "model's layers that hold it, score, pinned or not.",
                 ),
             ],
+            is_output_node=True,
         )
 
     @override
