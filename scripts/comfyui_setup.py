@@ -225,16 +225,16 @@ def _comfyui_members(tar: tarfile.TarFile) -> Iterable[tarfile.TarInfo]:
 
 
 def _install_requirements(place: Place, tests: bool) -> None:
-    needs = place.comfyui / "requirements.txt"
-    _install(place, "runtime", [*TORCH, "-r", str(needs)], needs, "ComfyUI's requirements (some GB the first time)")
+    runtime = [folder / "requirements.txt" for folder in (place.comfyui, place.repository)]
+    _install(place, "runtime", TORCH, runtime, "ComfyUI's and the pack's requirements (some GB the first time)")
     if tests:
-        needs = place.repository / "tests" / "requirements.txt"
-        _install(place, "tests", ["-r", str(needs)], needs, "the test tools")
+        _install(place, "tests", (), [place.repository / "tests" / "requirements.txt"], "the test tools")
 
 
-def _install(place: Place, stamp_name: str, arguments: Sequence[str], requirements: Path, what: str) -> None:
+def _install(place: Place, stamp_name: str, packages: Sequence[str], requirements: Sequence[Path], what: str) -> None:
     """Install with uv, which takes a fraction of pip's time, or with pip where uv fails; leave a stamp when done."""
-    wanted = json.dumps([sys.version, *arguments, requirements.read_text(encoding="utf-8")])
+    wanted = json.dumps([sys.version, *packages, *(file.read_text(encoding="utf-8") for file in requirements)])
+    arguments = [*packages, *(option for file in requirements for option in ("-r", str(file)))]
     stamp = _stamp(place, stamp_name)
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return

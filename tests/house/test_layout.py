@@ -46,7 +46,19 @@ def test_comfyui_reads_our_metadata():
     assert found.project.supported_os == ["OS Independent"]
     assert found.project.supported_accelerators == ["GPU :: NVIDIA CUDA"]
     assert found.tool_comfy.web is None, "WEB_DIRECTORY in Python serves the help pages; both load every script twice"
-    assert found.project.dependencies == []
+    assert found.project.dependencies == requirements()
+
+
+def requirements() -> list[str]:
+    lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def test_requirements_pin_nothing():
+    """What ComfyUI brings is ComfyUI's to choose, and an upper bound of ours could break somebody's environment."""
+    assert all(re.fullmatch(r"[\w-]+>=[\d.]+", each) for each in requirements())
+    brought = {"torch", "torchvision", "numpy", "transformers", "safetensors", "einops", "av", "pillow"}
+    assert not brought & {each.split(">=")[0] for each in requirements()}
 
 
 def test_importing_the_pack_imports_nothing_else():
