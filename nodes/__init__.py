@@ -18,6 +18,8 @@ from .cache_film import (
     LongreelStartFromVideo,
 )
 from .cast import LongreelFirstFrameComposer, LongreelReference
+from .cast_dataset import LongreelBuildCastDataset, LongreelCastClip, LongreelMiniatureCastClips
+from .cast_training import LongreelTrainCastLora
 from .checkpoint import LongreelLoadCausalCheckpoint
 from .engines import LongreelCausalEngine
 from .film import LongreelFilmShot, LongreelFilmStoryboard
@@ -64,6 +66,10 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelReelToVideo,
     LongreelSaveReel,
     LongreelLoadReel,
+    LongreelCastClip,
+    LongreelMiniatureCastClips,
+    LongreelBuildCastDataset,
+    LongreelTrainCastLora,
 ]
 
 

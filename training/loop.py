@@ -10,7 +10,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,34 @@ import torch
 from torch import nn
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is: ``step`` of ``steps`` are done, ``loss`` was the last one's (None: none yet in this process)."""
+
+    name: str
+    step: int
+    steps: int
+    loss: float | None
+    log: Path
+
+
+Watcher = Callable[[Moment], None]
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Inside, every run calls ``watcher`` before each step and after the last one.
+
+    A watcher that raises KeyboardInterrupt stops the run as a key does: it saves first.
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 @dataclass(frozen=True)
@@ -137,8 +167,15 @@ def train(
 
     saved_at = logged_at = time.monotonic()
     figures: dict[str, list[float]] = {}
+    watcher, newest = _watcher.get(), None
+
+    def watch() -> None:
+        if watcher:
+            watcher(Moment(name, step, schedule.steps, newest, log))
+
     try:
         while step < schedule.steps:
+            watch()
             torch.manual_seed(seed * 1_000_003 + step)
             loss, metrics = loss_at(step)
             loss.backward()
@@ -149,7 +186,8 @@ def train(
                 decay = min(schedule.average, (1 + step) / (10 + step))
                 for key, value in model.state_dict().items():
                     average[key].lerp_(value, 1 - decay) if value.is_floating_point() else average[key].copy_(value)
-            for key, figure in {"loss": loss.item(), "norm": norm.item(), **metrics}.items():
+            newest = loss.item()
+            for key, figure in {"loss": newest, "norm": norm.item(), **metrics}.items():
                 figures.setdefault(key, []).append(figure)
             if len(figures["loss"]) == 50 or step == schedule.steps:
                 now = time.monotonic()
@@ -162,6 +200,7 @@ def train(
             if time.monotonic() - saved_at > save_every:
                 save()
                 saved_at = time.monotonic()
+        watch()
     finally:
         save()
     return average

@@ -219,16 +219,20 @@ def train_lora(
     metadata: Mapping[str, str],
     *,
     sample: Callable[[int, FlowMatcher], None] | None = None,
+    tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
-    ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far.
+    ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far,
+    ``tick(step)`` before every step; either may stop the run.
 
     Raises:
         LoraError: no examples, a model that cannot be given a first frame, or a folder with another recipe's run.
-        KeyboardInterrupt: passed on, after everything is saved.
+        KeyboardInterrupt, ComfyUI's InterruptProcessingException: passed on, after everything is saved.
     """
+    from comfy.model_management import InterruptProcessingException
+
     if not examples:
         raise LoraError("There is nothing to learn from: build a dataset with at least one clip.")
     first_frame = first_frame_of(dit, examples[0].latents.shape[0])
@@ -252,6 +256,8 @@ def train_lora(
         return path
 
     def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
+        if tick:
+            tick(step)
         if step and recipe.save_every and step % recipe.save_every == 0:
             export(f"step-{step:06}.safetensors", step)
         if sample and recipe.sample_every and step % recipe.sample_every == 0:
@@ -270,7 +276,7 @@ def train_lora(
     with differentiable():
         try:
             average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, say=say)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, InterruptProcessingException):
             state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
             adapter.load_state_dict(state["average"])
             say(f"Stopped and saved at step {state['step']}: {export('lora.safetensors', state['step'])}. "
