@@ -17,7 +17,9 @@ BLOCK = 8
 REACH = 7
 """Farthest a block is looked for, in pixels: 5 % of a frame's longer side."""
 STILL = (1.5 / 255) ** 2
-"""Mean square difference that is noise: of shifts that match equally well up to this, the shortest is taken."""
+"""Mean square difference that is noise: what differs by no more stands still, and of shifts that match equally well up
+to this the shortest is taken.
+"""
 
 
 def block_motion(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +52,7 @@ def block_motion(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tenso
     grid = cost.reshape(side, side, down, across)
     rows, columns = chosen // side, chosen % side
     flow = torch.stack((-_finer(grid, rows, columns, 1), -_finer(grid, rows, columns, 0)))
-    flow[:, chosen == REACH * side + REACH] = 0.0
+    flow[:, grid[REACH, REACH] <= STILL] = 0.0
     return flow, best.sqrt()
 
 

@@ -111,7 +111,7 @@ def read_boxes(value: Any, pictures: int, width: int, height: int) -> tuple[tupl
     lists = [[value]] if isinstance(value, dict) else value
     if isinstance(lists, Sequence) and lists and all(isinstance(each, dict) for each in lists):
         lists = [lists]
-    if not isinstance(lists, Sequence) or isinstance(lists, str):
+    if not isinstance(lists, Sequence) or not all(isinstance(each, list | tuple) for each in lists):
         raise MetricsError("The boxes must be a list of boxes for each picture, as detectors give them.")
     if len(lists) != pictures:
         raise MetricsError(
