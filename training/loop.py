@@ -12,7 +12,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,34 @@ from torch import nn
 from .processes import average_gradients, from_all, from_main, processes
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is: ``step`` of ``steps`` are done, ``loss`` was the last one's (None: none yet in this process)."""
+
+    name: str
+    step: int
+    steps: int
+    loss: float | None
+    log: Path
+
+
+Watcher = Callable[[Moment], None]
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Inside, every run calls ``watcher`` before each step and after the last one.
+
+    A watcher that raises KeyboardInterrupt stops the run as a key does: it saves first.
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 @dataclass(frozen=True)
@@ -160,10 +190,17 @@ def train(
     saved_at = logged_at = time.monotonic()
     figures: dict[str, list[float]] = {}
     updating = False
+    watcher, newest = _watcher.get(), None
+
+    def watch() -> None:
+        if watcher:
+            watcher(Moment(name, step, schedule.steps, newest, log))
+
     if state is None:
         save()
     try:
         while step < schedule.steps:
+            watch()
             if before and group.is_main_process:
                 before(step)
             for turn in range(schedule.accumulate):
@@ -172,7 +209,8 @@ def train(
                 with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bf16):
                     loss, metrics = loss_at(draw)
                 loss.backward()
-                for key, figure in {"loss": loss.item(), **metrics}.items():
+                newest = loss.item()
+                for key, figure in {"loss": newest, **metrics}.items():
                     figures.setdefault(key, []).append(figure)
             average_gradients(trained, schedule.accumulate)
             norm = nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], schedule.clip)
@@ -196,6 +234,7 @@ def train(
             if time.monotonic() - saved_at > save_every:
                 save()
                 saved_at = time.monotonic()
+        watch()
     finally:
         # An update that was broken off is half a step: the last checkpoint is whole.
         if not updating:

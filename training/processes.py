@@ -1,7 +1,7 @@
 """One process or many: what `accelerate` knows of them, and what they tell each other.
 
-A plain command is one process. ``accelerate launch -m longreel.training ...`` starts one for every GPU of one machine or
-several (``torchrun`` does too, and on CPUs); they share the draws of every update and write through the first of them.
+A plain command is one process. ``accelerate launch -m longreel.training ...`` starts one for every GPU of one machine
+or several (``torchrun`` does too, and on CPUs); they share the draws of every update, and the first of them writes.
 """
 
 from __future__ import annotations

@@ -31,10 +31,8 @@ def learn(folder: Path, accumulate: int = 1, *, double: bool = False, stop: bool
     def loss_at(draw: int) -> tuple[torch.Tensor, Metrics]:
         if stop and draw // group.num_processes == STOP:
             raise KeyboardInterrupt
-        if double:
-            loss = (draw_loss(model, 2 * draw) + draw_loss(model, 2 * draw + 1)) / 2
-        else:
-            loss = draw_loss(model, draw)
+        draws = (2 * draw, 2 * draw + 1) if double else (draw,)
+        loss = torch.stack([draw_loss(model, number) for number in draws]).mean()
         return loss, {"noise": float(torch.rand(()))}
 
     schedule = Schedule(STEPS, 1e-2, warmup=2, accumulate=accumulate, clip=1.0)

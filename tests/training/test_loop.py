@@ -1,4 +1,4 @@
-"""The shared loop: many processes learn what one learns, and a run that was broken off goes on as if it had not been."""
+"""The shared loop: many processes learn what one learns, and a run that was broken off goes on to the bit."""
 
 from __future__ import annotations
 
