@@ -18,6 +18,8 @@ from .cache_film import (
     LongreelStartFromVideo,
 )
 from .cast import LongreelFirstFrameComposer, LongreelReference
+from .cast_dataset import LongreelBuildCastDataset, LongreelCastClip, LongreelMiniatureCastClips
+from .cast_training import LongreelTrainCastLora
 from .checkpoint import LongreelLoadCausalCheckpoint
 from .engines import LongreelCausalEngine
 from .film import LongreelFilmShot, LongreelFilmStoryboard
@@ -27,6 +29,7 @@ from .first_frame_models import LongreelExpertSwitch, LongreelFirstFrameLora
 from .memory import LongreelMemoryView, LongreelPinMemory, LongreelRetrieveMemory
 from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
+from .report import LongreelContinuityReport, LongreelIdentityReport
 from .sampler import LongreelCausalSampler
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
 from .video import LongreelReelToVideo
@@ -62,8 +65,14 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelForkReel,
     LongreelCacheConditioning,
     LongreelReelToVideo,
+    LongreelContinuityReport,
+    LongreelIdentityReport,
     LongreelSaveReel,
     LongreelLoadReel,
+    LongreelCastClip,
+    LongreelMiniatureCastClips,
+    LongreelBuildCastDataset,
+    LongreelTrainCastLora,
 ]
 
 

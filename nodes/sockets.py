@@ -16,6 +16,8 @@ EngineSocket = io.Custom("LONGREEL_ENGINE")
 ReelSocket = io.Custom("LONGREEL_REEL")
 KeyframeClipSocket = io.Custom("LONGREEL_KEYFRAME_CLIP")
 ReferenceSocket = io.Custom("LONGREEL_REFERENCE")
+CastClipsSocket = io.Custom("LONGREEL_CAST_CLIPS")
+CastDatasetSocket = io.Custom("LONGREEL_CAST_DATASET")
 
 _CUSTOM = "custom"
 

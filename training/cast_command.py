@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..film.first_frame import FirstFrameError
-from .cast_data import (
-    CastDataError,
-    CastItem,
-    CastSettings,
-    build_dataset,
-    fingerprint_of,
-    load_dataset,
-    picture_of,
-)
-from .cast_encode import Encoders, encode_dataset
-from .cast_sheet import Row, draw_sheet
+from .cast_data import CastDataError, CastSettings, build_dataset, load_dataset
+from .cast_encode import Encoders, variants
+from .cast_run import train_cast
 from .cast_sources import list_clips
 from .cast_world import MINIATURE_TRIGGER, world_clips
 from .export import FILES
 from .lora import WAN_LAYERS, LoraError
-from .lora_recipe import Example, FlowMatcher, LoraRecipe, first_frame_of, train_lora
+from .lora_recipe import LoraRecipe
 from .miniature import start_comfyui
-
-_SAMPLES = 2
-_SAMPLE_STEPS = 12
+from .processes import ProcessError, processes
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +80,9 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weight-decay", type=float, default=usual.weight_decay, help="more keeps the LoRA smaller")
     parser.add_argument("--frames", type=int, help="of each clip: default 21 as published, miniature 81")
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="default the canvases' own")
+    parser.add_argument("--recoloured", action="store_true", help="learn each clip in all 6 orders of red, green and "
+                        "blue: for captions that name no colours")  # fmt: skip
+    parser.add_argument("--mirrored", action="store_true", help="learn clips left to right too, captions exchanged")
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of the forward pass")
     parser.add_argument("--no-checkpointing", action="store_true", help="faster, for much more memory")
     parser.add_argument("--save-every", type=int, default=usual.save_every, help="steps between LoRA files, 0 never")
@@ -101,9 +93,10 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     """``cast-lora``. ``weights``: where the miniature's files are."""
-    start_comfyui()
     small = chosen.model is None
     with _one_sentence():
+        processes()  # ComfyUI takes the GPU that is this process's own
+        start_comfyui()
         if not small and not (chosen.text and chosen.vae):
             raise LoraError("Your own --model needs its --text encoder and its --vae too.")
         recipe = LoraRecipe(
@@ -117,16 +110,10 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         )  # fmt: skip
         items = load_dataset(chosen.data)
         encoders = _open(chosen, weights)
-        dit = encoders.model.model.diffusion_model
-        first_frame = first_frame_of(dit, encoders.model.model.latent_format.latent_channels)
         frames = chosen.frames or (81 if small else 21)
         size = tuple(chosen.size) if chosen.size else None
-        examples = encode_dataset(items, encoders, first_frame, frames, size, chosen.folder / "encoded")
-        _to_device(encoders.model)
-        told = {"base": encoders.name, "recipe": "first frame", "frames": str(frames), "clips": str(len(items)),
-                "dataset": fingerprint_of([item.text for item in items], [])}  # fmt: skip
-        look = _sampler(encoders, items, examples, recipe, chosen.folder / "samples")
-        print(train_lora(dit, examples, recipe, chosen.folder, told, sample=look))
+        shown = variants(chosen.recoloured, chosen.mirrored)
+        print(train_cast(items, encoders, recipe, chosen.folder, frames, size=size, shown=shown))
 
 
 def _open(chosen: argparse.Namespace, weights: Path) -> Encoders:
@@ -151,39 +138,12 @@ def _open(chosen: argparse.Namespace, weights: Path) -> Encoders:
     return Encoders(model, clip, vae, path.stem)
 
 
-def _to_device(model: Any) -> None:
-    """The encoders have done their work: the whole memory is the base's."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    comfy.model_management.load_models_gpu([model], force_full_load=True)
-
-
-def _sampler(
-    encoders: Encoders, items: list[CastItem], examples: list[Example], recipe: LoraRecipe, folder: Path
-) -> Callable[[int, FlowMatcher], None]:
-    """Draws the first clips as the LoRA films them so far, one picture a time."""
-
-    def look(step: int, matcher: FlowMatcher) -> None:
-        rows = []
-        for item, example in list(zip(items, examples, strict=True))[:_SAMPLES]:
-            latents = matcher.sample(example, recipe.band, _SAMPLE_STEPS, recipe.seed)
-            with torch.inference_mode():
-                film = encoders.vae.decode(encoders.model.model.process_latent_out(latents[None]))[0]
-            shown = film[:: max(len(film) // 6, 1)]
-            rows.append(Row(item.id, item.text, [picture_of(frame) for frame in shown]))
-        folder.mkdir(parents=True, exist_ok=True)
-        draw_sheet(rows, folder / f"step-{step:06}.png")
-
-    return look
-
-
 @contextmanager
 def _one_sentence() -> Iterator[None]:
     """What a person can change is told in one sentence, without a traceback; so is a stop by hand."""
     try:
         yield
-    except (CastDataError, LoraError, FirstFrameError) as error:
+    except (CastDataError, LoraError, FirstFrameError, ProcessError) as error:
         raise SystemExit(str(error)) from error
     except KeyboardInterrupt as stop:
         raise SystemExit(130) from stop

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -99,16 +99,23 @@ class CastItem:
 
 
 def build_dataset(
-    sources: Sequence[CastSource], settings: CastSettings, folder: Path, *, say: Callable[[str], None] = print
+    sources: Sequence[CastSource],
+    settings: CastSettings,
+    folder: Path,
+    *,
+    keep_others: bool = False,
+    say: Callable[[str], None] = print,
 ) -> list[CastItem]:
     """Make or complete the dataset in ``folder``; clips that cannot be used are named and left out.
+
+    ``keep_others``: clips that were built there earlier stay in it, before those of ``sources``.
 
     Raises:
         CastDataError: no source, two of one name, or none can be used.
     """
     if len({source.id for source in sources}) != len(sources):
         raise CastDataError("Two clips have the same id: give each its own.")
-    records = []
+    records = _earlier(folder, {source.id for source in sources}) if keep_others else []
     for number, source in enumerate(sources, start=1):
         path = folder / "items" / f"{source.id}.json"
         mark = _fingerprint({"source": source.fingerprint, **asdict(settings)})
@@ -131,8 +138,23 @@ def build_dataset(
     keys = ("file_path", "text", "image_path", "type")
     write_json(folder / METADATA, [{key: record[key] for key in keys} for record in records])
     items = load_dataset(folder)
-    draw_sheet([_row(item) for item in items], folder / "contact_sheet.png")
+    contact_sheet(items, folder)
     return items
+
+
+def contact_sheet(items: Sequence[CastItem], folder: Path) -> Path:
+    """The picture of every clip's canvas, frames and caption in ``folder``, drawn anew if the metadata is newer."""
+    path = folder / "contact_sheet.png"
+    newest = max(listed.stat().st_mtime_ns for listed in folder.glob("train_data*.json"))
+    if not path.exists() or path.stat().st_mtime_ns < newest:
+        draw_sheet([_row(item) for item in items], path)
+    return path
+
+
+def _earlier(folder: Path, renewed: Container[str]) -> list[dict[str, Any]]:
+    """The records of clips built in ``folder``, but for those of the ids ``renewed``."""
+    paths = sorted((folder / "items").glob("*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.stem not in renewed]
 
 
 def load_dataset(folder: Path) -> list[CastItem]:
@@ -192,10 +214,13 @@ def pixels_of(picture: Image.Image) -> torch.Tensor:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The old file or the whole new one, never a part."""
+    """The old file or the whole new one, never a part; a file that says the same stays as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1)
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 
@@ -203,6 +228,8 @@ def _build(source: CastSource, settings: CastSettings, folder: Path) -> dict[str
     from ..host.video_file import VideoWriter  # imports ComfyUI, which must first be told about devices
 
     clip = source.load()
+    if len(clip.frames) < settings.frames:
+        raise CastDataError(f"it has {len(clip.frames)} frames and {settings.frames} are needed: take a longer clip.")
     prompt = build_prompt(clip.caption, [], trigger=settings.trigger)
     drawn = canvas_of(clip, settings)
     described = [Described(reference.name, reference.description) for reference in clip.references]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,54 @@ from .lora_recipe import Example, FirstFrame
 
 @dataclass(frozen=True)
 class Encoders:
-    """What ComfyUI's loaders give: MODEL (for its latent scale), CLIP and VAE; ``name`` tells them from others."""
+    """What ComfyUI's loaders give: MODEL (for its latent scale), CLIP and VAE.
+
+    ``name``: the base's, written into the LoRA. ``mark``: tells these models from others of that name.
+    """
 
     model: Any
     clip: Any
     vae: Any
     name: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a clip is learned once more: ``channels``, the order of its colours, clip and canvas alike; ``mirrored``, the
+    clip left to right (its canvas as it was), with the caption's left and right exchanged.
+    """
+
+    channels: tuple[int, int, int] = (0, 1, 2)
+    mirrored: bool = False
+
+    def frames(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The clip [T, H, W, 3]."""
+        changed = pixels[..., list(self.channels)]
+        return changed.flip(2) if self.mirrored else changed
+
+    def canvas(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The canvas [H, W, 3]."""
+        return pixels[..., list(self.channels)]
+
+    def caption(self, text: str) -> str:
+        """What is said of it."""
+        exchanged = {"left": "right", "right": "left"}
+        return re.sub(r"\b(left|right)\b", lambda found: exchanged[found[0]], text) if self.mirrored else text
+
+
+PLAIN = (Variant(),)
+"""Every clip as it is."""
+
+
+def variants(recoloured: bool, mirrored: bool) -> tuple[Variant, ...]:
+    """Each clip as it is, and in the five other orders of its colours, and every other one of these left to right."""
+    orders = [(a, b, c) for a, b, c in permutations(range(3))] if recoloured else [(0, 1, 2)]
+    if not mirrored:
+        return tuple(Variant(order) for order in orders)
+    if not recoloured:
+        return (*PLAIN, Variant(mirrored=True))
+    return tuple(Variant(order, bool(number % 2)) for number, order in enumerate(orders))
 
 
 def encode_dataset(
@@ -35,27 +79,32 @@ def encode_dataset(
     size: tuple[int, int] | None,
     folder: Path,
     *,
+    shown: Sequence[Variant] = PLAIN,
     say: Callable[[str], None] = print,
 ) -> list[Example]:
     """Encode every clip's first ``frames`` frames at ``size`` (width, height; None: the canvas's own) into ``folder``.
 
     The collage stands in frames 0 to 3, then the clip goes on with its own frame 4: nothing is moved. Files already
-    there are kept while clip, caption, size and models stay the same.
+    there are kept while clip, caption, size and models stay the same. ``shown``: the ways in which each is learned; all
+    clips in the first way come first.
 
     Raises:
         CastDataError: a clip is too short, or a side is no multiple of 16.
     """
     folder.mkdir(parents=True, exist_ok=True)
     examples = []
-    for number, item in enumerate(items, start=1):
-        path = folder / f"{item.id}.safetensors"
-        mark = fingerprint_of([item.text, frames, size, first_frame, encoders.name], [item.clip, item.canvas])
+    wanted = [(item, variant, way) for way, variant in enumerate(shown) for item in items]
+    for number, (item, variant, way) in enumerate(wanted, start=1):
+        name = f"{item.id}.{way}" if way else item.id
+        path = folder / f"{name}.safetensors"
+        told = [item.text, frames, size, first_frame, encoders.name + encoders.mark]
+        mark = fingerprint_of([*told, astuple(variant)] if way else told, [item.clip, item.canvas])
         if not path.exists() or _mark_of(path) != mark:
-            tensors = _encode(item, encoders, first_frame, frames, size)
-            part = path.with_suffix(".part")
+            tensors = _encode(item, variant, encoders, first_frame, frames, size)
+            part = folder / f"{name}.part"
             save_file(tensors, part, metadata={"fingerprint": mark})
             part.replace(path)
-            say(f"encoded {number}/{len(items)} {item.id}")
+            say(f"encoded {number}/{len(wanted)} {name}")
         loaded = load_file(path)
         examples.append(Example(loaded["latents"], loaded["text"], loaded.get("known")))
     return examples
@@ -68,7 +117,12 @@ def target_frames(canvas: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def _encode(
-    item: CastItem, encoders: Encoders, first_frame: FirstFrame, frames: int, size: tuple[int, int] | None
+    item: CastItem,
+    variant: Variant,
+    encoders: Encoders,
+    first_frame: FirstFrame,
+    frames: int,
+    size: tuple[int, int] | None,
 ) -> dict[str, torch.Tensor]:
     with Image.open(item.canvas) as picture:
         picture = picture.convert("RGB")
@@ -77,11 +131,11 @@ def _encode(
     if any(side % 16 for side in picture.size):
         raise CastDataError(f"Clips of {picture.width} x {picture.height} do not fit Wan's latents: "
                             "train at a size of which both sides are multiples of 16.")  # fmt: skip
-    canvas = pixels_of(picture)
-    clip, _ = read_frames(item.clip, frames, picture.size)
+    canvas = variant.canvas(pixels_of(picture))
+    clip = variant.frames(read_frames(item.clip, frames, picture.size)[0])
     tensors = {
         "latents": _latents(encoders, target_frames(canvas, clip)),
-        "text": encoders.clip.encode_from_tokens(encoders.clip.tokenize(item.text))[0],
+        "text": encoders.clip.encode_from_tokens(encoders.clip.tokenize(variant.caption(item.text)))[0],
     }
     if first_frame == "concat":
         # What is not known is mid-grey to the VAE, as core's WanImageToVideo has it.

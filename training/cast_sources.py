@@ -12,9 +12,10 @@ a segmentation, image-edit or text-generation workflow, or a person. ``plate`` m
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,38 @@ import torch
 from PIL import Image
 
 from ..film.first_frame import Reference
+from ..film.first_frame.values import to_bytes
 from .cast_data import CastClip, CastDataError, CastSettings, CastSource, fingerprint_of, pixels_of, read_frames
 
 _WAYS = ("picture", "mask", "box")
+_NAME = r"[\w-]+"
+
+
+def given_clip(
+    name: str,
+    frames: torch.Tensor,
+    fps: float,
+    references: Sequence[Reference],
+    plate: torch.Tensor | None,
+    caption: str,
+) -> CastSource:
+    """A clip whose frames [T, H, W, 3] in 0..1 and cut-outs are at hand, as in a graph.
+
+    Raises:
+        CastDataError: the name cannot be a file's, or there is no reference.
+    """
+    if not re.fullmatch(_NAME, name):
+        raise CastDataError(f"A clip has the name '{name}': use letters, digits, - and _.")
+    if not references:
+        raise CastDataError(f"The clip '{name}' needs at least one reference.")
+    digest = hashlib.sha256()
+    for picture in (frames, *([] if plate is None else [plate])):
+        digest.update(repr(tuple(picture.shape)).encode() + to_bytes(picture))
+    for reference in references:
+        digest.update(repr((reference.width, reference.height, reference.name, reference.description)).encode())
+        digest.update(reference.rgba)
+    clip = CastClip(frames, fps, tuple(references), plate, caption)
+    return CastSource(name, fingerprint_of([digest.hexdigest(), fps, caption], []), lambda: clip)
 
 
 def list_clips(path: Path, settings: CastSettings) -> list[CastSource]:
@@ -44,7 +74,7 @@ def list_clips(path: Path, settings: CastSettings) -> list[CastSource]:
 
 def _source(entry: Mapping[str, Any], folder: Path, settings: CastSettings) -> CastSource:
     name = str(entry.get("id", ""))
-    if not re.fullmatch(r"[\w-]+", name):
+    if not re.fullmatch(_NAME, name):
         raise CastDataError(f"A clip has the id '{name}': use letters, digits, - and _.")
     entities = entry.get("entities")
     if not entry.get("clip") or not isinstance(entities, list) or not entities:

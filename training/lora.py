@@ -186,10 +186,17 @@ def save_lora(adapter: Adapter, path: Path, metadata: Mapping[str, str], *, dtyp
 
 
 def _second_tree(model: nn.Module) -> nn.Module:
-    """Modules are copied, tensors are shared; parameters are frozen in the copy only."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    memo |= {id(buffer): buffer for buffer in model.buffers()}
+    """Modules are copied, tensors are shared; parameters are frozen in the copy only.
+
+    Tensors made in inference mode, as nodes make them, are copied: autograd refuses them for good.
+    """
+    memo: dict[int, Any] = {id(p): nn.Parameter(_usable(p.detach()), requires_grad=False) for p in model.parameters()}
+    memo |= {id(buffer): _usable(buffer) for buffer in model.buffers()}
     return copy.deepcopy(model, memo)
+
+
+def _usable(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _put(tree: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
