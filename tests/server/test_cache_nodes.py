@@ -215,16 +215,16 @@ def test_eight_shots_then_a_retake_an_extension_and_a_fork(studio: Server):
     assert len(fork.shots) == 4
     assert all(torch.equal(fork.latents(i), after.latents(i)) for i in range(3))
 
-    (file,) = [path.name for path in studio.base.glob("output/fork*")]
+    (file,) = [f"{path.name} [output]" for path in studio.base.glob("output/fork*")]
     loaded = {
         "load": node("LongreelLoadReel", file=file),
         "shot": node("LongreelFilmShot", engine=["engine", 0], reel=["load", 0], **other),
         "list": cache("load"),
-        "text": node("PreviewAny", source=["list", 2]),
+        "said": node("PreviewAny", source=["list", 2]),
     }
     reloaded = studio.queue(told | loaded)
     assert reloaded.succeeded, reloaded.error
-    said = reloaded.outputs["text"]["text"][0]
+    said = reloaded.outputs["said"]["text"][0]
     assert "shot 4, latent 1" in said
     assert "Shot 4 was shown" in said
 
@@ -279,7 +279,7 @@ def test_image_to_video_pairs_film_a_story(studio: Server, backend: str):
 
 
 def test_context_windows_are_refused(studio: Server):
-    windows = {"context_length": 16, "context_overlap": 4, "context_schedule": "static_standard", "context_stride": 1}
+    windows = {"context_length": 16, "context_overlap": 4, "context_schedule": "standard_static", "context_stride": 1}
     windows |= {"closed_loop": False, "fuse_method": "pyramid", "freenoise": False, "retain_first_frame": False}
     windows |= {"split_conds_to_windows": False}
     prompt = guided() | story() | {"v": to_video("film")}
