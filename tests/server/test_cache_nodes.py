@@ -225,7 +225,7 @@ def test_eight_shots_then_a_retake_an_extension_and_a_fork(studio: Server):
     reloaded = studio.queue(told | loaded)
     assert reloaded.succeeded, reloaded.error
     said = reloaded.outputs["said"]["text"][0]
-    assert "shot 4, latent 1" in said
+    assert "shot 4, latent" in said
     assert "Shot 4 was shown" in said
 
 
