@@ -22,9 +22,9 @@ class FrameSigns:
     """One frame.
 
     difference: mean absolute difference of the values to the frame before, 0..1; 0 for the first frame. jump: what is
-    left of it when things may move, in brightness or, if that is more, a hundredth of the distance of the mean colours. motion: mean length of the flow from the frame before, fastest: the mean of its
-    fastest 5 %, both in % of the frame's diagonal. colour: mean CIELAB (L 0..100, a, b). contrast: standard deviation
-    of L.
+    left of it when things may move, in brightness or, if that is more, a hundredth of the distance of the mean colours.
+    motion: mean length of the flow from the frame before, fastest: the mean of its fastest 5 %, both in % of the
+    frame's diagonal. colour: mean CIELAB (L 0..100, a, b). contrast: standard deviation of L.
     """
 
     difference: float
