@@ -51,7 +51,7 @@ def attend(q: torch.Tensor, layer: int, memory: KVMemory, options: dict[str, Any
 
 
 def prep_tables(
-    call: Call, grid: tuple[int, int, int], layout: KVLayout, device: torch.device, options: dict[str, Any]
+    call: Call, grid: torch.Size, layout: KVLayout, device: torch.device, options: dict[str, Any]
 ) -> Tables | None:
     """The RoPE tables that QK preparation needs for a call over a grid of frames, rows and columns of tokens.
 
@@ -71,13 +71,15 @@ def prepare(attn: Any, layer: int, x: torch.Tensor, memory: KVMemory, tables: Ta
     slots, norms = memory.write_slots(), (attn.norm_q, attn.norm_k)
     if slots is None or any(getattr(norm, "weight_function", ()) or norm.weight is None for norm in norms):
         return None
-    weights = [comfy.model_management.cast_to(norm.weight, dtype=x.dtype, device=x.device) for norm in norms]
+    q_weight, k_weight = (
+        comfy.model_management.cast_to(norm.weight, dtype=x.dtype, device=x.device) for norm in norms
+    )
     arena, layout = memory.arena, memory.layout
     at = torch.tensor(slots, dtype=torch.int32).to(x.device, non_blocking=True)
     frame = torch.arange(len(slots), dtype=torch.int32, device=x.device)
     means = torch.zeros((1, layout.heads, arena.slots, layout.head_dim), device=x.device)
     q, _ = qk_prep(
-        attn.q(x), attn.k(x), attn.v(x), *weights, tables, frame, arena.k[layer], arena.v[layer], means, at,
+        attn.q(x), attn.k(x), attn.v(x), q_weight, k_weight, tables, frame, arena.k[layer], arena.v[layer], means, at,
         eps=attn.norm_q.eps,
     )  # fmt: skip
     memory.written(layer, means[0][:, at.long()])

@@ -1,6 +1,6 @@
 """``python -m longreel.training``: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges
 them; ``cast-data`` and ``cast-lora`` teach a model to film a cast given in the first frame, ``cast-judge``
-judges that.
+judges that; ``memory-lora`` teaches the miniature to use its memory after a cut, ``memory-judge`` judges memories.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import cast_command, cast_judge
+from . import cast_command, cast_judge, memory_judge, memory_lora
 from .miniature import MiniatureRecipe, start_comfyui, train_miniature
 
 PACK = Path(__file__).resolve().parent.parent
@@ -45,6 +45,8 @@ def main() -> None:
     cast_command.add_data_arguments(recipes.add_parser("cast-data", help="clips with a cast in the first frame (FFGo)"))
     cast_command.add_lora_arguments(recipes.add_parser("cast-lora", help="a LoRA that films a cast, from such clips"))
     cast_judge.add_judge_arguments(recipes.add_parser("cast-judge", help="what such a LoRA does for the miniature"))
+    memory_lora.add_lora_arguments(recipes.add_parser("memory-lora", help="the miniature learns to use its memory"))
+    memory_judge.add_judge_arguments(recipes.add_parser("memory-judge", help="what window, sink and bank are worth"))
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -57,6 +59,10 @@ def main() -> None:
         cast_command.run_lora(chosen, PACK / "miniature" / "weights")
     elif chosen.recipe == "cast-judge":
         cast_judge.run_judge(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "memory-lora":
+        memory_lora.run_lora(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "memory-judge":
+        memory_judge.run_judge(chosen, PACK / "miniature" / "weights")
     else:
         _evaluate(chosen)
 

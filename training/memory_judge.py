@@ -1,4 +1,4 @@
-"""What a memory is worth on the miniature: one-minute stories in which the lead comes back, read by the attribute probe.
+"""What a memory is worth on the miniature: one-minute stories in which the lead comes back, read by the probe.
 
 The story, six shots of ten seconds, a cut before each: the place alone; the lead, named in full; two more places alone;
 the lead again, named only "the same character"; somebody else, named in full. The film's first block shows nobody, so a
@@ -64,8 +64,8 @@ def prompts_of(story: Sequence[Scene]) -> list[str]:
 def film_stories(
     models: evaluate.Models, stories: Sequence[Sequence[Scene]], seed: int, settings: MemorySettings
 ) -> tuple[list[torch.Tensor], float]:
-    """For each shot the latents of all stories [B, 16, T, 8, 8], in the model's space; and the share of the layers whose
-    bank holds the lead when it returns. Matrix products run in bfloat16.
+    """For each shot the latents of all stories [B, 16, T, 8, 8], in the model's space; and the share of the layers
+    whose bank holds the lead when it returns. Matrix products run in bfloat16.
     """
     import comfy.model_management
 
@@ -79,7 +79,7 @@ def film_stories(
         for shot in range(len(LENGTHS))
     ]
     seeds = [[(seed * 1000 + number) * 10 + shot for number in range(len(stories))] for shot in range(len(LENGTHS))]
-    held = []
+    held: list[float] = []
     begins = sum(LENGTHS[:LEAD])
 
     def look(shot: int, memory: KVMemory) -> None:
@@ -218,8 +218,8 @@ def by_shot(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     stories = [story for run in runs for story in run["read"]]
     found = {}
     for shot in range(len(LENGTHS)):
-        names = [n for n in ("place", "identity", "action") if n in stories[0][shot] and (n == "place" or shot != RETURN)]
-        for name in names:
+        names = ("place",) if shot == RETURN else ("place", "identity", "action")
+        for name in (name for name in names if name in stories[0][shot]):
             found[f"{10 * shot}-{10 * shot + 10} s {name}"] = sum(s[shot][name] for s in stories) / len(stories)
     return found
 

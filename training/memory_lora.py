@@ -11,6 +11,7 @@ with a character are to fit every prompt better than frames without. So a film's
 
 from __future__ import annotations
 
+import argparse
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ import torch
 import torch.nn.functional as F
 
 from .dit import DitRecipe, Miniature, loss, predict
-from .export import read_dit
+from .export import FILES, read_dit, read_vae
 from .loop import Metrics, Schedule, train
 from .lora import WAN_LAYERS, adapt, choose_layers, save_lora
-from .memory_data import Takes, load_takes
+from .memory_data import Takes, encode_takes, load_takes
+from .miniature import start_comfyui
 from .sequences import BLOCK, CONTEXT_NOISE, SINK, noise_levels
+from .vae import VaeRecipe, build_vae
 
 BANK = 3
 _ROWS = 5
@@ -176,6 +179,29 @@ def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output:
     adapter.load_state_dict(train("memory", adapter, learn, schedule, folder, seed=recipe.seed, save_every=60))
     told = {"base": "longreel-miniature-dit", "recipe": "memory", "steps": str(recipe.steps)}
     return save_lora(adapter, output, told, dtype=torch.bfloat16)
+
+
+def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
+    """``memory-lora``'s."""
+    usual = MemoryRecipe()
+    parser.add_argument("--folder", type=Path, required=True, help="encoded takes, checkpoints, curve (resumed)")
+    parser.add_argument("--steps", type=int, default=usual.steps, help="updates")
+    parser.add_argument("--rank", type=int, default=usual.rank, help="size of the adapter")
+    parser.add_argument("--shards", type=int, default=usual.shards, help="of 64 takes to learn from")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
+
+
+def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
+    """``memory-lora``. ``weights``: where the miniature's files are and the adapter goes."""
+    start_comfyui()
+    recipe = MemoryRecipe(chosen.rank, chosen.steps, shards=chosen.shards, seed=chosen.seed)
+    vae = build_vae(VaeRecipe().width)
+    read_vae(vae, weights)
+    # what read_vae gives has latents of zero mean and unit variance already
+    none, one = torch.zeros(16, 1, 1, 1), torch.ones(16, 1, 1, 1)
+    encode_takes(vae.eval(), none, one, recipe.shards, chosen.folder / "takes", recipe.seed)
+    print(train_memory_lora(recipe, weights, chosen.folder, weights / FILES["memory"]))
 
 
 def _velocity(
