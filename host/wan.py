@@ -21,6 +21,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
+import comfy.quant_ops
 import torch
 
 from ..film.memory import CallKind, KVLayout, KVMemory
@@ -216,14 +217,11 @@ def _block(
     shift1, scale1, gate1, shift2, scale2, gate2 = (own.unsqueeze(0) + modulation).unsqueeze(3).unbind(2)
     frames = modulation.shape[1]
 
-    def modulate(y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(shift, y.unflatten(1, (frames, -1)), 1 + scale).flatten(1, 2)
-
     def add(base: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return torch.addcmul(base.unflatten(1, (frames, -1)), y.unflatten(1, (frames, -1)), gate).flatten(1, 2)
 
     x = x.contiguous()
-    normed = modulate(block.norm1(x), shift1, scale1)
+    normed = _modulated(block.norm1, x, shift1, scale1)
     attended = _self_attention(block.self_attn, layer, normed, rotation, state, options, last)
     if attended is None:
         return x
@@ -237,7 +235,21 @@ def _block(
     for patch in options.get("patches", {}).get("attn2_patch", ()):
         x = patch({"x": x, "transformer_options": options})
 
-    return add(x, block.ffn(modulate(block.norm2(x), shift2, scale2)), gate2)
+    return add(x, block.ffn(_modulated(block.norm2, x, shift2, scale2)), gate2)
+
+
+def _modulated(norm: Any, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Adaptive layer norm of x [B, F * T, dim] by shift and scale [B, F, 1, dim], in one kernel where there is one."""
+    by_frame = x.unflatten(1, (shift.shape[1], -1))
+    if _has_fused_norm(x):
+        fused: torch.Tensor = comfy.quant_ops.ck.adaln(by_frame, scale, shift, norm.eps)
+        return fused.flatten(1, 2)
+    return torch.addcmul(shift, norm(by_frame), 1 + scale).flatten(1, 2)
+
+
+def _has_fused_norm(x: torch.Tensor) -> bool:
+    """Whether comfy-kitchen may have a kernel for it: on a CPU it has none, and its eager code is the slower one."""
+    return x.is_cuda and hasattr(getattr(comfy.quant_ops, "ck", None), "adaln")
 
 
 def _self_attention(

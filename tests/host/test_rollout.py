@@ -26,6 +26,7 @@ from longreel.film.memory import (
     MemorySnapshot,
 )
 from longreel.host import frame_attention as frame_attention_room
+from longreel.host import wan
 from longreel.host.noise import SeededNoise
 from longreel.host.rollout import Prompt, RolloutError, RolloutSampler, roll_out
 from longreel.host.wan import UnsupportedModelError
@@ -318,6 +319,14 @@ def test_qk_preparation_writes_what_the_layers_would(tiny_wan, conds, monkeypatc
     clone.set_model_attn1_patch(lambda args: args["x"])
     film(clone, conds, 2, settings=settings)
     assert not calls, "a patch wants the queries"
+
+
+def test_the_fused_layer_norm_is_the_same_one(tiny_wan, conds, monkeypatch):
+    plain = film(tiny_wan, conds, 3, settings=MEMFLOW).latents
+    monkeypatch.setattr(wan, "_has_fused_norm", lambda x: True)
+    fused = film(tiny_wan, conds, 3, settings=MEMFLOW).latents
+    assert not torch.equal(fused, plain), "it was called"
+    assert (fused - plain).abs().max() < 1e-4
 
 
 def test_cudnn_comes_first_only_where_nobody_chose(tiny_wan, conds, monkeypatch):
