@@ -13,6 +13,7 @@ import torch
 
 from . import cast_command, cast_judge
 from .miniature import MiniatureRecipe, start_comfyui, train_miniature
+from .team import join_early
 
 PACK = Path(__file__).resolve().parent.parent
 
@@ -46,6 +47,7 @@ def main() -> None:
     cast_command.add_lora_arguments(recipes.add_parser("cast-lora", help="a LoRA that films a cast, from such clips"))
     cast_judge.add_judge_arguments(recipes.add_parser("cast-judge", help="what such a LoRA does for the miniature"))
     chosen = parser.parse_args()
+    join_early()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     if chosen.recipe == "miniature":

@@ -22,9 +22,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .curves import draw_curves
-from .loop import Metrics, Schedule, train
+from .loop import Metrics, Schedule, train, turn
 from .lora import WAN_LAYERS, LoraError, adapt, choose_layers, differentiable, save_lora
 from .lora_memory import plan_memory
+from .team import Team
 
 Expert = Literal["both", "high", "low"]
 FirstFrame = Literal["clean", "concat"]
@@ -238,9 +239,12 @@ def train_lora(
     device = next(dit.parameters()).device
     bf16 = uses_bf16(recipe, device)
     matcher = FlowMatcher(tree, first_frame, bf16)
-    _remember(recipe, len(examples), folder)
-    say(plan_memory(dit, adapter, examples, at_once=recipe.at_once, bf16=bf16,
-                    checkpointing=recipe.checkpointing).text())  # fmt: skip
+    team = Team(device)
+    with team.main_first():
+        _remember(recipe, len(examples), folder)
+    if team.is_main:
+        say(plan_memory(dit, adapter, examples, at_once=recipe.at_once, bf16=bf16,
+                        checkpointing=recipe.checkpointing).text())  # fmt: skip
     shared = {**metadata, "expert": recipe.expert, "shift": f"{recipe.band.shift:g}",
               "sigma_low": f"{recipe.band.low:g}", "sigma_high": f"{recipe.band.high:g}"}  # fmt: skip
 
@@ -253,15 +257,16 @@ def train_lora(
     def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
         if tick:
             tick(step)
-        if step and recipe.save_every and step % recipe.save_every == 0:
+        mine = turn()
+        if mine.first and step and recipe.save_every and step % recipe.save_every == 0:
             export(f"step-{step:06}.safetensors", step)
-        if sample and recipe.sample_every and step % recipe.sample_every == 0:
+        if mine.first and sample and recipe.sample_every and step % recipe.sample_every == 0:
             tree.eval()
             # Looking must not change what is learned: the step's random numbers stay where they are.
             with torch.random.fork_rng():
                 sample(step, matcher)
             tree.train()
-        return _batch_loss(matcher, draw_examples(examples, recipe, step), recipe)
+        return _batch_loss(matcher, draw_examples(examples, recipe, step * mine.of + mine.number), recipe)
 
     schedule = Schedule(
         recipe.steps, recipe.rate, warmup=recipe.warmup, final_share=recipe.final_share,
@@ -272,23 +277,25 @@ def train_lora(
         try:
             average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, say=say)
         except (KeyboardInterrupt, InterruptProcessingException):
-            state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
-            adapter.load_state_dict(state["average"])
-            say(f"Stopped and saved at step {state['step']}: {export('lora.safetensors', state['step'])}. "
-                "The same command goes on.")  # fmt: skip
+            if team.is_main:
+                state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
+                adapter.load_state_dict(state["average"])
+                say(f"Stopped and saved at step {state['step']}: {export('lora.safetensors', state['step'])}. "
+                    "The same command goes on.")  # fmt: skip
             raise
         adapter.load_state_dict(average)
-        path = export("lora.safetensors", recipe.steps)
-        if sample and recipe.sample_every:
+        with team.main_first():
+            path = export("lora.safetensors", recipe.steps) if team.is_main else folder / "lora.safetensors"
+        if team.is_main and sample and recipe.sample_every:
             tree.eval()
             sample(recipe.steps, matcher)
     return path
 
 
-def draw_examples(examples: Sequence[Example], recipe: LoraRecipe, step: int) -> list[Example]:
-    """The examples of a step: all of them once, in a new order, before any comes again."""
+def draw_examples(examples: Sequence[Example], recipe: LoraRecipe, number: int) -> list[Example]:
+    """The examples of batch ``number`` of a run: all of them once, in a new order, before any comes again."""
     drawn = []
-    for place in range(step * recipe.batch, (step + 1) * recipe.batch):
+    for place in range(number * recipe.batch, (number + 1) * recipe.batch):
         turn, index = divmod(place, len(examples))
         order = random.Random(f"{recipe.seed}/{turn}").sample(range(len(examples)), len(examples))
         drawn.append(examples[order[index]])
