@@ -1,6 +1,7 @@
 """``python -m longreel.training``: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges
 them; ``cast-data`` and ``cast-lora`` teach a model to film a cast given in the first frame, ``cast-judge``
-judges that.
+judges that; ``weaver-clip``, ``weaver-data`` and ``weaver-lora`` teach a model to remember the shots before,
+``weaver-judge`` judges that.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import cast_command, cast_judge
+from . import cast_command, cast_judge, weaver_command
 from .miniature import MiniatureRecipe, start_comfyui, train_miniature
 from .team import join_early
 
@@ -46,6 +47,8 @@ def main() -> None:
     cast_command.add_data_arguments(recipes.add_parser("cast-data", help="clips with a cast in the first frame (FFGo)"))
     cast_command.add_lora_arguments(recipes.add_parser("cast-lora", help="a LoRA that films a cast, from such clips"))
     cast_judge.add_judge_arguments(recipes.add_parser("cast-judge", help="what such a LoRA does for the miniature"))
+    weaver_command.add_clip_arguments(recipes.add_parser("weaver-clip", help="the small world's CLIP, from scratch"))
+    weaver_command.add_data_arguments(recipes.add_parser("weaver-data", help="encoded scenes of the small world"))
     chosen = parser.parse_args()
     join_early()
     if chosen.threads:
@@ -59,6 +62,10 @@ def main() -> None:
         cast_command.run_lora(chosen, PACK / "miniature" / "weights")
     elif chosen.recipe == "cast-judge":
         cast_judge.run_judge(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "weaver-clip":
+        weaver_command.run_clip(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "weaver-data":
+        weaver_command.run_data(chosen, PACK / "miniature" / "weights")
     else:
         _evaluate(chosen)
 

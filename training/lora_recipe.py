@@ -205,6 +205,13 @@ class _Recomputed(nn.Module):
         return checkpoint(self.block, *args, use_reentrant=False, **kwargs)
 
 
+def recompute(tree: nn.Module) -> None:
+    """Gradient checkpointing of every block of a Wan model, in place."""
+    blocks = tree.get_submodule("blocks")
+    for key, block in blocks.named_children():
+        setattr(blocks, key, _Recomputed(block))
+
+
 def train_lora(
     dit: nn.Module,
     examples: Sequence[Example],
@@ -233,15 +240,13 @@ def train_lora(
     names = choose_layers(dit, recipe.layers)
     tree, adapter = adapt(dit, names, recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed)
     if recipe.checkpointing:
-        blocks = tree.get_submodule("blocks")
-        for key, block in blocks.named_children():
-            setattr(blocks, key, _Recomputed(block))
+        recompute(tree)
     device = next(dit.parameters()).device
     bf16 = uses_bf16(recipe, device)
     matcher = FlowMatcher(tree, first_frame, bf16)
     team = Team(device)
     with team.main_first():
-        _remember(recipe, len(examples), folder)
+        remember_recipe({**asdict(recipe), "examples": len(examples)}, folder)
     if team.is_main:
         say(plan_memory(dit, adapter, examples, at_once=recipe.at_once, bf16=bf16,
                         checkpointing=recipe.checkpointing).text())  # fmt: skip
@@ -344,10 +349,14 @@ def _known(example: Example) -> torch.Tensor:
     return example.known
 
 
-def _remember(recipe: LoraRecipe, examples: int, folder: Path) -> None:
-    """Write the recipe down, or check it against the one of the run that is to be continued."""
-    free = {"steps", "save_every", "sample_every"}
-    mine = {key: value for key, value in {**asdict(recipe), "examples": examples}.items() if key not in free}
+def remember_recipe(told: Mapping[str, Any], folder: Path) -> None:
+    """Write a run's settings down, or check them against those of the run in ``folder`` that is to be continued.
+
+    Raises:
+        LoraError: one of them differs that a run cannot change on its way.
+    """
+    free = {"steps", "rollout_steps", "save_every", "sample_every"}
+    mine = json.loads(json.dumps({key: value for key, value in told.items() if key not in free}))
     path = folder / "recipe.json"
     if path.exists():
         other = json.loads(path.read_text(encoding="utf-8"))
