@@ -1,7 +1,8 @@
 """``python -m longreel.training``: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges
 them; ``cast-data`` and ``cast-lora`` teach a model to film a cast given in the first frame, ``cast-judge``
 judges that; ``weaver-clip``, ``weaver-data`` and ``weaver-lora`` teach a model to remember the shots before,
-``weaver-judge`` judges that.
+``weaver-judge`` judges that. ``accelerate launch -m longreel.training cast-lora ...`` shares a run between GPUs and
+machines.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import torch
 
 from . import cast_command, cast_judge, weaver_command
 from .miniature import MiniatureRecipe, start_comfyui, train_miniature
-from .team import join_early
+from .processes import processes
 
+SHARED = ("cast-lora",)
+"""Recipes that many processes can share."""
 PACK = Path(__file__).resolve().parent.parent
 
 
@@ -50,9 +53,10 @@ def main() -> None:
     weaver_command.add_clip_arguments(recipes.add_parser("weaver-clip", help="the small world's CLIP, from scratch"))
     weaver_command.add_data_arguments(recipes.add_parser("weaver-data", help="encoded scenes of the small world"))
     chosen = parser.parse_args()
-    join_early()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    if chosen.recipe not in SHARED and processes().num_processes > 1:
+        raise SystemExit(f"{chosen.recipe} is the work of one process: start it without a launcher.")
     if chosen.recipe == "miniature":
         recipe = scaled(MiniatureRecipe(), chosen.effort)
         train_miniature(recipe, chosen.folder, chosen.weights, chosen.curves, start_from=chosen.start_from)

@@ -27,11 +27,10 @@ from ..film.cache import FILMWEAVER, LayoutProfile, Payload
 from ..host.cache_tokens import PLAIN, told
 from .curves import draw_curves
 from .filmweaver import TEMPORAL_ONLY, Curriculum, TrainingScene, WeaverSample, draw_sample, sample_payload
-from .loop import Metrics, Schedule, train, turn
+from .loop import Metrics, Schedule, train
 from .lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, differentiable, save_lora
 from .lora_memory import plan_memory
 from .lora_recipe import Band, recompute, remember_recipe, uses_bf16
-from .team import Team
 
 _NAME = "weaver"
 _OWN_STEPS = 4
@@ -171,12 +170,9 @@ def train_weaver(
         recompute(tree)
     bf16 = uses_bf16(recipe, next(dit.parameters()).device)
     matcher = WeaverMatcher(tree, recipe.profile, bf16, empty)
-    team = Team(matcher.device)
-    with team.main_first():
-        remember_recipe({**asdict(recipe), "scenes": len(scenes)}, folder)
-    if team.is_main:
-        say(plan_memory(dit, adapter, [_Pass(_largest(scenes, recipe.profile))], at_once=recipe.at_once, bf16=bf16,
-                        checkpointing=recipe.checkpointing).text())  # fmt: skip
+    remember_recipe({**asdict(recipe), "scenes": len(scenes)}, folder)
+    say(plan_memory(dit, adapter, [_Pass(_largest(scenes, recipe.profile))], at_once=recipe.at_once, bf16=bf16,
+                    checkpointing=recipe.checkpointing).text())  # fmt: skip
     shared = {**metadata, **recipe.profile.to_metadata(), "shift": f"{recipe.shift:g}"}
 
     def export(name: str, steps: int) -> Path:
@@ -186,10 +182,9 @@ def train_weaver(
         return path
 
     def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
-        first = turn().first
-        if first and step and recipe.save_every and step % recipe.save_every == 0:
+        if step and recipe.save_every and step % recipe.save_every == 0:
             export(f"step-{step:06}.safetensors", step)
-        if first and sample and recipe.sample_every and step % recipe.sample_every == 0:
+        if sample and recipe.sample_every and step % recipe.sample_every == 0:
             tree.eval()
             # Looking must not change what is learned: the step's random numbers stay where they are.
             with torch.random.fork_rng():
@@ -206,16 +201,14 @@ def train_weaver(
         try:
             average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, say=say)
         except KeyboardInterrupt:
-            if team.is_main:
-                state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
-                adapter.load_state_dict(state["average"])
-                say(f"Stopped and saved at step {state['step']}: {export('weaver.safetensors', state['step'])}. "
-                    "The same command goes on.")  # fmt: skip
+            state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
+            adapter.load_state_dict(state["average"])
+            say(f"Stopped and saved at step {state['step']}: {export('weaver.safetensors', state['step'])}. "
+                "The same command goes on.")  # fmt: skip
             raise
         adapter.load_state_dict(average)
-        with team.main_first():
-            path = export("weaver.safetensors", recipe.updates) if team.is_main else folder / "weaver.safetensors"
-        if team.is_main and sample and recipe.sample_every:
+        path = export("weaver.safetensors", recipe.updates)
+        if sample and recipe.sample_every:
             tree.eval()
             sample(recipe.updates, matcher)
     return path
@@ -244,7 +237,7 @@ def _update_loss(
     done = torch.zeros(())
     metrics: Metrics = {}
     for number, (count, sigma) in enumerate(zip(counts, levels, strict=True)):
-        samples = draw_pass(scenes, recipe, step, number + turn().number * len(counts), count)
+        samples = draw_pass(scenes, recipe, step, number, count)
         if recipe.rolls_out(step):
             samples = roll_out_history(matcher, scenes, samples, recipe, step)
         noise = torch.randn(count, *samples[0].target.shape).to(matcher.device)

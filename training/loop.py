@@ -1,8 +1,9 @@
 """The loop every recipe runs on: AdamW or Muon, warm-up and cosine, moving average, checkpoints, a log, resume.
 
-A step's randomness comes from the seed, the step's number and the turn alone, so that a run killed at any moment and
-started again continues as if nothing had happened, to the bit on one CPU and thread count. Several processes (see
-``team``) share a step's turns and stay alike: the same start, the same averaged gradients.
+An update learns from ``accumulate`` draws of every process, on one CPU, one GPU or many machines (see processes.py).
+Draws are numbered through, and a draw's randomness comes from the seed and its number alone: a run killed at any moment
+and started again continues as if nothing had happened, to the bit on one machine and thread count, and two processes
+learn what one learns that accumulates twice as much.
 """
 
 from __future__ import annotations
@@ -16,17 +17,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from .stopping import Stopping
-from .team import Team
+from .processes import average_gradients, from_all, from_main, processes
 
 Metrics = dict[str, float]
-# Keeps the random numbers of a step's turns apart from those of all other steps.
-_FAR = 7_919_000_003
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def watching(watcher: Watcher) -> Iterator[None]:
 @dataclass(frozen=True)
 class Schedule:
     """Length and learning rate of a run. ``rate`` is AdamW's; matrices under Muon use ``muon_rate`` (0: AdamW for
-    all).
+    all). ``accumulate``: draws of each process in an update. ``bf16``: the loss is computed under autocast.
     """
 
     steps: int
@@ -71,6 +68,8 @@ class Schedule:
     weight_decay: float = 0.0
     clip: float = 1.0
     average: float = 0.999
+    accumulate: int = 1
+    bf16: bool = False
 
     def share(self, step: int) -> float:
         """The share of the full rate at ``step``: linear warm-up, then a cosine down to ``final_share``."""
@@ -78,30 +77,6 @@ class Schedule:
             return (step + 1) / self.warmup
         progress = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
         return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Number ``number``, from 0, of the ``of`` passes that make up a step: one for each process and accumulation.
-
-    A recipe that chooses its data by the step's number chooses by the turn too; random numbers differ by themselves.
-    """
-
-    number: int = 0
-    of: int = 1
-
-    @property
-    def first(self) -> bool:
-        """Whether this pass is the one that writes files and makes samples, if any."""
-        return self.number == 0
-
-
-_turn: ContextVar[Turn] = ContextVar("turn", default=Turn())  # noqa: B039 (frozen)
-
-
-def turn() -> Turn:
-    """The pass that ``loss_at`` is called for."""
-    return _turn.get()
 
 
 class _Optimizers:
@@ -163,123 +138,115 @@ def train(
     *,
     seed: int = 0,
     save_every: float = 120.0,
-    accumulate: int = 1,
-    bf16: bool = False,
+    before: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, torch.Tensor]:
     """Train ``model`` in place and return the moving average of its weights.
 
-    ``loss_at(step)`` gives the loss and figures to log; it is called ``accumulate`` times for each update (see
-    ``Turn``), under autocast if ``bf16``. The folder receives ``<name>.ckpt`` (replaced whole, every ``save_every``
-    seconds and at the end) and ``<name>.jsonl``. A checkpoint found there is continued. Only the main process writes.
-    KeyboardInterrupt saves before it leaves.
+    ``loss_at(draw)`` gives the loss and figures to log; with one process and nothing accumulated a draw's number is the
+    step's. ``before(step)`` is called before every update, in the first process only; its random numbers do not change
+    what is learned. The first process writes into the folder: ``<name>.ckpt`` (replaced whole, every ``save_every``
+    seconds and at the end) and ``<name>.jsonl``. A checkpoint found there is continued. KeyboardInterrupt saves before
+    it leaves.
 
     Raises:
-        TrainingError: accelerate is not installed.
+        ProcessError: accelerate is not installed.
     """
+    group = processes()
     checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.jsonl"
     device = next(model.parameters()).device
-    team = Team(device)
-    if team.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
     optimizers = _Optimizers(model, schedule)
+    step, state = 0, None
+    if group.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        if checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=True, map_location=device)
+    # The others may have no such folder, and may have begun with other weights.
+    state = from_main(state)
+    if state is not None or group.num_processes > 1:
+        model.load_state_dict(from_main(model.state_dict()) if state is None else state["model"])
     average = {key: value.detach().clone() for key, value in model.state_dict().items()}
-    step = 0
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu") if checkpoint.exists() else None
-    if team.count > 1:
-        # The others may be on machines of their own, without the file, or have begun with other random weights.
-        state = team.from_main(state if state or not team.is_main else _fresh(model, optimizers))
-    if state:
+    if state is not None:
         step = state["step"]
-        model.load_state_dict(state["model"])
         average = {key: value.to(device) for key, value in state["average"].items()}
         for optimizer, saved in zip(optimizers.all, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-    if step and team.is_main:
-        say(f"{name}: continuing at step {step} of {schedule.steps}")
+        if group.is_main_process:
+            say(f"{name}: continuing at step {step} of {schedule.steps}")
 
     def save() -> None:
-        if not team.is_main:
-            return
-        save_whole(
-            checkpoint,
-            {
-                "step": step,
-                "model": model.state_dict(),
-                "average": average,
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers.all],
-            },
-        )
+        if group.is_main_process:
+            save_whole(
+                checkpoint,
+                {
+                    "step": step,
+                    "model": model.state_dict(),
+                    "average": average,
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers.all],
+                },
+            )
 
-    def learn() -> tuple[float, Metrics]:
-        """Gradients of one update; the mean loss and figures of this process's turns."""
-        losses, figures = [], list[Metrics]()
-        for part in range(accumulate):
-            mine = Turn(part * team.count + team.number, accumulate * team.count)
-            torch.manual_seed(seed * 1_000_003 + step + mine.number * _FAR)
-            token = _turn.set(mine)
-            try:
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    loss, metrics = loss_at(step)
-                (loss / accumulate).backward()
-            finally:
-                _turn.reset(token)
-            losses.append(loss.item())
-            figures.append(metrics)
-        team.average([p.grad for p in model.parameters() if p.grad is not None])
-        means = {key: sum(each[key] for each in figures) / accumulate for key in figures[0]}
-        return sum(losses) / accumulate, means
-
+    trained = [p for p in model.parameters() if p.requires_grad]
     saved_at = logged_at = time.monotonic()
     figures: dict[str, list[float]] = {}
+    updating = False
     watcher, newest = _watcher.get(), None
 
     def watch() -> None:
         if watcher:
             watcher(Moment(name, step, schedule.steps, newest, log))
 
-    with Stopping() as stopping:
-        try:
-            while step < schedule.steps:
-                watch()
-                newest, metrics = learn()
-                norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], schedule.clip)
-                with stopping.whole():
-                    optimizers.step(schedule.share(step))
-                    step += 1
-                    _follow(average, model, min(schedule.average, (1 + step) / (10 + step)))
-                for key, figure in {"loss": newest, "norm": norm.item(), **metrics}.items():
-                    figures.setdefault(key, []).append(figure)
-                if len(figures["loss"]) == 50 or step == schedule.steps:
-                    now = time.monotonic()
-                    line = {"step": step, "seconds_per_step": round((now - logged_at) / len(figures["loss"]), 3)}
-                    means = team.means([sum(values) / len(values) for values in figures.values()])
-                    line |= {key: round(mean, 5) for key, mean in zip(figures, means, strict=True)}
-                    if team.is_main:
-                        with log.open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(line) + "\n")
-                        say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in line.items()))
-                    figures, logged_at = {}, now
-                if time.monotonic() - saved_at > save_every:
-                    with stopping.whole():
-                        save()
-                    saved_at = time.monotonic()
+    if state is None:
+        save()
+    try:
+        while step < schedule.steps:
             watch()
-        finally:
-            with stopping.whole():
+            if before and group.is_main_process:
+                before(step)
+            for turn in range(schedule.accumulate):
+                draw = (step * schedule.accumulate + turn) * group.num_processes + group.process_index
+                torch.manual_seed(seed * 1_000_003 + draw)
+                with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bf16):
+                    loss, metrics = loss_at(draw)
+                loss.backward()
+                newest = loss.item()
+                for key, figure in {"loss": newest, **metrics}.items():
+                    figures.setdefault(key, []).append(figure)
+            average_gradients(trained, schedule.accumulate)
+            norm = nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], schedule.clip)
+            figures.setdefault("norm", []).append(norm.item())
+            updating = True
+            optimizers.step(schedule.share(step))
+            step += 1
+            with torch.no_grad():
+                decay = min(schedule.average, (1 + step) / (10 + step))
+                for key, value in model.state_dict().items():
+                    average[key].lerp_(value, 1 - decay) if value.is_floating_point() else average[key].copy_(value)
+            updating = False
+            if len(figures["norm"]) == 50 or step == schedule.steps:
+                seconds = (time.monotonic() - logged_at) / len(figures["norm"])
+                line = {"step": step, "seconds_per_step": round(seconds, 3), **_means(from_all(figures))}
+                if group.is_main_process:
+                    with log.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+                    say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in line.items()))
+                figures, logged_at = {}, time.monotonic()
+            if time.monotonic() - saved_at > save_every:
                 save()
+                saved_at = time.monotonic()
+        watch()
+    finally:
+        # An update that was broken off is half a step: the last checkpoint is whole.
+        if not updating:
+            save()
+    group.wait_for_everyone()
     return average
 
 
-@torch.no_grad()
-def _follow(average: dict[str, torch.Tensor], model: nn.Module, decay: float) -> None:
-    """Move the average towards the model; what is no float is copied."""
-    for key, value in model.state_dict().items():
-        average[key].lerp_(value, 1 - decay) if value.is_floating_point() else average[key].copy_(value)
-
-
-def _fresh(model: nn.Module, optimizers: _Optimizers) -> dict[str, Any]:
-    """The state of a run that has not begun."""
-    weights = {key: value.cpu() for key, value in model.state_dict().items()}
-    states = [optimizer.state_dict() for optimizer in optimizers.all]
-    return {"step": 0, "model": weights, "average": {k: v.clone() for k, v in weights.items()}, "optimizers": states}
+def _means(figures: list[dict[str, list[float]]]) -> Metrics:
+    """The mean of each figure over all processes, in the order of the first."""
+    joined: dict[str, list[float]] = {}
+    for one in figures:
+        for key, values in one.items():
+            joined.setdefault(key, []).extend(values)
+    return {key: round(sum(values) / len(values), 5) for key, values in joined.items()}
