@@ -52,6 +52,9 @@ def main() -> None:
     cast_judge.add_judge_arguments(recipes.add_parser("cast-judge", help="what such a LoRA does for the miniature"))
     weaver_command.add_clip_arguments(recipes.add_parser("weaver-clip", help="the small world's CLIP, from scratch"))
     weaver_command.add_data_arguments(recipes.add_parser("weaver-data", help="encoded scenes of the small world"))
+    weaver_command.add_lora_arguments(
+        recipes.add_parser("weaver-lora", help="a LoRA that remembers earlier shots and frames (FilmWeaver)")
+    )
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -70,6 +73,8 @@ def main() -> None:
         weaver_command.run_clip(chosen, PACK / "miniature" / "weights")
     elif chosen.recipe == "weaver-data":
         weaver_command.run_data(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "weaver-lora":
+        weaver_command.run_lora(chosen, PACK / "miniature" / "weights")
     else:
         _evaluate(chosen)
 

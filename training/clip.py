@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from ..host.embedder import CONFIG_FILE
 from ..miniature.stories import character_phrase, describe, random_scene
 from ..miniature.text import WORDS, tokenize
 from ..miniature.world import ACTIONS, FPS, PLACES, SIZE, Beat, Scene, render
@@ -29,7 +28,7 @@ from .loop import Metrics, Schedule, train
 from .probe import _spoil as spoil
 
 CLIP_FOLDER = "open_clip/longreel-miniature-clip"
-_FILE = "open_clip_model.safetensors"
+CLIP_FILE = f"{CLIP_FOLDER}/open_clip_model.safetensors"
 _BEGIN, _END = len(WORDS) + 1, len(WORDS) + 2
 _MARGIN = 3
 _ROWS = 32
@@ -129,6 +128,8 @@ def train_clip(recipe: ClipRecipe, folder: Path, weights: Path) -> Path:
 
 def export_clip(model: nn.Module, folder: Path) -> Path:
     """Weights, description and tokenizer, as ``host.embedder`` and open_clip read them."""
+    from ..host.embedder import CONFIG_FILE
+
     folder.mkdir(parents=True, exist_ok=True)
     description = {"model_cfg": _CONFIG, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (folder / CONFIG_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
@@ -139,14 +140,16 @@ def export_clip(model: nn.Module, folder: Path) -> Path:
         key: value.detach().cpu().half().contiguous() if value.is_floating_point() else value.cpu()
         for key, value in model.state_dict().items()
     }
-    path = folder / _FILE
-    save_file(halves, path.with_suffix(".part"))
+    path = folder / Path(CLIP_FILE).name
+    # Not save_file, whose files only their owner may read.
+    path.with_suffix(".part").write_bytes(save(halves))
     path.with_suffix(".part").replace(path)
     return path
 
 
 def _tokenizer() -> dict[str, Any]:
-    vocabulary = {"[PAD]": 0} | {word: index + 1 for index, word in enumerate(WORDS)} | {"[BEGIN]": _BEGIN, "[END]": _END}
+    vocabulary = {"[PAD]": 0} | {word: index + 1 for index, word in enumerate(WORDS)}
+    vocabulary |= {"[BEGIN]": _BEGIN, "[END]": _END}
     special = [{"SpecialToken": {"id": name, "type_id": 0}} for name in ("[BEGIN]", "[END]")]
     return {
         "version": "1.0",

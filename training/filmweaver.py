@@ -85,7 +85,7 @@ class WeaverSample:
 
     mode: that was drawn (a dropped cache leaves it). target: [C, chunk, h, w], what the loss is taken on; cache tokens
     are never in it. text: [L, D], None to train with the empty caption. scene, shot, start: where the target is.
-    keyframes: (scene, shot, number) of each slot, in the payload's order. history: frames given of the shot before start.
+    keyframes: (scene, shot, number) of each slot, in the payload's order. history: frames given of those before start.
     """
 
     mode: Mode

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,6 @@ import torch
 from torch import nn
 
 from ..film.cache import FILMWEAVER, LayoutProfile, Payload
-from ..host.cache_tokens import PLAIN, told
 from .curves import draw_curves
 from .filmweaver import TEMPORAL_ONLY, Curriculum, TrainingScene, WeaverSample, draw_sample, sample_payload
 from .loop import Metrics, Schedule, train
@@ -54,8 +53,8 @@ class WeaverRecipe:
     alpha: float = 128.0
     dropout: float = 0.0
     layers: str = WAN_SELF_ATTENTION
-    first: Curriculum = Curriculum(modes=TEMPORAL_ONLY)
-    second: Curriculum = Curriculum()
+    first: Curriculum = field(default_factory=lambda: Curriculum(modes=TEMPORAL_ONLY))
+    second: Curriculum = field(default_factory=Curriculum)
     first_steps: int = 10_000
     steps: int = 10_000
     rollout_steps: int = 0
@@ -110,7 +109,9 @@ class WeaverMatcher:
     def velocity(
         self, x: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor, payloads: Sequence[Payload]
     ) -> torch.Tensor:
-        """Predicted velocity [B, C, T, h, w], float32, of chunks at noise levels ``sigma`` [B]; no payload, no cache."""
+        """Predicted velocity [B, C, T, h, w], float32, of chunks at noise levels ``sigma`` [B]."""
+        from ..host.cache_tokens import told
+
         time = sigma.to(self.device) * 1000
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return self.dit(x.to(self.dtype), time, text, **told(self.profile, payloads)).float()
@@ -251,7 +252,11 @@ def _update_loss(
 
 
 def roll_out_history(
-    matcher: WeaverMatcher, scenes: Sequence[TrainingScene], samples: list[WeaverSample], recipe: WeaverRecipe, step: int
+    matcher: WeaverMatcher,
+    scenes: Sequence[TrainingScene],
+    samples: list[WeaverSample],
+    recipe: WeaverRecipe,
+    step: int,
 ) -> list[WeaverSample]:
     """The samples, with probability ``recipe.rollout_share`` with the newest frames of their histories filmed by the
     model itself, from what lies before them in the shot. Samples whose history is shorter than a chunk stay as they
@@ -302,14 +307,16 @@ def _largest(scenes: Sequence[TrainingScene], profile: LayoutProfile) -> torch.T
 
 def _check(dit: nn.Module, scenes: Sequence[TrainingScene], recipe: WeaverRecipe) -> None:
     """Refuse, before anything is computed, what cannot be trained."""
+    from ..host.cache_tokens import PLAIN
+
     if not scenes:
         raise LoraError("There is nothing to learn from: encode at least one scene.")
     if type(dit) not in PLAIN:
         raise LoraError(f"{type(dit).__name__} cannot take cache tokens: load a plain text-to-video Wan model.")
-    channels = dit.get_parameter("patch_embedding.weight").shape[1]
-    if channels != scenes[0].shots[0].latents.shape[0]:
-        raise LoraError(f"The model takes {channels} channels and the scenes have "
-                        f"{scenes[0].shots[0].latents.shape[0]}: load the text-to-video model of the scenes' VAE.")  # fmt: skip
+    channels, given = dit.get_parameter("patch_embedding.weight").shape[1], scenes[0].shots[0].latents.shape[0]
+    if channels != given:
+        raise LoraError(f"The model takes {channels} channels and the scenes have {given}: "
+                        "load the text-to-video model that goes with the scenes' VAE.")  # fmt: skip
     if tuple(dit.patch_size) != recipe.profile.patch:  # type: ignore[arg-type]
         raise LoraError(f"The model's patches are {list(dit.patch_size)} and the layout's "  # type: ignore[arg-type]
                         f"{list(recipe.profile.patch)}: choose a profile for this model.")  # fmt: skip

@@ -11,13 +11,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..film.cache import spread_frames
-from ..host.embedder import Embedder
 from ..miniature.stories import describe, is_held_out, random_character
 from ..miniature.world import (
     ACTIONS,
@@ -97,8 +97,8 @@ class WorldModels:
     """What encodes: the miniature's VAE as its trainer has it, text encoder and keyframe CLIP."""
 
     vae: nn.Module
-    clip: object
-    embedder: Embedder
+    clip: Any
+    embedder: Any
 
 
 def encode_world(models: WorldModels, count: int, folder: Path, *, seed: int = 0) -> None:
@@ -117,8 +117,8 @@ def encode_shot(models: WorldModels, shot: WorldShot) -> SceneShot:
     frames = render(shot.scene, torch.arange(1 + 4 * (shot.latents - 1)) / FPS).frames
     chosen = frames[[4 * place for place in spread_frames(shot.latents, _KEYFRAMES)]]
     embedded = models.embedder.images(chosen.movedim(1, -1))
-    tokens = models.clip.tokenize(shot.caption)  # type: ignore[attr-defined]
-    text = models.clip.encode_from_tokens(tokens)[0]  # type: ignore[attr-defined]
+    tokens = models.clip.tokenize(shot.caption)
+    text = models.clip.encode_from_tokens(tokens)[0]
     return SceneShot(
         latents=encode_frames(models.vae, frames),
         text=text.float().cpu(),
