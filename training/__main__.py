@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import cast_command, cast_judge, scene_command, weaver_command
+from . import cast_command, cast_judge, scene_command, weaver_command, weaver_judge
 from .miniature import MiniatureRecipe, start_comfyui, train_miniature
 from .processes import processes
 
@@ -58,6 +58,7 @@ def main() -> None:
     weaver_command.add_lora_arguments(
         recipes.add_parser("weaver-lora", help="a LoRA that remembers earlier shots and frames (FilmWeaver)")
     )
+    weaver_judge.add_judge_arguments(recipes.add_parser("weaver-judge", help="what the two caches do for stories"))
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -78,6 +79,8 @@ def main() -> None:
         weaver_command.run_data(chosen, PACK / "miniature" / "weights")
     elif chosen.recipe == "weaver-scenes":
         scene_command.run_scenes(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "weaver-judge":
+        weaver_judge.run_judge(chosen, PACK / "miniature" / "weights")
     elif chosen.recipe == "weaver-lora":
         weaver_command.run_lora(chosen, PACK / "miniature" / "weights")
     else:

@@ -90,7 +90,7 @@ def film_cast(cast: CastScene, settings: CastSettings) -> CastClip:
     """The clip, its cut-outs and its plate."""
     frames = render(cast.scene, torch.arange(settings.frames) / FPS, SIZE).frames
     large = F.interpolate(frames, scale_factor=_ENLARGED, mode="nearest").movedim(1, -1)
-    plate = _empty(cast.scene) if cast.plate else None
+    plate = empty_place(cast.scene) if cast.plate else None
     return CastClip(large, FPS, tuple(cut_outs(cast)), plate, caption_of(cast))
 
 
@@ -127,7 +127,7 @@ def _reference(picture: torch.Tensor, name: str, description: str) -> Reference:
     return Reference.from_image(colour.movedim(0, -1), alpha, name, description)
 
 
-def _empty(scene: Scene) -> torch.Tensor:
+def empty_place(scene: Scene) -> torch.Tensor:
     """The place [64, 64, 3] at the first moment, without anybody: from two takes with somebody left and right."""
 
     def take(position: str) -> tuple[torch.Tensor, torch.Tensor]:

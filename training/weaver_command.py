@@ -74,7 +74,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="text-to-video Wan; default the miniature's")
     parser.add_argument("--base-dtype", choices=("bf16", "float32", "fp8"), help="default bf16, on a CPU float32")
     parser.add_argument("--time-mode", choices=get_args(TimeMode), help="noise level that cache tokens are told: the "
-                        "target's (shared), their own, or none; default own for the miniature, else shared")  # fmt: skip
+                        "target's (shared), their own or none; default own, real bases shared")  # fmt: skip
     parser.add_argument("--rank", type=int, help="size of the LoRA: default 128, miniature 16; alpha is the same")
     parser.add_argument("--layers", help="regular expression on layer names; default self-attention, miniature all")
     parser.add_argument("--first-steps", type=int, help="updates with the temporal cache alone: 10000, miniature 400")
