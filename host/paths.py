@@ -41,6 +41,7 @@ def register_model_folders() -> None:
     for kind in _MODEL_KINDS:
         folder_paths.add_model_folder_path(kind, str(MINIATURE_WEIGHTS / kind))
     folder_paths.add_model_folder_path(CLIP_KIND, str(Path(folder_paths.models_dir) / CLIP_KIND))
+    folder_paths.add_model_folder_path(CLIP_KIND, str(MINIATURE_WEIGHTS / CLIP_KIND))
 
 
 def project_folder(name: str) -> Path:
