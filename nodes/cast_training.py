@@ -103,7 +103,14 @@ class LongreelTrainCastLora(io.ComfyNode):
                     tooltip="Frames of each clip, from its beginning. More: longer motion is learned, at more memory "
                     "and time. 21 as published.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31, tooltip="Another seed is another run."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Another number is another run, under another name.",
+                ),
                 io.Int.Input(
                     "clips_at_once",
                     default=1,
