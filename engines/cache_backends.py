@@ -9,73 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import comfy.latent_formats
 import torch
-from comfy.latent_formats import LatentFormat
 from comfy.ldm.wan.model import VaceWanModel
 from comfy.model_patcher import ModelPatcher
-from comfy.sd import VAE
-from comfy_extras.nodes_wan import WanVaceToVideo
+from comfy_extras.nodes_wan import WanImageToVideo, WanVaceToVideo
 from node_helpers import conditioning_set_values
-from torch import Tensor
 
-from ..film.cache import FILMWEAVER, CacheNoise, Keyframe, LayoutProfile, StoryCache, build_payload, check_profile
+from ..film.cache import FILMWEAVER, LayoutProfile, build_payload, check_profile
 from ..host.cache_tokens import PLAIN, check_model, installed_profile, with_payload
 from ..host.chunk import Conditioned
 from .filming import EngineError
+from .scene import Backend, Scene
 
-__all__ = ["BACKENDS", "Backend", "Bernini", "FilmWeaver", "Phantom", "Scene", "Vace", "make_backend"]
-
-Conditioning = list[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """What there is to tell.
-
-    positive, negative: encoded text. cache: its history is the temporal cache. keyframes: as retrieved, best first.
-    frames: latent frames to film. size: width and height in pixels.
-    """
-
-    positive: Conditioning
-    negative: Conditioning
-    cache: StoryCache
-    keyframes: Sequence[Keyframe]
-    frames: int
-    size: tuple[int, int]
-    vae: VAE
-    latent_format: LatentFormat
-    noise: CacheNoise
-    noise_seed: int
-
-    def pictures(self) -> list[Tensor]:
-        """The keyframes' latents, each [1, C, 1, h, w] fp32 in LATENT space."""
-        return [self.latent_format.process_out(keyframe.latent[None].float()) for keyframe in self.keyframes]
-
-
-class Backend(Protocol):
-    """One kind of weights.
-
-    name: in the node. chunk: latent frames at once, 0 for a whole shot. keyframes: at most. moves: it goes on with what
-    was filmed before, so a shot can continue another or a picture.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def chunk(self) -> int: ...
-    @property
-    def keyframes(self) -> int: ...
-    @property
-    def moves(self) -> bool: ...
-
-    def check(self, models: Sequence[ModelPatcher]) -> None:
-        """Raise a ValueError of one sentence for models it cannot tell."""
-
-    def condition(self, scene: Scene) -> Conditioned:
-        """The conditioning of one chunk."""
+__all__ = ["BACKENDS", "Bernini", "FilmWeaver", "Phantom", "StoryMem", "Svi", "Vace", "make_backend"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +33,11 @@ class FilmWeaver:
     profile: LayoutProfile = FILMWEAVER
     name = "filmweaver"
     moves = True
+    begins = True
+
+    @property
+    def most(self) -> int:
+        return self.profile.chunk
 
     @property
     def chunk(self) -> int:
@@ -118,8 +71,10 @@ class Bernini:
 
     name = "bernini"
     chunk = 0
+    most = 0
     keyframes = 8
     moves = False
+    begins = True
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """Context latents are read by Wan's own forward pass."""
@@ -141,8 +96,10 @@ class Phantom:
 
     name = "phantom"
     chunk = 0
+    most = 0
     keyframes = 4
     moves = False
+    begins = True
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """Time concatenation is read by Wan's own forward pass."""
@@ -168,9 +125,11 @@ class Vace:
     """The best keyframe as reference picture and the frames before as known ones, for VACE's weights."""
 
     name = "vace"
-    chunk = 20
+    chunk = 0
+    most = 21
     keyframes = 1
     moves = True
+    begins = True
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """The control branch must be there."""
@@ -179,13 +138,11 @@ class Vace:
     def condition(self, scene: Scene) -> Conditioned:
         """As core's Wan Vace To Video makes it; the known frames are sampled again and trimmed."""
         width, height = scene.size
-        history = scene.cache.history
-        known = 0 if history is None else min(history.shape[1], _VACE_HISTORY)
+        seen = scene.seen()
+        known = scene.known(seen)
         length = 4 * (known + scene.frames - 1) + 1
         video = masks = None
-        if history is not None and known:
-            tail = scene.latent_format.process_out(history[None, :, -known:])
-            seen = scene.vae.decode(tail)[0].float().cpu()
+        if seen is not None:
             video = torch.full((length, height, width, 3), 0.5)
             video[: seen.shape[0]] = seen
             masks = torch.ones(length, height, width)
@@ -197,10 +154,92 @@ class Vace:
         return Conditioned(positive, negative, latent["samples"].shape[2], trim=trim + known)
 
 
-# Two latent frames, five pictures: what VACE is commonly extended by.
-_VACE_HISTORY = 2
+@dataclass(frozen=True)
+class StoryMem:
+    """Keyframes as memories before the clip, for Wan 2.2 I2V A14B with StoryMem's LoRA pair.
 
-BACKENDS = ("filmweaver", "bernini", "phantom", "vace")
+    A cut is told of the memories alone (M2V; MR2V where they are a user's pictures), a picture to start from is the
+    first frame (MI2V), and a take goes on from its last five pictures (MM2V). Source: docs/decisions.md, StoryMem.
+    """
+
+    name = "storymem"
+    chunk = 0
+    most = 21
+    keyframes = 10
+    moves = True
+    begins = False
+
+    def check(self, models: Sequence[ModelPatcher]) -> None:
+        """The frame's own input channels must be there."""
+        _check_image_to_video(models)
+
+    def condition(self, scene: Scene) -> Conditioned:
+        """Memories, each encoded alone, before what core's Wan Image To Video makes of the known pictures.
+
+        The unknown ones are mid-grey, encoded with the known; without any the whole clip is. Memories are known.
+        """
+        width, height = scene.size
+        seen = scene.seen()
+        known = scene.known(seen)
+        length = 4 * (known + scene.frames - 1) + 1
+        grey = torch.full((1, height, width, 3), 0.5)
+        ((_, told),) = WanImageToVideo.execute(
+            scene.positive[:1], [], scene.vae, width, height, length, 1, grey if seen is None else seen
+        ).result[0]
+        clip, unknown = told["concat_latent_image"], told["concat_mask"]
+        if seen is None:
+            unknown = torch.ones_like(unknown)
+        memories = scene.pictures_in_time()
+        values = {
+            "concat_latent_image": torch.cat([*(memory.to(clip) for memory in memories), clip], dim=2),
+            "concat_mask": torch.cat([torch.zeros_like(unknown[:, :, :1])] * len(memories) + [unknown], dim=2),
+        }
+        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
+        trim = len(memories) + known
+        return Conditioned(positive, negative, trim + scene.frames, trim=trim)
+
+
+@dataclass(frozen=True)
+class Svi:
+    """The take's first frame as anchor and its newest latent frame, for Wan 2.2 I2V A14B with SVI 2.0 Pro's LoRA pair.
+
+    A cut without a picture of its own starts from the keyframe that its prompt calls for. Source: docs/decisions.md,
+    SVI 2.0 Pro.
+    """
+
+    name = "svi"
+    chunk = 0
+    most = 21
+    keyframes = 1
+    moves = True
+    begins = False
+
+    def check(self, models: Sequence[ModelPatcher]) -> None:
+        """The frame's own input channels must be there."""
+        _check_image_to_video(models)
+
+    def condition(self, scene: Scene) -> Conditioned:
+        """Anchor, newest latent frame, zeros of the model's own space; only the anchor is marked as known.
+
+        What comes first is the anchor and the newest frame filmed again: both are trimmed.
+        """
+        history = scene.cache.history
+        anchor = scene.anchor if scene.anchor is not None else scene.pictures()[0]
+        told = [scene.latent_format.process_in(anchor)]
+        if history is not None and history.shape[1] > 1:
+            told.append(history[None, :, -1:])
+        trim = 0 if history is None else len(told)
+        frames = trim + scene.frames
+        clip = torch.zeros(1, anchor.shape[1], frames, *anchor.shape[3:])
+        clip[:, :, : len(told)] = torch.cat(told, dim=2)
+        unknown = torch.ones(1, 1, frames, *anchor.shape[3:])
+        unknown[:, :, :1] = 0
+        values = {"concat_latent_image": scene.latent_format.process_out(clip), "concat_mask": unknown}
+        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
+        return Conditioned(positive, negative, frames, trim=trim)
+
+
+BACKENDS = ("filmweaver", "bernini", "phantom", "vace", "storymem", "svi")
 """Names for the node, the recommended first."""
 
 
@@ -208,7 +247,7 @@ def make_backend(name: str, model: ModelPatcher) -> Backend:
     """The backend of that name; filmweaver takes the profile that the model was installed with."""
     if name == "filmweaver":
         return FilmWeaver(installed_profile(model) or FILMWEAVER)
-    made: dict[str, Backend] = {"bernini": Bernini(), "phantom": Phantom(), "vace": Vace()}
+    made: dict[str, Backend] = {one.name: one for one in (Bernini(), Phantom(), Vace(), StoryMem(), Svi())}
     return made[name]
 
 
@@ -217,3 +256,13 @@ def _check_class(models: Sequence[ModelPatcher], wanted: Sequence[type], weights
         dit = type(getattr(model.model, "diffusion_model", None))
         if dit not in wanted:
             raise EngineError(f"This backend cannot film with {dit.__name__}: load {weights}.")
+
+
+def _check_image_to_video(models: Sequence[ModelPatcher]) -> None:
+    """A known frame takes four channels that say so and a latent's."""
+    weights = "wan2.2_i2v_high_noise_14B and wan2.2_i2v_low_noise_14B"
+    _check_class(models, PLAIN, weights)
+    for model in models:
+        latent = model.model.latent_format.latent_channels
+        if model.model.diffusion_model.patch_embedding.weight.shape[1] != 2 * latent + 4:
+            raise EngineError(f"This backend needs an image-to-video model: load {weights}.")

@@ -35,7 +35,7 @@ from ..film.cache import (
     set_temporal,
 )
 from ..film.reel import FilmedShot, Reel, ReelLayout, check_layout
-from ..film.shot import Shot
+from ..film.shot import Shot, TimedPrompt
 from ..film.takes import Clock, ShotPlan, plan_shot, schedule_prompts, takes
 from ..host.chunk import Conditioned, SamplerSettings, sample_chunk
 from ..host.embedder import Embedder
@@ -46,8 +46,9 @@ from ..host.paths import spill_folder
 from ..host.pictures import cover, load_picture
 from ..host.progress import Previewer, Progress, film_previewer
 from ..host.streaming_vae import encode_clip, wan_vae_version
-from .cache_backends import Backend, FilmWeaver, Scene
+from .cache_backends import FilmWeaver
 from .filming import EngineError, check_channels, check_size, encode_prompt
+from .scene import Backend, Scene, check_told, chunks
 from .story_cache import new_group, story_cache
 
 __all__ = ["CacheGuidedEngine"]
@@ -127,7 +128,7 @@ class CacheGuidedEngine:
 
     def steps(self, plan: ShotPlan) -> int:
         """Steps of the progress bar: denoising, and one for each finished chunk."""
-        return len(self._chunks(plan)) * (self.sampling.steps + 1)
+        return len(chunks(self.backend, plan)) * (self.sampling.steps + 1)
 
     def previewer(self) -> Previewer:
         """Makes a picture of the newest chunk."""
@@ -142,12 +143,6 @@ class CacheGuidedEngine:
             "embedder": self.embedder.fingerprint,
         }
 
-    def _chunks(self, plan: ShotPlan) -> list[int]:
-        """Latent frames of each chunk."""
-        if not self.backend.chunk:
-            return [plan.latent_frames]
-        return [self.backend.chunk] * (plan.latent_frames // self.backend.chunk)
-
     # What it refuses before a GPU starts
 
     def check(self) -> None:
@@ -159,9 +154,11 @@ class CacheGuidedEngine:
         check_size(self.width, self.height, self.cell)
         if self.policy.count > self.backend.keyframes:
             raise EngineError(
-                f"The {self.backend.name} backend takes {self.backend.keyframes} keyframes and {self.policy.count} "
-                "are asked for: lower the number."
+                f"The {self.backend.name} backend takes {self.backend.keyframes} keyframe"
+                f"{'s' * (self.backend.keyframes > 1)} and {self.policy.count} are asked for: lower the number."
             )
+        if not self.policy.count and not self.backend.begins:
+            raise EngineError(f"The {self.backend.name} backend films from keyframes: ask for 1 or more.")
 
     def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None:
         """Refuse a shot that this engine cannot film. picture: given to start from. Raises a ValueError."""
@@ -176,11 +173,11 @@ class CacheGuidedEngine:
         if not self.backend.moves and (picture is not None or shot.start != "cut"):
             raise EngineError(
                 f"The {name} backend remembers no motion, so it cannot go on from a shot or a picture: "
-                "start with a cut, or choose the filmweaver or vace backend."
+                "start with a cut, or choose filmweaver, vace, storymem or svi."
             )
         if picture is not None and shot.start != "cut":
             raise EngineError("Only a shot that starts with a cut can start from a picture: set its start to cut.")
-        if not self.backend.chunk and len(shot.prompts) > 1:
+        if not self.backend.most and len(shot.prompts) > 1:
             raise EngineError(
                 f"The {name} backend films a shot in one piece and cannot change its prompt within: "
                 "make a shot of each prompt."
@@ -270,9 +267,11 @@ class CacheGuidedEngine:
             raise EngineError("There is no motion to go on from: film a shot first, with a backend that remembers it.")
         cache = self.remembered(reel)
         before = takes(reel.shots)[-1].shots.start if goes_on else len(reel.shots)
-        ranked = self.rank(cache, prompt, before).keyframes
         told = self.with_history(reel, cache) if goes_on else cache
-        return self._condition(positive, negative, told, ranked, self.backend.chunk or frames, seed)
+        check_told(self.backend, told)
+        ranked = self.rank(cache, prompt, before).keyframes
+        anchor = reel.shots[before].latents(0, 1) if goes_on else None
+        return self._condition(positive, negative, told, ranked, self.backend.chunk or frames, seed, anchor)
 
     def latent_shape(self, frames: int) -> tuple[int, int, int, int, int]:
         """Of so many latent frames of the film."""
@@ -287,6 +286,7 @@ class CacheGuidedEngine:
         keyframes: Sequence[Keyframe],
         frames: int,
         seed: int,
+        anchor: Tensor | None,
     ) -> Conditioned:
         scene = Scene(
             positive=positive,
@@ -299,6 +299,7 @@ class CacheGuidedEngine:
             latent_format=self.latent_format,
             noise=self.noise,
             noise_seed=seed,
+            anchor=anchor,
         )
         return self.backend.condition(scene)
 
@@ -318,17 +319,20 @@ class CacheGuidedEngine:
         own, cache = story_cache(reel, self._empty(), lambda _: ()), self.remembered(reel)
         references: tuple[Keyframe, ...] = ()
         start: list[Tensor] = []
+        anchor: Tensor | None = None
         if picture is not None and shot.references:
             names = [(PurePath(name).stem,) for name in shot.references]
             references = self.user_keyframes(picture, names, pinned=False)
             cache = inject(cache, references)
         elif picture is not None:
-            start = [encode_clip(self.vae, picture, self.width, self.height)]
-            cache = set_temporal(cache, self.latent_format.process_in(start[0])[0])
+            anchor = encode_clip(self.vae, picture, self.width, self.height)
+            start = [anchor]
+            cache = set_temporal(cache, self.latent_format.process_in(anchor)[0])
         elif not plan.take_start:
             cache = self.with_history(reel, cache)
-
-        made, told = self._film_chunks(shot, plan, cache, references, first, report)
+            anchor = reel.shots[first].latents(0, 1)
+        check_told(self.backend, cache)
+        made, told = self._film_chunks(shot, plan, cache, references, first, anchor, report)
         # A picture to start from is the take's first frame; as much is trimmed at the end.
         latents = torch.cat([*start, *made], dim=2)[:, :, : plan.latent_frames]
         after = inject(clear_temporal(cache), self._keyframes(reel, latents, plan.take_start, len(reel.shots)))
@@ -353,6 +357,7 @@ class CacheGuidedEngine:
         cache: StoryCache,
         references: tuple[Keyframe, ...],
         first: int,
+        anchor: Tensor | None,
         report: Progress,
     ) -> tuple[list[Tensor], list[list[str]]]:
         """Latents of each chunk, in LATENT space, and the uids of the keyframes that each was told of."""
@@ -360,27 +365,32 @@ class CacheGuidedEngine:
         for prompt in schedule.unseen:
             logging.warning("Longreel: no chunk is left for the prompt at %g s: %s", prompt.at, prompt.text)
         negative = encode_prompt(self.clip, self.models[0], self.negative)
-        noise = SeededNoise(shot.seed)
+        # Counted through the take: a shot that goes on with the same seed must not begin with the same noise.
+        noise = SeededNoise(shot.seed, plan.take_latents)
         made: list[Tensor] = []
         told: list[list[str]] = []
         done = 0
+        spoken: TimedPrompt | None = None
         positive: list[Any] = []
         keyframes: list[Keyframe] = []
-        for index, frames in enumerate(self._chunks(plan)):
-            for at, prompt in schedule.changes:
-                if at == done:
-                    positive = encode_prompt(self.clip, self.models[0], prompt.text)
-                    called = [kept for kept in self.rank(cache, prompt.text, first).keyframes if kept not in references]
-                    keyframes = [*references, *called][: max(self.policy.count, len(references))]
-            given = self._condition(positive, negative, cache, keyframes, frames, shot.seed)
+        for index, frames in enumerate(chunks(self.backend, plan)):
+            # The prompt that holds at the chunk's middle; where chunks are the schedule's blocks, at its first frame.
+            prompt = [prompt for at, prompt in schedule.changes if at <= done + (frames - 1) // 2][-1]
+            if prompt is not spoken:
+                spoken = prompt
+                positive = encode_prompt(self.clip, self.models[0], prompt.text)
+                called = [kept for kept in self.rank(cache, prompt.text, first).keyframes if kept not in references]
+                keyframes = [*references, *called][: max(self.policy.count, len(references))]
+            given = self._condition(positive, negative, cache, keyframes, frames, shot.seed, anchor)
             latents = sample_chunk(
                 self.models,
                 given,
                 noise(index, 0, self.latent_shape(given.frames)),
                 self.sampling,
-                seed=(shot.seed + index) % 2**63,
+                seed=(shot.seed + plan.take_latents + index) % 2**63,
                 callback=lambda *_: report.step(),
             )
+            anchor = latents[:, :, :1] if anchor is None else anchor
             made.append(latents)
             told.append([keyframe.uid for keyframe in keyframes])
             cache = push_chunk(cache, self.latent_format.process_in(latents)[0])

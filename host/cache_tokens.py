@@ -26,7 +26,7 @@ from torch import Tensor
 from ..film.cache import CacheError, LayoutProfile, Payload, check_profile
 from ..film.cache.payload import Segment
 
-__all__ = ["PLAIN", "check_model", "install", "installed_profile", "with_payload"]
+__all__ = ["PLAIN", "check_model", "install", "installed_profile", "told", "with_payload"]
 
 _KEY = "longreel_cache"
 _WRAPPERS = comfy.patcher_extension.WrappersMP
@@ -58,6 +58,17 @@ def with_payload(conditioning: Sequence[Any], payload: Payload | None) -> list[A
         [tensor, {**options, "model_conds": {**options.get("model_conds", {}), _KEY: carried}}]
         for tensor, options in conditioning
     ]
+
+
+def told(profile: LayoutProfile, payloads: Sequence[Payload]) -> Options:
+    """Keyword arguments for a bare network, one payload for each sample of its batch; all of the same shape.
+
+    For trainers, which have no sampler around the network. Without payloads the network runs as it is.
+    """
+    if not payloads:
+        return {"transformer_options": {}}
+    wrappers = {_WRAPPERS.DIFFUSION_MODEL: {_KEY: [partial(_attend, profile)]}}
+    return {"transformer_options": {"wrappers": wrappers}, _KEY: tuple(payloads)}
 
 
 def install(model: ModelPatcher, profile: LayoutProfile) -> ModelPatcher:
@@ -147,20 +158,13 @@ def _attend(
     **kwargs: Any,
 ) -> Any:
     """DIFFUSION_MODEL wrapper: x [B, C, T, h, w], timestep [B] or [B, T]."""
-    payload: Payload | None = kwargs.pop(_KEY, None)
+    given: Payload | tuple[Payload, ...] | None = kwargs.pop(_KEY, None)
     options = transformer_options if transformer_options is not None else {}
-    if payload is None:
+    if given is None:
         return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
     dit = executor.class_obj
-    _check_call(dit, payload, profile, x, options)
-    counts = [segment.ids(profile).shape[0] for segment in payload.segments]
-    levels = [_times(payload, segment, timestep) for segment in payload.segments]
-    per_token = profile.time_mode != "shared" or (timestep.ndim > 1 and timestep.shape[1] > 1)
-    joined = _CacheTokens(
-        tokens=torch.cat([_embed(dit, segment, profile, x) for segment in payload.segments], dim=1),
-        angles=torch.cat([_angles(dit, segment, profile, x.device, options) for segment in payload.segments], dim=1),
-        modulation=_modulation(dit, torch.stack(levels, dim=1), counts, x.dtype) if per_token else None,
-    )
+    payloads = (given,) if isinstance(given, Payload) else given
+    joined = _join(dit, payloads, profile, x, timestep, options)
     # Options are shared between calls: copied on the three levels that are written to.
     replaced = dict(options.get("patches_replace", {}))
     blocks: dict[Any, Block] = dict(replaced.get("dit", {}))
@@ -171,11 +175,42 @@ def _attend(
     return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
 
 
+def _join(
+    dit: Any, payloads: tuple[Payload, ...], profile: LayoutProfile, x: Tensor, timestep: Tensor, options: Options
+) -> _CacheTokens:
+    """The tokens of one payload for the whole batch, or of one for each of its samples."""
+    for payload in payloads:
+        _check_call(dit, payload, profile, x, options)
+    first = payloads[0].segments
+    layout = [(segment.pool, segment.times, segment.phase) for segment in first]
+    if any([(one.pool, one.times, one.phase) for one in payload.segments] != layout for payload in payloads):
+        raise CacheError("The caches of one batch differ in their number of frames: run such samples one by one.")
+    modulation = None
+    if profile.time_mode != "shared" or (timestep.ndim > 1 and timestep.shape[1] > 1):
+        counts = [segment.ids(profile).shape[0] for segment in first]
+        parts = [timestep] if len(payloads) == 1 else timestep.split(1)
+        levels = [
+            torch.stack([_times(payload, segment, part) for segment in payload.segments], dim=1)
+            for payload, part in zip(payloads, parts)
+        ]
+        modulation = _modulation(dit, torch.cat(levels), counts, x.dtype)
+    return _CacheTokens(
+        tokens=torch.cat(
+            [
+                torch.cat([_embed(dit, segment, profile, x) for segment in payload.segments], dim=1)
+                for payload in payloads
+            ]
+        ),
+        angles=torch.cat([_angles(dit, segment, profile, x.device, options) for segment in first], dim=1),
+        modulation=modulation,
+    )
+
+
 class _CacheTokens:
     """The cache tokens of one forward pass, and the blocks that compute them beside the model's own.
 
-    tokens [1, n, dim]; angles [1, n, 1, pairs, 2, 2]; modulation [B, n, 6, dim], None where the cache tokens are told
-    the target's noise level and that is one for each sample.
+    tokens [1 or B, n, dim]; angles [1, n, 1, pairs, 2, 2]; modulation [B, n, 6, dim], None where the cache tokens are
+    told the target's noise level and that is one for each sample.
     """
 
     def __init__(self, tokens: Tensor, angles: Tensor, modulation: Tensor | None) -> None:

@@ -67,10 +67,13 @@ class Embedder:
                 rows.append(model.encode_image(batch.to(self.patcher.load_device)).float().cpu())
         return F.normalize(torch.cat(rows), dim=-1)
 
-    def text(self, prompt: str) -> Tensor:
-        """A prompt's sentences, each for itself (CLIP reads 77 tokens), as [sentences, d] fp32 on the CPU."""
+    def text(self, prompt: str, whole: bool = False) -> Tensor:
+        """A prompt's sentences, each for itself (CLIP reads 77 tokens), as [sentences, d] fp32 on the CPU.
+
+        whole: all of it as one text instead, [1, d], cut off where CLIP stops reading.
+        """
         model = self._loaded()
-        tokens = self._tokenizer(list(split_sentences(prompt)) or [prompt])
+        tokens = self._tokenizer([prompt] if whole else list(split_sentences(prompt)) or [prompt])
         with torch.no_grad():
             embedded = model.encode_text(tokens.to(self.patcher.load_device)).float().cpu()
         return F.normalize(embedded, dim=-1)

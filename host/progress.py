@@ -88,6 +88,16 @@ class Progress:
         """Count steps that need not be done, for example those of a shot that is reused."""
         self._advance(steps, None)
 
+    def reach(self, done: int, text: str, draw: Callable[[], Image.Image] | None = None) -> None:
+        """Count up to `done` steps, wherever the bar was, and show a line of text.
+
+        Args:
+            draw: makes the picture to show beside it; called only when one is due.
+        """
+        picture = draw() if draw is not None and self._preview_due() else None
+        self._advance(done - self._done, picture)
+        self._say(text, always=done >= self._bar.total)
+
     def block_done(self, latents: Tensor) -> None:
         """Count one finished block.
 

@@ -29,6 +29,7 @@ from .first_frame_models import LongreelExpertSwitch, LongreelFirstFrameLora
 from .memory import LongreelMemoryView, LongreelPinMemory, LongreelRetrieveMemory
 from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
+from .report import LongreelContinuityReport, LongreelIdentityReport
 from .sampler import LongreelCausalSampler
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
 from .video import LongreelReelToVideo
@@ -64,6 +65,8 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelForkReel,
     LongreelCacheConditioning,
     LongreelReelToVideo,
+    LongreelContinuityReport,
+    LongreelIdentityReport,
     LongreelSaveReel,
     LongreelLoadReel,
     LongreelCastClip,

@@ -15,13 +15,14 @@ from ..engines.cache_backends import BACKENDS, make_backend
 from ..engines.cache_guided import CacheGuidedEngine
 from ..engines.filming import EngineError
 from ..film.cache import CacheNoise, ChoicePolicy, RetrievalPolicy
-from ..host.cache_lora import load_cache_lora
+from ..host.cache_lora import load_cache_lora, load_storymem_lora
 from ..host.chunk import SamplerSettings
 from ..host.embedder import DEFAULT_ARCHITECTURE, Embedder, load_embedder
 from ..host.paths import CLIP_KIND
 from .sockets import CATEGORY, EngineSocket, KeyframeClipSocket
 
 _WEIGHTS = (".safetensors", ".pt", ".bin")
+_LORAS = {"longreel": load_cache_lora, "storymem": load_storymem_lora}
 
 
 class LongreelKeyframeClip(io.ComfyNode):
@@ -72,14 +73,16 @@ class LongreelFilmWeaverLora(io.ComfyNode):
             display_name="FilmWeaver LoRA Loader",
             category=f"{CATEGORY}/caches",
             description="Loads a LoRA that Longreel trained with caches. How the caches lie in time and space comes "
-            "with the file and stays on the model. Load a pair on both models of Wan 2.2 14B.",
-            search_aliases=["lora", "dual cache", "cache tokens"],
+            "with the file and stays on the model. Load a pair on both models of Wan 2.2 14B. StoryMem's released pair "
+            "loads here too, at the scale it was trained with.",
+            search_aliases=["lora", "dual cache", "cache tokens", "storymem"],
             inputs=[
                 io.Model.Input("model", tooltip="The Wan model that the LoRA was trained on."),
                 io.Combo.Input(
                     "file",
                     options=folder_paths.get_filename_list("loras"),
-                    tooltip="A file of models/loras made by Longreel's trainer; one without a layout is refused.",
+                    tooltip="A file of models/loras made by Longreel's trainer (one without a layout is refused), or "
+                    "StoryMem's, see made_by.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -89,15 +92,23 @@ class LongreelFilmWeaverLora(io.ComfyNode):
                     step=0.05,
                     tooltip="More: the caches count more. Less: nearer to the model as it was, which cannot read them.",
                 ),
+                io.Combo.Input(
+                    "made_by",
+                    options=list(_LORAS),
+                    default="longreel",
+                    tooltip="longreel: our trainer, for the filmweaver backend. storymem: StoryMem's release "
+                    "(backbone_high_noise, backbone_low_noise), for the storymem backend; its weights are "
+                    "CC-BY-NC-4.0, not for commercial use. SVI's load in core's Load LoRA.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model")],
         )
 
     @override
     @classmethod
-    def execute(cls, model: ModelPatcher, file: str, strength: float) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, file: str, strength: float, made_by: str = "longreel") -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise("loras", file))
-        return io.NodeOutput(load_cache_lora(model, path, strength))
+        return io.NodeOutput(_LORAS[made_by](model, path, strength))
 
 
 class LongreelCacheGuidedEngine(io.ComfyNode):
@@ -112,8 +123,8 @@ class LongreelCacheGuidedEngine(io.ComfyNode):
             category=CATEGORY,
             description="Films shot by shot and shows the model keyframes of earlier shots that match the prompt, so "
             "that characters and places come back after a cut. Unofficial implementation of FilmWeaver's dual cache; "
-            "works with Bernini-R, Phantom and VACE as they are.",
-            search_aliases=["filmweaver", "multi shot", "consistent characters", "bernini", "phantom", "vace"],
+            "works with Bernini-R, Phantom, VACE, StoryMem and SVI 2.0 Pro as they are.",
+            search_aliases=["filmweaver", "multi shot", "consistent characters", "bernini", "phantom", "vace", "svi"],
             inputs=_inputs(),
             outputs=[EngineSocket.Output(display_name="engine")],
         )
@@ -182,7 +193,8 @@ def _inputs() -> list[io.Input]:
             default="bernini",
             tooltip="What the model is. filmweaver: trained with caches, after FilmWeaver LoRA Loader; remembers "
             "keyframes and motion. bernini: up to 8 keyframes, a shot in one piece. phantom: up to 4. vace: one "
-            "keyframe, and motion.",
+            "keyframe, and motion. storymem (Wan 2.2 I2V 14B pair with its LoRAs): up to 10, and motion. svi (the same "
+            "pair with SVI 2.0 Pro's LoRAs): motion and the take's first frame; a cut starts from one keyframe.",
         ),
         io.Int.Input(
             "width", default=832, min=16, max=16384, step=16, tooltip="Pixels. More: finer, slower, more memory."
@@ -215,7 +227,7 @@ def _inputs() -> list[io.Input]:
             "keyframes",
             default=3,
             min=0,
-            max=8,
+            max=10,
             tooltip="Keyframes that a shot is shown. More: more is remembered, slower, and more is copied. 0: none.",
         ),
         io.Int.Input(

@@ -13,7 +13,7 @@ from ..film.reel import Reel
 from ..film.shot import MAX_SEED, Shot, TimedPrompt
 from .sockets import CATEGORY, EngineSocket, ReelSocket
 
-_ENGINE = "A cache-guided engine of the reel's size and VAE that remembers motion (filmweaver, vace)."
+_ENGINE = "A cache-guided engine of the reel's size and VAE that remembers motion (filmweaver, vace, storymem, svi)."
 
 
 class LongreelStartFromVideo(io.ComfyNode):
@@ -176,8 +176,8 @@ class LongreelCacheConditioning(io.ComfyNode):
                     default=21,
                     min=1,
                     max=4096,
-                    tooltip="Latent frames (4 pictures each) where the backend films a shot in one piece; others have "
-                    "a chunk of their own. More: longer.",
+                    tooltip="Latent frames to film (4 pictures each), beside those to trim; filmweaver has its own "
+                    "number. More: longer.",
                 ),
                 io.Boolean.Input(
                     "goes_on", default=False, tooltip="On: goes on with the reel's last shot. Off: a new shot."

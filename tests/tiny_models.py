@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 DIT, VAE, TEXT = "tiny-dit.safetensors", "tiny-vae.safetensors", "longreel-miniature-tiny.safetensors"
 CLIP, LORA = "tiny/open_clip_model.safetensors", "tiny-cache-lora.safetensors"
+STORYMEM = "tiny_backbone_high_noise.safetensors"
 EXPERT, HIGH, LOW = "tiny-expert.safetensors", "tiny-high-noise-lora.safetensors", "tiny-low-noise-lora.safetensors"
 FOLDERS = {DIT: "diffusion_models", EXPERT: "diffusion_models", VAE: "vae", TEXT: "text_encoders"}
 FOLDERS |= {HIGH: "loras", LOW: "loras"}
@@ -77,6 +78,18 @@ def dit_metadata(causal: bool = True) -> dict[str, str]:
     return {"config": json.dumps({"transformer": config | ({"causal_ar": True} if causal else {})})}
 
 
+def storymem_weights(seed: int = 8) -> dict[str, torch.Tensor]:
+    """StoryMem's LoRA as released, but of rank 4, for all layers that it adapts of dit_weights(in_dim=36)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    layers = [f"{kind}_attn.{part}" for kind in ("self", "cross") for part in "qkvo"] + ["ffn.0", "ffn.2"]
+    for layer in layers:
+        name = f"base_model.model.blocks.0.{layer}"
+        weights[f"{name}.lora_A.weight"] = torch.randn(4, _DIT["dim"], generator=generator) / 8
+        weights[f"{name}.lora_B.weight"] = torch.randn(_DIT["dim"], 4, generator=generator) / 8
+    return weights
+
+
 def image_to_video_weights() -> dict[str, torch.Tensor]:
     """A Wan 2.1 image-to-video model: 36 input channels and layers for the picture's embedding."""
     return random_weights(WanModel(model_type="i2v", in_dim=36, **_DIT), 2)
@@ -128,4 +141,5 @@ def write(models: Path) -> None:
         metadata = dit_metadata(causal=name == DIT) if FOLDERS[name] == "diffusion_models" else None
         save_file(weights, path, metadata=metadata)
     write_clip((models / "open_clip" / CLIP).parent)
+    save_file(storymem_weights(), models / "loras" / STORYMEM)
     save_file(lora_weights(), models / "loras" / LORA, metadata=FILMWEAVER.to_metadata())

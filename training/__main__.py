@@ -1,6 +1,8 @@
 """``python -m longreel.training``: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges
 them; ``cast-data`` and ``cast-lora`` teach a model to film a cast given in the first frame, ``cast-judge``
-judges that.
+judges that; ``weaver-clip``, ``weaver-data`` and ``weaver-lora`` teach a model to remember the shots before,
+``weaver-judge`` judges that. ``accelerate launch -m longreel.training cast-lora ...`` shares a run between GPUs and
+machines.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ from pathlib import Path
 
 import torch
 
-from . import cast_command, cast_judge
+from . import cast_command, cast_judge, weaver_command
 from .miniature import MiniatureRecipe, start_comfyui, train_miniature
+from .processes import processes
 
+SHARED = ("cast-lora",)
+"""Recipes that many processes can share."""
 PACK = Path(__file__).resolve().parent.parent
 
 
@@ -45,9 +50,16 @@ def main() -> None:
     cast_command.add_data_arguments(recipes.add_parser("cast-data", help="clips with a cast in the first frame (FFGo)"))
     cast_command.add_lora_arguments(recipes.add_parser("cast-lora", help="a LoRA that films a cast, from such clips"))
     cast_judge.add_judge_arguments(recipes.add_parser("cast-judge", help="what such a LoRA does for the miniature"))
+    weaver_command.add_clip_arguments(recipes.add_parser("weaver-clip", help="the small world's CLIP, from scratch"))
+    weaver_command.add_data_arguments(recipes.add_parser("weaver-data", help="encoded scenes of the small world"))
+    weaver_command.add_lora_arguments(
+        recipes.add_parser("weaver-lora", help="a LoRA that remembers earlier shots and frames (FilmWeaver)")
+    )
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    if chosen.recipe not in SHARED and processes().num_processes > 1:
+        raise SystemExit(f"{chosen.recipe} is the work of one process: start it without a launcher.")
     if chosen.recipe == "miniature":
         recipe = scaled(MiniatureRecipe(), chosen.effort)
         train_miniature(recipe, chosen.folder, chosen.weights, chosen.curves, start_from=chosen.start_from)
@@ -57,6 +69,12 @@ def main() -> None:
         cast_command.run_lora(chosen, PACK / "miniature" / "weights")
     elif chosen.recipe == "cast-judge":
         cast_judge.run_judge(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "weaver-clip":
+        weaver_command.run_clip(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "weaver-data":
+        weaver_command.run_data(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "weaver-lora":
+        weaver_command.run_lora(chosen, PACK / "miniature" / "weights")
     else:
         _evaluate(chosen)
 

@@ -19,6 +19,7 @@ from .export import FILES
 from .lora import WAN_LAYERS, LoraError
 from .lora_recipe import LoraRecipe
 from .miniature import start_comfyui
+from .processes import ProcessError, processes
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +93,10 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     """``cast-lora``. ``weights``: where the miniature's files are."""
-    start_comfyui()
     small = chosen.model is None
     with _one_sentence():
+        processes()  # ComfyUI takes the GPU that is this process's own
+        start_comfyui()
         if not small and not (chosen.text and chosen.vae):
             raise LoraError("Your own --model needs its --text encoder and its --vae too.")
         recipe = LoraRecipe(
@@ -141,7 +143,7 @@ def _one_sentence() -> Iterator[None]:
     """What a person can change is told in one sentence, without a traceback; so is a stop by hand."""
     try:
         yield
-    except (CastDataError, LoraError, FirstFrameError) as error:
+    except (CastDataError, LoraError, FirstFrameError, ProcessError) as error:
         raise SystemExit(str(error)) from error
     except KeyboardInterrupt as stop:
         raise SystemExit(130) from stop

@@ -13,6 +13,7 @@ from .cast_data import CastItem, fingerprint_of, picture_of
 from .cast_encode import PLAIN, Encoders, Variant, encode_dataset
 from .cast_sheet import Row, draw_sheet
 from .lora_recipe import Example, FlowMatcher, LoraRecipe, first_frame_of, train_lora
+from .processes import main_first
 
 _SAMPLES = 2
 _SAMPLE_STEPS = 12
@@ -38,7 +39,8 @@ def train_cast(
     """
     model = encoders.model
     first_frame = first_frame_of(model.model.diffusion_model, model.model.latent_format.latent_channels)
-    examples = encode_dataset(items, encoders, first_frame, frames, size, folder / "encoded", shown=shown, say=say)
+    with main_first():
+        examples = encode_dataset(items, encoders, first_frame, frames, size, folder / "encoded", shown=shown, say=say)
     encoders = replace(encoders, model=_on_its_device(model))
     told = {"base": encoders.name, "recipe": "first frame", "frames": str(frames), "clips": str(len(items)),
             "dataset": fingerprint_of([item.text for item in items], [])}  # fmt: skip

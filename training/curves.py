@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -16,14 +17,19 @@ def draw_curves(folder: Path, path: Path) -> None:
     logs = sorted(folder.glob("*.jsonl"))
     picture = Image.new("RGB", (_WIDTH * max(len(logs), 1), _HEIGHT), "white")
     for index, log in enumerate(logs):
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        panel = _panel(log.stem, [(line["step"], line["loss"]) for line in lines])
-        picture.paste(panel, (_WIDTH * index, 0))
+        picture.paste(draw_panel(log.stem, read_losses(log)), (_WIDTH * index, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
 
 
-def _panel(name: str, points: list[tuple[int, float]]) -> Image.Image:
+def read_losses(log: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every line of a log; none if there is no such file."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [(line["step"], line["loss"]) for line in map(json.loads, lines)]
+
+
+def draw_panel(name: str, points: Sequence[tuple[int, float]]) -> Image.Image:
+    """One panel: the loss over steps, from at least one point (step from 1, loss above 0)."""
     panel = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(panel)
     last = points[-1][0]

@@ -110,7 +110,8 @@ def film(
     return torch.cat(list(StreamingDecoder(models.vae).decode(latents)))
 
 
-def _strip(rows: Iterable[torch.Tensor], path: Path) -> None:
+def write_strip(rows: Iterable[torch.Tensor], path: Path) -> None:
+    """Draw rows of frames [T, H, W, 3] as one picture, twice as large."""
     from PIL import Image
 
     picture = torch.cat([torch.cat(list(row), dim=1) for row in rows])
@@ -147,7 +148,7 @@ def judge_prompts(
         if (index + 1) % 20 == 0:
             say(f"{index + 1}: " + ", ".join(f"{name} {value / (index + 1):.3f}" for name, value in sums.items()))
     if strip is not None:
-        _strip(rows, strip)
+        write_strip(rows, strip)
     return {name: value / count for name, value in sums.items()}
 
 
@@ -181,7 +182,7 @@ def judge_vae(
     for values in table.values():
         values["psnr"] = float(-10 * torch.log10(torch.tensor(values.pop("mse"))))
     if strip is not None:
-        _strip(rows, strip)
+        write_strip(rows, strip)
     return table
 
 

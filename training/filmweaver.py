@@ -85,7 +85,7 @@ class WeaverSample:
 
     mode: that was drawn (a dropped cache leaves it). target: [C, chunk, h, w], what the loss is taken on; cache tokens
     are never in it. text: [L, D], None to train with the empty caption. scene, shot, start: where the target is.
-    keyframes: (scene, shot, number) of each slot, in the payload's order.
+    keyframes: (scene, shot, number) of each slot, in the payload's order. history: frames given of those before start.
     """
 
     mode: Mode
@@ -96,24 +96,34 @@ class WeaverSample:
     shot: int
     start: int
     keyframes: tuple[tuple[int, int, int], ...]
+    history: int
 
 
 def draw_sample(
-    scenes: Sequence[TrainingScene], rng: random.Random, curriculum: Curriculum, profile: LayoutProfile
+    scenes: Sequence[TrainingScene],
+    rng: random.Random,
+    curriculum: Curriculum,
+    profile: LayoutProfile,
+    like: WeaverSample | None = None,
 ) -> WeaverSample:
     """One sample; the same for the same state of ``rng``.
+
+    like: take its mode, its numbers of frames and keyframes and whether its caches were dropped, so that both fit into
+    one pass.
 
     Raises:
         CacheError: no shot is long enough for a mode that is asked for.
     """
-    mode = Mode(rng.choices((1, 2, 3, 4), curriculum.modes)[0])
+    mode = like.mode if like else Mode(rng.choices((1, 2, 3, 4), curriculum.modes)[0])
     history, cast = mode in (Mode.TEMPORAL, Mode.FULL), mode in (Mode.SHOT, Mode.FULL)
-    need = profile.chunk + history
+    need = profile.chunk + (like.history if like else history)
     places = [
         (index, number)
         for index, scene in enumerate(scenes)
         for number, shot in enumerate(scene.shots)
-        if shot.latents.shape[1] >= need and (not cast or _candidates(scene, number))
+        if shot.latents.shape[1] >= need
+        and (not cast or len(_candidates(scene, number)) >= (len(like.keyframes) if like else 1))
+        and (not like or shot.latents.shape[2:] == like.target.shape[2:])
     ]
     if not places:
         what = " that follows a shot with keyframes" if cast else ""
@@ -122,19 +132,22 @@ def draw_sample(
     index, number = rng.choice(places)
     shot = scenes[index].shots[number]
     last = shot.latents.shape[1] - profile.chunk
-    frames = rng.randint(1, min(profile.history, last)) if history else 0
+    frames = like.history if like else rng.randint(1, min(profile.history, last)) if history else 0
     start = rng.randint(frames, last) if history else 0
-    slots = _choose_keyframes(scenes, index, number, rng, curriculum, profile) if cast else []
-    payload = _payload(scenes, shot.latents[:, start - frames : start], slots, rng, curriculum, profile)
+    given = len(like.keyframes) if like else 0
+    slots = _choose_keyframes(scenes, index, number, rng, curriculum, profile, given) if cast else []
+    payload = sample_payload(scenes, shot.latents[:, start - frames : start], slots, rng, curriculum, profile)
+    dropped = like.payload is None if like else rng.random() < curriculum.drop_cache
     return WeaverSample(
         mode=mode,
         target=shot.latents[:, start : start + profile.chunk],
         text=None if rng.random() < curriculum.drop_text else shot.text,
-        payload=None if rng.random() < curriculum.drop_cache else payload,
+        payload=None if dropped else payload,
         scene=index,
         shot=number,
         start=start,
         keyframes=tuple(slots),
+        history=frames,
     )
 
 
@@ -196,11 +209,15 @@ def _choose_keyframes(
     rng: random.Random,
     curriculum: Curriculum,
     profile: LayoutProfile,
+    count: int = 0,
 ) -> list[tuple[int, int, int]]:
-    """(scene, shot, number) of one to ``profile.keyframes`` slots, in random order, some from other scenes."""
+    """(scene, shot, number) of one to ``profile.keyframes`` slots, in random order, some from other scenes.
+
+    count: of slots, 0 to draw it.
+    """
     ranked = rank_keyframes(scenes[index], number)
     counts = curriculum.counts[: min(profile.keyframes, len(ranked))]
-    count = rng.choices(range(1, len(counts) + 1), counts)[0]
+    count = count or rng.choices(range(1, len(counts) + 1), counts)[0]
     own = ranked[:count] if rng.random() < curriculum.ranked else rng.sample(ranked, count)
     slots = [(index, *place) for place in own]
     # Only frames of the same size fit beside the target.
@@ -222,7 +239,7 @@ def _choose_keyframes(
     return slots
 
 
-def _payload(
+def sample_payload(
     scenes: Sequence[TrainingScene],
     history: torch.Tensor,
     slots: Sequence[tuple[int, int, int]],
@@ -230,7 +247,10 @@ def _payload(
     curriculum: Curriculum,
     profile: LayoutProfile,
 ) -> Payload | None:
-    """Segments as a film has them, each with its own noise; None without any."""
+    """Segments as a film has them, each with its own noise; None without any.
+
+    history: [C, frames, h, w], frames may be 0. slots: (scene, shot, number) of keyframes.
+    """
     clean = rng.random() < curriculum.clean
 
     def sigma(bounds: tuple[float, float]) -> float:

@@ -25,6 +25,7 @@ from .curves import draw_curves
 from .loop import Metrics, Schedule, train
 from .lora import WAN_LAYERS, LoraError, adapt, choose_layers, differentiable, save_lora
 from .lora_memory import plan_memory
+from .processes import main_first, processes
 
 Expert = Literal["both", "high", "low"]
 FirstFrame = Literal["clean", "concat"]
@@ -204,6 +205,13 @@ class _Recomputed(nn.Module):
         return checkpoint(self.block, *args, use_reentrant=False, **kwargs)
 
 
+def recompute(tree: nn.Module) -> None:
+    """Gradient checkpointing of every block of a Wan model, in place."""
+    blocks = tree.get_submodule("blocks")
+    for key, block in blocks.named_children():
+        setattr(blocks, key, _Recomputed(block))
+
+
 def train_lora(
     dit: nn.Module,
     examples: Sequence[Example],
@@ -218,7 +226,8 @@ def train_lora(
     """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
     ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far,
-    ``tick(step)`` before every step; either may stop the run.
+    ``tick(step)`` before every step; either may stop the run. Of many processes (see training/loop.py) the first calls
+    them and writes; each learns from a batch of its own.
 
     Raises:
         LoraError: no examples, a model that cannot be given a first frame, or a folder with another recipe's run.
@@ -232,13 +241,15 @@ def train_lora(
     names = choose_layers(dit, recipe.layers)
     tree, adapter = adapt(dit, names, recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed)
     if recipe.checkpointing:
-        blocks = tree.get_submodule("blocks")
-        for key, block in blocks.named_children():
-            setattr(blocks, key, _Recomputed(block))
+        recompute(tree)
     device = next(dit.parameters()).device
     bf16 = uses_bf16(recipe, device)
     matcher = FlowMatcher(tree, first_frame, bf16)
-    _remember(recipe, len(examples), folder)
+    first = processes().is_main_process
+    with main_first():
+        remember_recipe({**asdict(recipe), "examples": len(examples)}, folder)
+    if not first:
+        say = _quiet
     say(plan_memory(dit, adapter, examples, at_once=recipe.at_once, bf16=bf16,
                     checkpointing=recipe.checkpointing).text())  # fmt: skip
     shared = {**metadata, "expert": recipe.expert, "shift": f"{recipe.band.shift:g}",
@@ -250,18 +261,18 @@ def train_lora(
             draw_curves(folder, folder / "loss.png")
         return path
 
-    def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
+    def look(step: int) -> None:
         if tick:
             tick(step)
         if step and recipe.save_every and step % recipe.save_every == 0:
             export(f"step-{step:06}.safetensors", step)
         if sample and recipe.sample_every and step % recipe.sample_every == 0:
             tree.eval()
-            # Looking must not change what is learned: the step's random numbers stay where they are.
-            with torch.random.fork_rng():
-                sample(step, matcher)
+            sample(step, matcher)
             tree.train()
-        return _batch_loss(matcher, draw_examples(examples, recipe, step), recipe)
+
+    def loss_at(draw: int) -> tuple[torch.Tensor, Metrics]:
+        return _batch_loss(matcher, draw_examples(examples, recipe, draw), recipe)
 
     schedule = Schedule(
         recipe.steps, recipe.rate, warmup=recipe.warmup, final_share=recipe.final_share,
@@ -270,25 +281,32 @@ def train_lora(
     tree.train()
     with differentiable():
         try:
-            average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, say=say)
+            average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, before=look, say=say)
         except (KeyboardInterrupt, InterruptProcessingException):
+            if not first:
+                raise
             state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
             adapter.load_state_dict(state["average"])
             say(f"Stopped and saved at step {state['step']}: {export('lora.safetensors', state['step'])}. "
                 "The same command goes on.")  # fmt: skip
             raise
         adapter.load_state_dict(average)
-        path = export("lora.safetensors", recipe.steps)
-        if sample and recipe.sample_every:
-            tree.eval()
-            sample(recipe.steps, matcher)
-    return path
+        if first:
+            export("lora.safetensors", recipe.steps)
+            if sample and recipe.sample_every:
+                tree.eval()
+                sample(recipe.steps, matcher)
+    return folder / "lora.safetensors"
 
 
-def draw_examples(examples: Sequence[Example], recipe: LoraRecipe, step: int) -> list[Example]:
-    """The examples of a step: all of them once, in a new order, before any comes again."""
+def _quiet(line: str) -> None:
+    """Only the first process speaks."""
+
+
+def draw_examples(examples: Sequence[Example], recipe: LoraRecipe, draw: int) -> list[Example]:
+    """The examples of a draw: all of them once, in a new order, before any comes again."""
     drawn = []
-    for place in range(step * recipe.batch, (step + 1) * recipe.batch):
+    for place in range(draw * recipe.batch, (draw + 1) * recipe.batch):
         turn, index = divmod(place, len(examples))
         order = random.Random(f"{recipe.seed}/{turn}").sample(range(len(examples)), len(examples))
         drawn.append(examples[order[index]])
@@ -337,10 +355,14 @@ def _known(example: Example) -> torch.Tensor:
     return example.known
 
 
-def _remember(recipe: LoraRecipe, examples: int, folder: Path) -> None:
-    """Write the recipe down, or check it against the one of the run that is to be continued."""
-    free = {"steps", "save_every", "sample_every"}
-    mine = {key: value for key, value in {**asdict(recipe), "examples": examples}.items() if key not in free}
+def remember_recipe(told: Mapping[str, Any], folder: Path) -> None:
+    """Write a run's settings down, or check them against those of the run in ``folder`` that is to be continued.
+
+    Raises:
+        LoraError: one of them differs that a run cannot change on its way.
+    """
+    free = {"steps", "rollout_steps", "save_every", "sample_every"}
+    mine = json.loads(json.dumps({key: value for key, value in told.items() if key not in free}))
     path = folder / "recipe.json"
     if path.exists():
         other = json.loads(path.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from .keyframe import ChoicePolicy, Keyframe, Picture, choose_keyframes, sharpne
 from .payload import CacheNoise, Payload, Segment, build_payload
 from .profile import FILMWEAVER, METADATA_KEY, Bucket, CacheError, LayoutProfile, check_profile
 from .retrieval import Ranked, Retrieval, RetrievalPolicy, retrieve, split_sentences
-from .stored import pack, unpack
+from .stored import pack, stored_pictures, unpack
 from .story import (
     Mode,
     StoryCache,
@@ -64,6 +64,7 @@ __all__ = [
     "sharpness",
     "split_sentences",
     "spread_frames",
+    "stored_pictures",
     "swap",
     "unpack",
 ]

@@ -16,7 +16,7 @@ from .keyframe import Keyframe, Picture
 from .profile import CacheError
 from .story import StoryCache, inject
 
-__all__ = ["pack", "unpack"]
+__all__ = ["pack", "stored_pictures", "unpack"]
 
 _FIELDS = ("uid", "shot", "frame", "quality", "source", "pinned", "banned", "noise_seed")
 
@@ -81,6 +81,13 @@ def unpack(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], since: 
         temporal=(tensors["temporal"],) if "temporal" in tensors else (),
         before=None,
     )
+
+
+def stored_pictures(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> dict[str, Picture]:
+    """The pictures of the keyframes that were packed, by uid, whatever VAE and CLIP they were made with."""
+    return {
+        entry["uid"]: Picture(tensors[f"{i}.luma"], tensors[f"{i}.chroma"]) for i, entry in enumerate(meta["bank"])
+    }
 
 
 def _marks(keyframe: Keyframe) -> tuple[object, ...]:

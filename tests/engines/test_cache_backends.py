@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.latent_formats
@@ -9,9 +10,21 @@ import comfy.sd
 import pytest
 import torch
 from comfy_extras.nodes_bernini import BerniniConditioning
-from comfy_extras.nodes_wan import WanPhantomSubjectToVideo, WanVaceToVideo
-from longreel.engines.cache_backends import BACKENDS, Backend, Bernini, FilmWeaver, Phantom, Scene, Vace, make_backend
+from comfy_extras.nodes_wan import WanImageToVideo, WanPhantomSubjectToVideo, WanVaceToVideo
+from longreel.engines.cache_backends import (
+    BACKENDS,
+    Bernini,
+    FilmWeaver,
+    Phantom,
+    StoryMem,
+    Svi,
+    Vace,
+    make_backend,
+)
+from longreel.engines.filming import EngineError
+from longreel.engines.scene import Backend, Scene, check_told, chunks
 from longreel.film.cache import CacheNoise, Keyframe, Picture, StoryCache, push_chunk
+from longreel.film.takes import ShotPlan
 from longreel.host.chunk import Conditioned, SamplerSettings, sample_chunk
 from longreel.host.streaming_vae import encode_image
 
@@ -39,7 +52,7 @@ def keyframe(picture: torch.Tensor, vae: Any) -> Keyframe:
     return Keyframe.of(picture, FORMAT.process_in(encode_image(vae, picture, *SIZE))[0], torch.ones(4))
 
 
-def scene(vae: Any, count: int, history: torch.Tensor | None = None) -> Scene:
+def scene(vae: Any, count: int, history: torch.Tensor | None = None, anchor: torch.Tensor | None = None) -> Scene:
     cache = StoryCache("v", 16, SIZE[1] // 8, SIZE[0] // 8)
     return Scene(
         positive=text(1),
@@ -52,6 +65,7 @@ def scene(vae: Any, count: int, history: torch.Tensor | None = None) -> Scene:
         latent_format=FORMAT,
         noise=CacheNoise(),
         noise_seed=0,
+        anchor=anchor,
     )
 
 
@@ -115,7 +129,7 @@ def test_vace_is_cores_conditioning(vae, known: int):
     length = 4 * (known + FRAMES - 1) + 1
     video = masks = None
     if history is not None:
-        seen = vae.decode(history[:, :, -2:])[0]
+        seen = vae.decode(history)[0][-5:]
         grey = torch.full((length - len(seen), SIZE[1], SIZE[0], 3), 0.5)
         video = torch.cat([seen, grey])
         masks = torch.cat([torch.zeros(len(seen), SIZE[1], SIZE[0]), torch.ones(length - len(seen), SIZE[1], SIZE[0])])
@@ -127,6 +141,109 @@ def test_vace_is_cores_conditioning(vae, known: int):
     same(given.negative, negative)
     assert (given.frames, given.trim) == (latent["samples"].shape[2], trim + known)
     assert film(Vace(), wan(vace=True), given).shape == (1, 16, FRAMES, 6, 4)
+
+
+def channels(model: Any, given: Conditioned) -> torch.Tensor:
+    """What ComfyUI puts beside the noise for the positive prompt: [1, 4 + 16, frames, h, w], mask then frames."""
+    ((_, options),) = given.positive
+    noise = torch.zeros(1, 16, given.frames, SIZE[1] // 8, SIZE[0] // 8)
+    beside = model.model.concat_cond(noise=noise, device=noise.device, **options)
+    assert beside.shape == (1, 20, *noise.shape[2:])
+    return beside
+
+
+@pytest.fixture(scope="module")
+def image_to_video():
+    """Of the architecture of Wan 2.2 I2V A14B."""
+    return comfy.sd.load_diffusion_model_state_dict(
+        tiny_models.dit_weights(6, in_dim=36), metadata=tiny_models.dit_metadata(causal=False)
+    )
+
+
+def clip(frames: int, seed: int = 3) -> torch.Tensor:
+    return torch.randn(1, 16, frames, 6, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("history", [0, 1, 2, 3, 19])
+def test_storymem_is_cores_conditioning_behind_the_memories(vae, image_to_video, history: int):
+    """M2V, MI2V and MM2V: core's node for the known pictures, and for mid-grey where nothing is known."""
+    past = clip(history) if history else None
+    given = StoryMem().condition(scene(vae, 3, past))
+    known = min(history, 2)
+    length = 4 * (known + FRAMES - 1) + 1
+    grey = torch.full((length, SIZE[1], SIZE[0], 3), 0.5)
+    seen = grey if past is None else vae.decode(past[:, :, -4:])[0][-(1 if history == 1 else 5) :]
+    positive, negative, latent = WanImageToVideo.execute(text(1), text(2), vae, *SIZE, length, 1, seen).result
+    for mine, core in ((given.positive, positive), (given.negative, negative)):
+        ((_, told),), ((_, wanted),) = mine, core
+        assert told.keys() == wanted.keys()
+        assert torch.allclose(told["concat_latent_image"][:, :, 3:], wanted["concat_latent_image"], atol=1e-5)
+    alone = torch.cat([encode_image(vae, picture, *SIZE) for picture in pictures(3)], dim=2)
+    beside = channels(image_to_video, given)
+    assert torch.allclose(beside[:, 4:, :3], FORMAT.process_in(alone), atol=4e-3)
+    assert (beside[:, :4, : 3 + known] == 1).all(), "memories and what came before are known"
+    assert (beside[:, :4, 3 + known :] == 0).all()
+    assert (given.frames, given.trim) == (3 + latent["samples"].shape[2], 3 + known)
+    assert film(StoryMem(), image_to_video, given).shape == (1, 16, FRAMES, 6, 4)
+
+
+def test_storymem_tells_memories_in_the_order_they_were_filmed(vae):
+    told = scene(vae, 3)
+    later = [replace(one, shot=shot, frame=frame) for one, shot, frame in zip(told.keyframes, (4, 1, -1), (0, 9, -1))]
+    given = StoryMem().condition(replace(told, keyframes=later))
+    ((_, options),) = given.positive
+    wanted = [FORMAT.process_out(one.latent[None].float()) for one in reversed(later)]
+    assert torch.equal(options["concat_latent_image"][:, :, :3], torch.cat(wanted, dim=2))
+
+
+@pytest.mark.parametrize("history", [0, 1, 5])
+def test_svi_is_anchor_and_newest_latent_before_zeros(vae, image_to_video, history: int):
+    anchor, past = clip(1, 8), clip(history) if history else None
+    given = Svi().condition(scene(vae, 1, past, anchor if history else None))
+    first = anchor if history else encode_image(vae, pictures(1)[0], *SIZE)
+    beside = channels(image_to_video, given)
+    told = 2 if history > 1 else 1
+    assert torch.allclose(beside[:, 4:, :1], FORMAT.process_in(first), atol=4e-3)
+    if past is not None and history > 1:
+        assert torch.allclose(beside[:, 4:, 1:2], FORMAT.process_in(past[:, :, -1:]), atol=1e-5)
+    assert torch.allclose(beside[:, 4:, told:], torch.zeros(()), atol=1e-6), "zeros of the model's space, not grey"
+    # The mask is that of core's node for one picture.
+    start = torch.rand(1, SIZE[1], SIZE[0], 3)
+    core = WanImageToVideo.execute(text(1), text(2), vae, *SIZE, 4 * (given.frames - 1) + 1, 1, start).result
+    wanted = Conditioned(core[0], core[1], given.frames)
+    assert torch.equal(beside[:, :4], channels(image_to_video, wanted)[:, :4])
+    assert given.trim == (told if history else 0)
+    assert given.frames == FRAMES + given.trim
+    assert film(Svi(), image_to_video, given).shape == (1, 16, FRAMES, 6, 4)
+
+
+@pytest.mark.parametrize("backend", [StoryMem(), Svi()])
+def test_image_to_video_is_asked_for(backend: Backend, image_to_video):
+    backend.check([image_to_video, image_to_video])
+    with pytest.raises(EngineError, match="needs an image-to-video model: load wan"):
+        backend.check([image_to_video, wan()])
+    with pytest.raises(EngineError, match="cannot film with VaceWanModel"):
+        backend.check([wan(vace=True)])
+    with pytest.raises(EngineError, match="films from pictures and there are none yet"):
+        check_told(backend, StoryCache("v", 16, 6, 4))
+    check_told(Bernini(), StoryCache("v", 16, 6, 4))
+
+
+@pytest.mark.parametrize(
+    ("backend", "frames", "begins", "wanted"),
+    [
+        (FilmWeaver(), 12, True, [6, 6]),
+        (Bernini(), 50, True, [50]),
+        (Vace(), 21, True, [21]),
+        (StoryMem(), 22, True, [11, 11]),
+        (StoryMem(), 40, True, [20, 20]),
+        (StoryMem(), 41, True, [14, 14, 13]),
+        (Svi(), 19, False, [19]),
+        (Svi(), 20, False, [10, 10]),
+    ],
+)
+def test_chunks_are_as_few_and_as_even_as_can_be(backend: Backend, frames: int, begins: bool, wanted: list[int]):
+    assert chunks(backend, ShotPlan(1.0, frames, 1, begins, 0, 0)) == wanted
 
 
 def test_filmweaver_tells_both_prompts_the_same_payload(vae):

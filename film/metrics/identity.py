@@ -1,0 +1,160 @@
+"""The Identity Report: how like each reference a video stays over time, and who is missing when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from ..first_frame import Box
+from .likeness import cosines
+
+__all__ = [
+    "IdentityReport",
+    "Look",
+    "ReferenceFigures",
+    "choose_crops",
+    "identity_report",
+    "looks_of",
+    "missing_spans",
+]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One reference on one frame. box: where it looks most like it; None where there was nothing to look at. clip:
+    cosine x 100 with it; other: with the reference it resembles most but this one (the control), None for a cast of
+    one. dino: as clip, where a second model was given.
+    """
+
+    box: Box | None
+    clip: float
+    other: float | None
+    dino: float | None = None
+
+    def is_seen(self, least: float) -> bool:
+        """It is like enough, and like no other reference more."""
+        return self.box is not None and self.clip >= least and (self.other is None or self.clip > self.other)
+
+
+@dataclass(frozen=True)
+class ReferenceFigures:
+    """One reference. seen: % of the frames looked at; missing: stretches of time in seconds. mean, least: of the CLIP
+    cosine x 100 over all frames looked at; dino_mean, dino_least: the same of DINO. control: mean cosine with the
+    others, to compare.
+    """
+
+    name: str
+    seen: float
+    missing: tuple[tuple[float, float], ...]
+    mean: float
+    least: float
+    control: float | None
+    dino_mean: float | None
+    dino_least: float | None
+    looks: tuple[Look, ...]
+
+
+@dataclass(frozen=True)
+class IdentityReport:
+    """All of it. times: seconds of the frames looked at. seconds: of the video."""
+
+    model: dict[str, Any]
+    options: dict[str, Any]
+    seconds: float
+    frames: tuple[int, ...]
+    times: tuple[float, ...]
+    references: tuple[ReferenceFigures, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def choose_crops(scores: torch.Tensor, boxed: bool) -> dict[int, int]:
+    """Which crop of a frame is looked at for each reference: {reference: crop}.
+
+    scores: cosine x 100 of each crop with each reference, [crops, references]. boxed: the crops are detections, so each
+    shows one thing and belongs to one reference, by the largest sum; a reference without one is left out. Otherwise
+    they are windows over the frame, and each reference takes the likest.
+    """
+    if not scores.shape[0]:
+        return {}
+    if not boxed:
+        return dict(enumerate(scores.argmax(dim=0).tolist()))
+    crops, references = linear_sum_assignment(scores.numpy(), maximize=True)
+    return dict(sorted(zip(references.tolist(), crops.tolist())))
+
+
+def looks_of(
+    boxes: Sequence[Box], crops: torch.Tensor, references: torch.Tensor, boxed: bool
+) -> tuple[Look, ...]:
+    """Each reference on one frame. crops: embeddings of the boxes [n, d]; references: [m, d]."""
+    scores = cosines(crops, references) if boxes else torch.zeros(0, references.shape[0], dtype=torch.float64)
+    chosen = choose_crops(scores, boxed)
+    found = []
+    for reference in range(references.shape[0]):
+        if reference not in chosen:
+            found.append(Look(None, 0.0, None))
+            continue
+        row = scores[chosen[reference]]
+        others = [float(score) for index, score in enumerate(row) if index != reference]
+        found.append(Look(boxes[chosen[reference]], float(row[reference]), max(others, default=None)))
+    return tuple(found)
+
+
+def missing_spans(seen: Sequence[bool], times: Sequence[float], seconds: float) -> tuple[tuple[float, float], ...]:
+    """Stretches without it: each begins with the first frame looked at that lacks it, or the video, and ends where it
+    is next seen, or with the video.
+    """
+    spans: list[tuple[float, float]] = []
+    begun: float | None = None
+    for index, here in enumerate(seen):
+        if not here and begun is None:
+            begun = times[index] if index else 0.0
+        if here and begun is not None:
+            spans.append((begun, times[index]))
+            begun = None
+    if begun is not None:
+        spans.append((begun, seconds))
+    return tuple(spans)
+
+
+def identity_report(
+    names: Sequence[str],
+    looks: Sequence[Sequence[Look]],
+    frames: Sequence[int],
+    count: int,
+    fps: float,
+    least: float,
+    model: dict[str, Any],
+    options: dict[str, Any],
+    notes: Sequence[str] = (),
+) -> IdentityReport:
+    """Conclude from what was seen. looks: for each frame looked at, one for each reference. count: of all frames."""
+    times = tuple(frame / fps for frame in frames)
+    seconds = count / fps
+    rows = []
+    for index, name in enumerate(names):
+        mine = tuple(each[index] for each in looks)
+        seen = [look.is_seen(least) for look in mine]
+        dino = [look.dino for look in mine if look.dino is not None]
+        control = [look.other for look in mine if look.other is not None]
+        rows.append(
+            ReferenceFigures(
+                name=name,
+                seen=100.0 * sum(seen) / len(seen),
+                missing=missing_spans(seen, times, seconds),
+                mean=sum(look.clip for look in mine) / len(mine),
+                least=min(look.clip for look in mine),
+                control=sum(control) / len(control) if control else None,
+                dino_mean=sum(dino) / len(dino) if dino else None,
+                dino_least=min(dino) if dino else None,
+                looks=mine,
+            )
+        )
+    return IdentityReport(model, options, seconds, tuple(frames), times, tuple(rows), tuple(notes))
