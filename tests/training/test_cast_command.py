@@ -86,7 +86,7 @@ def test_what_is_encoded(data, weights, tmp_path):
     assert not torch.equal(first["latents"][:, 0], second["latents"][:, 0])
 
 
-def test_variants_are_encoded_once_and_counted(data, weights, tmp_path, capsys):
+def test_variants_are_kept_and_counted(data, weights, tmp_path, capsys):
     train(data, tmp_path, weights, "--steps 1 --sample-every 0")
     train(data, tmp_path / "more", weights, "--steps 1 --sample-every 0 --recoloured --mirrored")
     assert "encoded 24/24 clip-003.5" in capsys.readouterr().out
