@@ -82,7 +82,8 @@ def test_who_is_missing_in_a_reel(studio: Server):
     }
     outcome = studio.queue(prompt)
     assert outcome.succeeded, outcome.error
-    assert len([file for file in outcome.files() if file["filename"].endswith(".png")]) == 2
+    # A plot each, and the preview of the reference.
+    assert len([file for file in outcome.files() if file["filename"].endswith(".png")]) == 3
 
 
 def test_bad_input_is_one_sentence(studio: Server):
