@@ -199,6 +199,7 @@ STAND_INS = {
     "Wan22_FFGO-LoRA-LOW_bf16.safetensors": tiny_models.LOW,
     "wan_2.1_vae.safetensors": tiny_models.VAE,
     "ViT-L-14/open_clip_model.safetensors": tiny_models.CLIP,
+    "longreel-miniature-clip/open_clip_model.safetensors": tiny_models.CLIP,
     "longreel-miniature-filmweaver.safetensors": tiny_models.LORA,
 }
 WORDS = {"CLIPTextEncode": ("text",), "LongreelFirstFramePrompt": ("action", "scene", "camera", "style")}
