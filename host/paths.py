@@ -10,7 +10,7 @@ import folder_paths
 from ..film import project as film_project
 
 MINIATURE_WEIGHTS = Path(__file__).resolve().parents[1] / "miniature" / "weights"
-"""The shipped weights, one subfolder per kind: diffusion_models, vae, text_encoders."""
+"""The shipped weights, one subfolder per kind: diffusion_models, vae, text_encoders, loras, open_clip."""
 
 EXAMPLE_STORIES = Path(__file__).resolve().parents[1] / "miniature" / "example_stories.jsonl"
 """Stories of the small world, one a line."""
@@ -18,7 +18,7 @@ EXAMPLE_STORIES = Path(__file__).resolve().parents[1] / "miniature" / "example_s
 CLIP_KIND = "open_clip"
 """The folder of models in which open_clip's weights lie."""
 
-_MODEL_KINDS = ("diffusion_models", "vae", "text_encoders")
+_MODEL_KINDS = ("diffusion_models", "vae", "text_encoders", "loras")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """``python -m longreel.training``: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges
 them; ``cast-data`` and ``cast-lora`` teach a model to film a cast given in the first frame, ``cast-judge``
-judges that; ``weaver-clip``, ``weaver-data``, ``weaver-scenes`` and ``weaver-lora`` teach a model to remember the shots
-before, ``weaver-judge`` judges that. ``accelerate launch -m longreel.training cast-lora ...`` shares a run between
-GPUs and machines.
+judges that; ``memory-lora`` teaches the miniature to use its memory after a cut, ``memory-judge`` judges memories;
+``weaver-clip``, ``weaver-data``, ``weaver-scenes`` and ``weaver-lora`` teach a model to remember the shots before,
+``weaver-judge`` judges that. ``accelerate launch -m longreel.training cast-lora ...`` shares a run between GPUs and
+machines.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import cast_command, cast_judge, scene_command, weaver_command, weaver_judge
+from . import cast_command, cast_judge, memory_judge, memory_lora, scene_command, weaver_command, weaver_judge
 from .miniature import MiniatureRecipe, start_comfyui, train_miniature
 from .processes import processes
 
@@ -59,6 +60,8 @@ def main() -> None:
         recipes.add_parser("weaver-lora", help="a LoRA that remembers earlier shots and frames (FilmWeaver)")
     )
     weaver_judge.add_judge_arguments(recipes.add_parser("weaver-judge", help="what the two caches do for stories"))
+    memory_lora.add_lora_arguments(recipes.add_parser("memory-lora", help="the miniature learns to use its memory"))
+    memory_judge.add_judge_arguments(recipes.add_parser("memory-judge", help="what window, sink and bank are worth"))
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
@@ -83,6 +86,10 @@ def main() -> None:
         weaver_judge.run_judge(chosen, PACK / "miniature" / "weights")
     elif chosen.recipe == "weaver-lora":
         weaver_command.run_lora(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "memory-lora":
+        memory_lora.run_lora(chosen, PACK / "miniature" / "weights")
+    elif chosen.recipe == "memory-judge":
+        memory_judge.run_judge(chosen, PACK / "miniature" / "weights")
     else:
         _evaluate(chosen)
 

@@ -30,6 +30,7 @@ from .loop import Metrics, Schedule, train
 from .lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, differentiable, save_lora
 from .lora_memory import plan_memory
 from .lora_recipe import Band, recompute, remember_recipe, uses_bf16
+from .processes import main_first, processes
 
 _NAME = "weaver"
 _OWN_STEPS = 4
@@ -152,18 +153,22 @@ def train_weaver(
     *,
     empty: torch.Tensor | None = None,
     sample: Callable[[int, WeaverMatcher], None] | None = None,
+    tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
     ``empty``: the encoded empty caption [L, D]. ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps
-    with what has been learned so far.
+    with what has been learned so far, ``tick(step)`` before every step; either may stop the run. Of many processes (see
+    training/loop.py) the first calls them and writes; each learns from a batch of its own.
 
     Raises:
         LoraError: no scenes, a model that cannot take cache tokens, or a folder with another recipe's run.
         CacheError: the scenes are too short for a mode that is asked for.
-        KeyboardInterrupt: passed on, after everything is saved.
+        KeyboardInterrupt, ComfyUI's InterruptProcessingException: passed on, after everything is saved.
     """
+    from comfy.model_management import InterruptProcessingException
+
     _check(dit, scenes, recipe)
     names = choose_layers(dit, recipe.layers)
     tree, adapter = adapt(dit, names, recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed)
@@ -171,7 +176,11 @@ def train_weaver(
         recompute(tree)
     bf16 = uses_bf16(recipe, next(dit.parameters()).device)
     matcher = WeaverMatcher(tree, recipe.profile, bf16, empty)
-    remember_recipe({**asdict(recipe), "scenes": len(scenes)}, folder)
+    first, several = processes().is_main_process, processes().num_processes
+    with main_first():
+        remember_recipe({**asdict(recipe), "scenes": len(scenes)}, folder)
+    if not first:
+        say = _quiet
     say(plan_memory(dit, adapter, [_Pass(_largest(scenes, recipe.profile))], at_once=recipe.at_once, bf16=bf16,
                     checkpointing=recipe.checkpointing).text())  # fmt: skip
     shared = {**metadata, **recipe.profile.to_metadata(), "shift": f"{recipe.shift:g}"}
@@ -182,16 +191,18 @@ def train_weaver(
             draw_curves(folder, folder / "loss.png")
         return path
 
-    def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
+    def look(step: int) -> None:
+        if tick:
+            tick(step)
         if step and recipe.save_every and step % recipe.save_every == 0:
             export(f"step-{step:06}.safetensors", step)
         if sample and recipe.sample_every and step % recipe.sample_every == 0:
             tree.eval()
-            # Looking must not change what is learned: the step's random numbers stay where they are.
-            with torch.random.fork_rng():
-                sample(step, matcher)
+            sample(step, matcher)
             tree.train()
-        return _update_loss(matcher, scenes, recipe, step)
+
+    def loss_at(draw: int) -> tuple[torch.Tensor, Metrics]:
+        return _update_loss(matcher, scenes, recipe, draw // several, draw)
 
     schedule = Schedule(
         recipe.updates, recipe.rate, warmup=recipe.warmup, final_share=recipe.final_share,
@@ -200,35 +211,44 @@ def train_weaver(
     tree.train()
     with differentiable():
         try:
-            average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, say=say)
-        except KeyboardInterrupt:
+            average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, before=look, say=say)
+        except (KeyboardInterrupt, InterruptProcessingException):
+            if not first:
+                raise
             state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
             adapter.load_state_dict(state["average"])
             say(f"Stopped and saved at step {state['step']}: {export('weaver.safetensors', state['step'])}. "
                 "The same command goes on.")  # fmt: skip
             raise
         adapter.load_state_dict(average)
-        path = export("weaver.safetensors", recipe.updates)
-        if sample and recipe.sample_every:
-            tree.eval()
-            sample(recipe.updates, matcher)
-    return path
+        if first:
+            export("weaver.safetensors", recipe.updates)
+            if sample and recipe.sample_every:
+                tree.eval()
+                sample(recipe.updates, matcher)
+    return folder / "weaver.safetensors"
+
+
+def _quiet(line: str) -> None:
+    """Only the first process speaks."""
 
 
 def draw_pass(
-    scenes: Sequence[TrainingScene], recipe: WeaverRecipe, step: int, number: int, count: int
+    scenes: Sequence[TrainingScene], recipe: WeaverRecipe, step: int, name: str, count: int
 ) -> list[WeaverSample]:
-    """``count`` samples of one mode and size: what runs in one pass, the ``number``-th of an update."""
-    rng = random.Random(f"{recipe.seed}/{step}/{number}")
+    """``count`` samples of one mode and size: what runs in one pass of update ``step``. name: of the pass, its seed."""
+    rng = random.Random(f"{recipe.seed}/{name}")
     curriculum = recipe.curriculum(step)
     first = draw_sample(scenes, rng, curriculum, recipe.profile)
     return [first, *(draw_sample(scenes, rng, curriculum, recipe.profile, first) for _ in range(count - 1))]
 
 
 def _update_loss(
-    matcher: WeaverMatcher, scenes: Sequence[TrainingScene], recipe: WeaverRecipe, step: int
+    matcher: WeaverMatcher, scenes: Sequence[TrainingScene], recipe: WeaverRecipe, step: int, draw: int
 ) -> tuple[torch.Tensor, Metrics]:
-    """The mean loss of a batch; the gradients of all passes but the last are already there when this returns."""
+    """The mean loss of a batch, the ``draw``-th of all; the gradients of all passes but the last are already there when
+    this returns.
+    """
     counts = [recipe.at_once] * (recipe.batch // recipe.at_once)
     if rest := recipe.batch % recipe.at_once:
         counts.append(rest)
@@ -238,9 +258,9 @@ def _update_loss(
     done = torch.zeros(())
     metrics: Metrics = {}
     for number, (count, sigma) in enumerate(zip(counts, levels, strict=True)):
-        samples = draw_pass(scenes, recipe, step, number, count)
+        samples = draw_pass(scenes, recipe, step, f"{draw}/{number}", count)
         if recipe.rolls_out(step):
-            samples = roll_out_history(matcher, scenes, samples, recipe, step)
+            samples = roll_out_history(matcher, scenes, samples, recipe, f"{draw}/{number}")
         noise = torch.randn(count, *samples[0].target.shape).to(matcher.device)
         loss = matcher.loss(samples, sigma, noise) * (count / recipe.batch)
         metrics[f"mode {samples[0].mode.value}"] = float(loss.detach()) * recipe.batch / count
@@ -256,14 +276,14 @@ def roll_out_history(
     scenes: Sequence[TrainingScene],
     samples: list[WeaverSample],
     recipe: WeaverRecipe,
-    step: int,
+    name: str,
 ) -> list[WeaverSample]:
     """The samples, with probability ``recipe.rollout_share`` with the newest frames of their histories filmed by the
     model itself, from what lies before them in the shot. Samples whose history is shorter than a chunk stay as they
     are.
     """
     profile, first = recipe.profile, samples[0]
-    rng = random.Random(f"{recipe.seed}/{step}/own")
+    rng = random.Random(f"{recipe.seed}/{name}/own")
     if first.payload is None or first.history < profile.chunk or rng.random() >= recipe.rollout_share:
         return samples
     before = [_taken(scenes, one, one.start - first.history, one.start - profile.chunk) for one in samples]

@@ -7,18 +7,31 @@ import json
 import weakref
 from types import SimpleNamespace
 
+import comfy.ldm.modules.attention
 import comfy.lora
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from longreel.film.memory import LONGLIVE, MEMFLOW, UNBOUNDED, MemorySettings, MemorySettingsError, MemorySnapshot
+from longreel.film.memory import (
+    LONGLIVE,
+    MEMFLOW,
+    UNBOUNDED,
+    CallKind,
+    KVLayout,
+    KVMemory,
+    MemorySettings,
+    MemorySettingsError,
+    MemorySnapshot,
+)
+from longreel.host import frame_attention as frame_attention_room
 from longreel.host import wan
 from longreel.host.noise import SeededNoise
 from longreel.host.rollout import Prompt, RolloutError, RolloutSampler, roll_out
 from longreel.host.wan import UnsupportedModelError
-from longreel.kernels.ops import frame_attention
+from longreel.kernels.dense import dense_attention
+from longreel.kernels.ops import frame_attention, qk_prep
 from safetensors.torch import load, save
 
 SIGMAS = torch.tensor([1.0, 0.9375, 0.8333333, 0.625, 0.0])
@@ -270,7 +283,7 @@ def test_sparse_activation_in_place_equals_its_copy(tiny_wan, conds, monkeypatch
         used.append(tensors[3].shape)
         return frame_attention(*tensors)
 
-    monkeypatch.setattr(wan, "frame_attention", spy)
+    monkeypatch.setattr(frame_attention_room, "frame_attention", spy)
     monkeypatch.setenv("LONGREEL_ATTENTION", "torch")
     in_place = film(tiny_wan, conds, 8, settings=MEMORIES[name]).latents
     assert used
@@ -283,6 +296,66 @@ def test_sparse_activation_in_place_equals_its_copy(tiny_wan, conds, monkeypatch
     clone.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
     film(clone, conds, 8, settings=MEMORIES[name])
     assert not used, "another attention that the user chose stays"
+
+
+@pytest.mark.parametrize("name", ["memflow", "sparse", "relative"])
+def test_qk_preparation_writes_what_the_layers_would(tiny_wan, conds, monkeypatch, name):
+    settings, prompts = MEMORIES[name], [Prompt(0, conds[0]), Prompt(18, conds[1])]
+    plain = film(tiny_wan, conds, 9, settings=settings, prompts=prompts)
+    calls = []
+
+    def spy(*tensors, **kwargs):
+        calls.append(tensors[0].shape)
+        return qk_prep(*tensors, **kwargs)
+
+    monkeypatch.setattr(frame_attention_room, "qk_prep", spy)
+    monkeypatch.setenv("LONGREEL_ATTENTION", "torch")
+    prepared = film(tiny_wan, conds, 9, settings=settings, prompts=prompts)
+    assert calls
+    assert (prepared.latents - plain.latents).abs().max() < 1e-4
+    assert (prepared.memory.tensors["sink.means"] - plain.memory.tensors["sink.means"]).abs().max() < 1e-5
+    calls.clear()
+    clone = tiny_wan.clone()
+    clone.set_model_attn1_patch(lambda args: args["x"])
+    film(clone, conds, 2, settings=settings)
+    assert not calls, "a patch wants the queries"
+
+
+def test_the_fused_layer_norm_is_the_same_one(tiny_wan, conds, monkeypatch):
+    plain = film(tiny_wan, conds, 3, settings=MEMFLOW).latents
+    monkeypatch.setattr(wan, "_has_fused_norm", lambda x: True)
+    fused = film(tiny_wan, conds, 3, settings=MEMFLOW).latents
+    assert not torch.equal(fused, plain), "it was called"
+    assert (fused - plain).abs().max() < 1e-4
+
+
+def test_cudnn_comes_first_only_where_nobody_chose(tiny_wan, conds, monkeypatch):
+    plain, used = film(tiny_wan, conds, 2).latents, []
+
+    def dense(q, k, v):
+        used.append(q.shape)
+        return dense_attention(q, k, v)
+
+    monkeypatch.setattr(frame_attention_room, "dense_attention", dense)
+    assert torch.equal(film(tiny_wan, conds, 2).latents, plain)
+    assert not used, "a CPU has no cuDNN"
+    monkeypatch.setattr(frame_attention_room, "prefers_cudnn", lambda q: True)
+    chosen = comfy.ldm.modules.attention.optimized_attention
+    pytorch = comfy.ldm.modules.attention.attention_pytorch
+    monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention", pytorch)
+    assert (film(tiny_wan, conds, 2).latents - plain).abs().max() < 1e-4
+    assert used
+    used.clear()
+    for setting in ("sdpa", "torch"):
+        monkeypatch.setenv("LONGREEL_ATTENTION", setting)
+        film(tiny_wan, conds, 1)
+    monkeypatch.delenv("LONGREEL_ATTENTION")
+    clone = tiny_wan.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
+    film(clone, conds, 1)
+    monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention", lambda *a, **k: chosen(*a, **k))
+    film(tiny_wan, conds, 1)
+    assert not used, "what the user chose stays"
 
 
 @pytest.mark.parametrize("position", [0, 255, 1023, 4998])
@@ -307,6 +380,43 @@ def test_positions_are_exact_far_beyond_1024_frames(load_tiny, conds, position):
     found = rotation[0, :, 0, :4]
     assert (found[..., 0, 0] - angles.cos()).abs().max() < 1e-6
     assert (found[..., 1, 0] - angles.sin()).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("start", [0, 1023, 2046])
+def test_relative_positions_stay_near_and_exact_far_beyond_1024_frames(start):
+    """Sink and bank sit right before the window however old they are: against float64, and without drift."""
+    layout, settings = KVLayout(2, 2, 16, 3, 8), MemorySettings(window=6, sink=2, bank=2, positions="relative")
+    memory = KVMemory(layout, settings, frames_per_block=2, dtype=torch.float32)
+    speed = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    random, raw = torch.Generator().manual_seed(0), {}
+
+    def rotated(frame, position):
+        even, odd = raw[frame][..., :8].unflatten(-1, (4, 2)).unbind(-1)
+        cos, sin = (position * speed).cos(), (position * speed).sin()
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+        return torch.cat((turned, raw[frame][..., 8:]), dim=-1)
+
+    for block in range(1100 if start == 2046 else 20):
+        if block == 5:
+            memory.position += start - start % 2
+        frames = [memory.position, memory.position + 1]
+        raw |= {frame: torch.randn(2, 3, 16, generator=random, dtype=torch.float64) for frame in frames}
+        memory.begin_call(CallKind.COMMIT, 2)
+        for layer in range(2):
+            keys = torch.cat([rotated(frame, frame) for frame in frames], dim=1)[None].float()
+            memory.write(layer, keys, keys)
+        if block > 12 and block % 50 in (0, 19):
+            held = memory.bank.frames()[0]
+            found, _ = memory.read(0, keys)
+            first = memory.position - memory.ring_count
+            places = dict(zip(memory.sink, (first - len(held) - 2, first - len(held) - 1), strict=True))
+            places |= {frame: first - len(held) + index for index, frame in enumerate(sorted(set(held)))}
+            expected = [rotated(frame, place) for frame, place in places.items()]
+            got = found[0].unflatten(1, (-1, 3)).transpose(0, 1).double()
+            for key in expected if len(set(held)) == len(held) else expected[:2]:
+                assert min(float((key - one).abs().max()) for one in got) < 2e-3
+        memory.end_call()
+    assert memory.position > 1024 or start == 0
 
 
 def test_works_in_a_stock_guider_with_one_prompt(load_tiny, conds):

@@ -17,7 +17,6 @@ from longreel.film.metrics import (
     assign,
     continuity_report,
     continuity_table,
-    cosines,
     join,
     layout_likeness,
     margin,

@@ -201,6 +201,8 @@ STAND_INS = {
     "ViT-L-14/open_clip_model.safetensors": tiny_models.CLIP,
     "longreel-miniature-clip/open_clip_model.safetensors": tiny_models.CLIP,
     "longreel-miniature-filmweaver.safetensors": tiny_models.LORA,
+    "StoryMem/backbone_high_noise.safetensors": tiny_models.STORYMEM,
+    "StoryMem/backbone_low_noise.safetensors": tiny_models.STORYMEM,
 }
 WORDS = {"CLIPTextEncode": ("text",), "LongreelFirstFramePrompt": ("action", "scene", "camera", "style")}
 """What only a real text encoder reads; the miniature's stands in for it."""
