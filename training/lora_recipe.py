@@ -220,21 +220,18 @@ def train_lora(
     metadata: Mapping[str, str],
     *,
     sample: Callable[[int, FlowMatcher], None] | None = None,
-    tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
-    ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far,
-    ``tick(step)`` before every step; either may stop the run. Of many processes (see training/loop.py) the first calls
-    them and writes; each learns from a batch of its own.
+    ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far and
+    may stop the run. Of many processes (see training/loop.py) the first calls it and writes; each learns from a batch
+    of its own.
 
     Raises:
         LoraError: no examples, a model that cannot be given a first frame, or a folder with another recipe's run.
-        KeyboardInterrupt, ComfyUI's InterruptProcessingException: passed on, after everything is saved.
+        KeyboardInterrupt: passed on, after everything is saved.
     """
-    from comfy.model_management import InterruptProcessingException
-
     if not examples:
         raise LoraError("There is nothing to learn from: build a dataset with at least one clip.")
     first_frame = first_frame_of(dit, examples[0].latents.shape[0])
@@ -262,8 +259,6 @@ def train_lora(
         return path
 
     def look(step: int) -> None:
-        if tick:
-            tick(step)
         if step and recipe.save_every and step % recipe.save_every == 0:
             export(f"step-{step:06}.safetensors", step)
         if sample and recipe.sample_every and step % recipe.sample_every == 0:
@@ -282,7 +277,7 @@ def train_lora(
     with differentiable():
         try:
             average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, before=look, say=say)
-        except (KeyboardInterrupt, InterruptProcessingException):
+        except KeyboardInterrupt:
             if not first:
                 raise
             state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
