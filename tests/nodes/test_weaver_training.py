@@ -1,4 +1,4 @@
-"""FilmWeaver's dataset and trainer as nodes: from films to a LoRA that the engine's loader reads; stopped and resumed."""
+"""FilmWeaver's dataset and trainer as nodes: from films to a LoRA that the loader reads; stopped and resumed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_only_changed_films_make_the_node_run_again(scenes: Path, output: Path):
 
 
 def test_no_folder_is_one_sentence(models: dict[str, Any], output: Path):
-    with pytest.raises(SceneDataError, match="There is no folder .*nowhere: write the full path"):
+    with pytest.raises(SceneDataError, match=r"There is no folder .*nowhere: write the full path"):
         dataset(models, "nowhere")
 
 
@@ -158,5 +158,5 @@ def test_what_cannot_be_trained_is_refused_at_once(models: dict[str, Any], scene
         told = file.metadata() | {"shots": "1"}
         save_file({key: file.get_tensor(key) for key in file.keys() if key.startswith("shot0.")}, one / first.name,  # noqa: SIM118
                   metadata=told)  # fmt: skip
-    with pytest.raises(CacheError, match="Mode 3 needs a shot .* that follows a shot with keyframes"):
+    with pytest.raises(CacheError, match=r"Mode 3 needs a shot .* that follows a shot with keyframes"):
         train(models, one, name="other")
