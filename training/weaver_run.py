@@ -55,10 +55,8 @@ def check_modes(scenes: Sequence[TrainingScene], recipe: WeaverRecipe) -> None:
     Raises:
         CacheError: no shot is long enough for one of them.
     """
-    for stage, steps in ((recipe.first, recipe.first_steps), (recipe.second, recipe.steps + recipe.rollout_steps)):
-        for mode, rate in enumerate(stage.modes):
-            if steps and rate:
-                draw_sample(scenes, random.Random(0), _only(stage, mode), recipe.profile)
+    for mode, stage in _modes(recipe).items():
+        draw_sample(scenes, random.Random(0), _only(stage, mode), recipe.profile)
 
 
 def draw_keyframes(scenes: Sequence[TrainingScene], vae: Any, latent_format: Any, path: Path, most: int = 20) -> None:
@@ -80,6 +78,12 @@ def newest_look(folder: Path) -> Path | None:
     return max((folder / "samples").glob("step-*.png"), default=None)
 
 
+def _modes(recipe: WeaverRecipe) -> dict[int, Curriculum]:
+    """The modes, from 0, that the run's stages draw, each with the last stage that does."""
+    stages = ((recipe.first, recipe.first_steps), (recipe.second, recipe.steps + recipe.rollout_steps))
+    return {mode: stage for stage, steps in stages if steps for mode, rate in enumerate(stage.modes) if rate}
+
+
 def _only(curriculum: Curriculum, mode: int) -> Curriculum:
     rates = (float(mode == 0), float(mode == 1), float(mode == 2), float(mode == 3))
     return replace(curriculum, modes=rates, drop_text=0.0, drop_cache=0.0)
@@ -89,8 +93,10 @@ def _looker(
     scenes: Sequence[TrainingScene], recipe: WeaverRecipe, model: Any, vae: Any, folder: Path
 ) -> Callable[[int, WeaverMatcher], None]:
     """Draws one chunk of each mode as the LoRA films it so far, below the one of the film."""
-    modes = [mode for mode, rate in enumerate(recipe.second.modes) if rate]
-    shown = [draw_sample(scenes, random.Random("shown"), _only(recipe.second, mode), recipe.profile) for mode in modes]
+    shown = {
+        mode: draw_sample(scenes, random.Random("shown"), _only(stage, mode), recipe.profile)
+        for mode, stage in _modes(recipe).items()
+    }
     latent_format = model.model.latent_format
 
     def row(name: str, latents: torch.Tensor) -> Row:
@@ -99,7 +105,7 @@ def _looker(
 
     def look(step: int, matcher: WeaverMatcher) -> None:
         rows = []
-        for mode, sample in zip(modes, shown, strict=True):
+        for mode, sample in shown.items():
             noise = torch.randn(1, *sample.target.shape, generator=torch.Generator().manual_seed(recipe.seed))
             payloads = [] if sample.payload is None else [sample.payload]
             made = matcher.sample([sample.text], payloads, noise, steps=_LOOK_STEPS, shift=recipe.shift)

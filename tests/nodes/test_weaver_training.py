@@ -160,3 +160,5 @@ def test_what_cannot_be_trained_is_refused_at_once(models: dict[str, Any], scene
                   metadata=told)  # fmt: skip
     with pytest.raises(CacheError, match=r"Mode 3 needs a shot .* that follows a shot with keyframes"):
         train(models, one, name="other")
+    report = train(models, one, name="stage one", steps=0)[3]
+    assert report.endswith("stage one.safetensors, also for FilmWeaver LoRA Loader."), "stage 1 has no cuts"
