@@ -263,9 +263,11 @@ def _spans(footage: Footage, watcher: Watcher, cuts: str, told: int) -> tuple[Sp
 
 def _check_story(told: int, shots: int, where: str) -> None:
     if told and told != shots:
+        count = "1 shot" if told == 1 else f"{told} shots"
+        verb = "is" if shots == 1 else "are"
         raise MetricsError(
-            f"The storyboard has {told} shots and there are {shots} {where}: connect the storyboard of this video, or "
-            "write where its shots begin."
+            f"The storyboard has {count}, but {shots} {verb} {where}: connect the storyboard of this video, or write "
+            "where its shots begin."
         )
 
 

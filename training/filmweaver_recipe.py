@@ -27,7 +27,7 @@ from ..film.cache import FILMWEAVER, LayoutProfile, Payload
 from .curves import draw_curves
 from .filmweaver import TEMPORAL_ONLY, Curriculum, TrainingScene, WeaverSample, draw_sample, sample_payload
 from .loop import Metrics, Schedule, train
-from .lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, differentiable, save_lora
+from .lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, differentiable, read_lora, save_lora
 from .lora_memory import plan_memory
 from .lora_recipe import Band, recompute, remember_recipe, uses_bf16
 from .processes import main_first, processes
@@ -152,15 +152,17 @@ def train_weaver(
     metadata: Mapping[str, str],
     *,
     empty: torch.Tensor | None = None,
+    start_from: Path | None = None,
     sample: Callable[[int, WeaverMatcher], None] | None = None,
     tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
-    ``empty``: the encoded empty caption [L, D]. ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps
-    with what has been learned so far, ``tick(step)`` before every step; either may stop the run. Of many processes (see
-    training/loop.py) the first calls them and writes; each learns from a batch of its own.
+    ``empty``: the encoded empty caption [L, D]. ``start_from``: a finished LoRA of the same layers and rank.
+    ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far,
+    ``tick(step)`` before every step; either may stop the run. Of many processes (see training/loop.py) the first calls
+    them and writes; each learns from a batch of its own.
 
     Raises:
         LoraError: no scenes, a model that cannot take cache tokens, or a folder with another recipe's run.
@@ -172,6 +174,8 @@ def train_weaver(
     _check(dit, scenes, recipe)
     names = choose_layers(dit, recipe.layers)
     tree, adapter = adapt(dit, names, recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed)
+    if start_from:
+        read_lora(adapter, start_from)
     if recipe.checkpointing:
         recompute(tree)
     bf16 = uses_bf16(recipe, next(dit.parameters()).device)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 
 WAN_LAYERS = r"blocks\.\d+\..*|time_projection\.1"
@@ -183,6 +183,26 @@ def save_lora(adapter: Adapter, path: Path, metadata: Mapping[str, str], *, dtyp
     part.write_bytes(save(tensors, {**metadata, **own}))
     part.replace(path)
     return path
+
+
+@torch.no_grad()
+def read_lora(adapter: Adapter, path: Path) -> None:
+    """Load what ``save_lora`` wrote into the pairs.
+
+    Raises:
+        LoraError: the file has other layers or another rank.
+    """
+    state = load_file(path)
+    names = {name.removeprefix("diffusion_model.").rsplit(".lora_", 1)[0] for name in state if ".lora_" in name}
+    if names != {name for name, _ in adapter.items()}:
+        raise LoraError(f"{path.name} has other layers than this run: take the module filter that it was trained with.")
+    for name, pair in adapter.items():
+        for side in ("down", "up"):
+            kept: nn.Parameter = getattr(pair, side)
+            saved = state[f"diffusion_model.{name}.lora_{side}.weight"]
+            if saved.shape != kept.shape:
+                raise LoraError(f"{path.name} has another rank than this run: take that of the file.")
+            kept.copy_(saved)
 
 
 def _second_tree(model: nn.Module) -> nn.Module:

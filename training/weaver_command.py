@@ -16,7 +16,7 @@ from ..film.cache import CacheError, LayoutProfile
 from ..film.cache.profile import TimeMode
 from .clip import CLIP_FILE, ClipRecipe, train_clip
 from .export import FILES, read_vae
-from .filmweaver import TEMPORAL_ONLY, Curriculum, TrainingScene, draw_sample, load_scenes
+from .filmweaver import ALL_MODES, TEMPORAL_ONLY, Curriculum, TrainingScene, draw_sample, load_scenes
 from .filmweaver_recipe import WeaverMatcher, WeaverRecipe, train_weaver
 from .lora import WAN_LAYERS, WAN_SELF_ATTENTION, LoraError
 from .miniature import start_comfyui
@@ -85,6 +85,9 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at-once", type=int, help="samples per pass: default 1, miniature 4")
     parser.add_argument("--rate", type=float, help="learning rate: default 1e-4, miniature 1e-3")
     parser.add_argument("--warmup", type=int, help="updates until the full rate: default 500, miniature 50")
+    parser.add_argument("--start-from", type=Path, help="a finished LoRA of the same layers and rank to train on")
+    parser.add_argument("--modes", type=float, nargs=4, help="how often stage 2 draws no cache, temporal, shot, both")
+    parser.add_argument("--ranked", type=float, default=0.7, help="share of samples with the best keyframes, else any")
     parser.add_argument("--no-cache-noise", action="store_true", help="clean caches: the ablation, not for use")
     parser.add_argument("--negative", type=float, default=0.25, help="share of keyframes taken from other scenes")
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of the forward pass")
@@ -112,7 +115,8 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         told = {"base": path.stem, "recipe": "filmweaver", "scenes": str(len(scenes)), "vae": scenes[0].vae}
         recipe = recipe_of(chosen)
         look = _sampler(scenes, recipe, weights, chosen.folder / "samples") if chosen.model is None else None
-        print(train_weaver(model.model.diffusion_model, scenes, recipe, chosen.folder, told, sample=look))
+        print(train_weaver(model.model.diffusion_model, scenes, recipe, chosen.folder, told,
+                           start_from=chosen.start_from, sample=look))  # fmt: skip
     except (LoraError, CacheError) as error:
         raise SystemExit(str(error)) from error
     except KeyboardInterrupt as stop:
@@ -124,7 +128,7 @@ def recipe_of(chosen: argparse.Namespace) -> WeaverRecipe:
     small = chosen.model is None
     usual = WeaverRecipe()
     rank = chosen.rank or (16 if small else usual.rank)
-    both = Curriculum(negative=chosen.negative)
+    both = Curriculum(modes=tuple(chosen.modes or ALL_MODES), negative=chosen.negative, ranked=chosen.ranked)
     if chosen.no_cache_noise:
         both = replace(both, shot_sigma=(0.0, 0.0), temporal_sigma=(0.0, 0.0), clean=1.0)
     return WeaverRecipe(
