@@ -28,6 +28,7 @@ from .lora_memory import plan_memory
 from .processes import main_first, processes
 
 Expert = Literal["both", "high", "low"]
+Precision = Literal["auto", "bf16", "float32"]
 FirstFrame = Literal["clean", "concat"]
 """How a model is given its first frame: as a latent at noise level 0 among noisy ones (TI2V-5B, the miniature), or as
 extra input channels, mask and latents (I2V A14B).
@@ -90,7 +91,7 @@ class LoraRecipe:
     clip: float = 0.05
     average: float = 0.99
     checkpointing: bool = True
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     save_every: int = 100
     sample_every: int = 100
     seed: int = 0
@@ -128,10 +129,10 @@ def first_frame_of(dit: Any, channels: int) -> FirstFrame:
     return "concat" if extra else "clean"
 
 
-def uses_bf16(recipe: LoraRecipe, device: torch.device) -> bool:
+def uses_bf16(precision: Precision, device: torch.device) -> bool:
     """Whether the forward pass runs in bf16."""
-    if recipe.precision != "auto":
-        return recipe.precision == "bf16"
+    if precision != "auto":
+        return precision == "bf16"
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
@@ -240,7 +241,7 @@ def train_lora(
     if recipe.checkpointing:
         recompute(tree)
     device = next(dit.parameters()).device
-    bf16 = uses_bf16(recipe, device)
+    bf16 = uses_bf16(recipe.precision, device)
     matcher = FlowMatcher(tree, first_frame, bf16)
     first = processes().is_main_process
     with main_first():
