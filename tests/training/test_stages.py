@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from longreel.training import stages as module
 from longreel.training.stages import Stages
@@ -60,6 +60,7 @@ sources = st.fixed_dictionaries({unit: st.integers(-30, 30) for unit in UNITS})
 runs = st.tuples(sources, st.integers(0, 15), st.sets(st.sampled_from(NAMES)))
 
 
+@settings(deadline=None)  # files on a busy machine
 @given(st.lists(runs, max_size=4), sources)
 def test_after_any_kills_and_changes_a_run_gives_what_a_fresh_one_gives(history: list, source: dict[str, int]):
     with tempfile.TemporaryDirectory() as folder:
@@ -74,6 +75,7 @@ def test_after_any_kills_and_changes_a_run_gives_what_a_fresh_one_gives(history:
         assert machine.calls == [], "the second time nothing is made"
 
 
+@settings(deadline=None)
 @given(sources, sources)
 def test_a_change_runs_down_the_chain_until_nothing_changes(old: dict[str, int], new: dict[str, int]):
     with tempfile.TemporaryDirectory() as folder:
