@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import comfy.options
+import hypothesis
 import pytest
 
 from .server.harness import Server, make_server
@@ -19,6 +20,10 @@ import comfy.cli_args  # noqa: E402
 
 sys.argv = _argv
 
+
+# How long an example takes depends on what else the machine does: no verdict hangs on it.
+hypothesis.settings.register_profile("longreel", deadline=None)
+hypothesis.settings.load_profile("longreel")
 
 # A cancelled CI job sends SIGTERM: end as Ctrl-C does, so that fixtures stop their servers.
 signal.signal(signal.SIGTERM, signal.default_int_handler)

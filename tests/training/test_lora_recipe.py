@@ -116,7 +116,7 @@ def test_extra_channels_are_mask_and_first_frame_as_core_orders_them():
     given[:, :, 0] = 0  # core's mask: 1 is what is to be made
     wanted = Core().concat_cond(noise=noise, concat_latent_image=clip.known[None], concat_mask=given, device="cpu")
     assert torch.equal(seen[0][:, 16:], wanted)
-    assert torch.allclose(seen[0][:, :16], 0.05 * clip.latents + 0.95 * noise)
+    assert torch.equal(seen[0][:, :16], (1 - sigma) * clip.latents[None] + sigma * noise)
     with pytest.raises(LoraError, match="as extra channels"):
         matcher.loss(examples(1), sigma, noise)
 
