@@ -35,7 +35,7 @@ from ..film.cache import (
     set_temporal,
 )
 from ..film.reel import FilmedShot, Reel, ReelLayout, check_layout
-from ..film.shot import Shot, TimedPrompt
+from ..film.shot import Shot
 from ..film.takes import Clock, ShotPlan, plan_shot, schedule_prompts, takes
 from ..host.chunk import Conditioned, SamplerSettings, sample_chunk
 from ..host.embedder import Embedder
@@ -48,7 +48,7 @@ from ..host.progress import Previewer, Progress, film_previewer
 from ..host.streaming_vae import encode_clip, wan_vae_version
 from .cache_backends import FilmWeaver
 from .filming import EngineError, check_channels, check_size, encode_prompt
-from .scene import Backend, Scene, check_told, chunks
+from .scene import Backend, Scene, check_told, chunks, spoken
 from .story_cache import new_group, story_cache
 
 __all__ = ["CacheGuidedEngine"]
@@ -361,23 +361,19 @@ class CacheGuidedEngine:
         report: Progress,
     ) -> tuple[list[Tensor], list[list[str]]]:
         """Latents of each chunk, in LATENT space, and the uids of the keyframes that each was told of."""
-        schedule = schedule_prompts(shot, plan, self.clock)
-        for prompt in schedule.unseen:
-            logging.warning("Longreel: no chunk is left for the prompt at %g s: %s", prompt.at, prompt.text)
+        pieces = chunks(self.backend, plan)
+        prompts = spoken(schedule_prompts(shot, plan, self.clock), pieces)
+        for unseen in (prompt for prompt in shot.prompts if prompt not in prompts):
+            logging.warning("Longreel: no chunk is left for the prompt at %g s: %s", unseen.at, unseen.text)
         negative = encode_prompt(self.clip, self.models[0], self.negative)
         # Counted through the take: a shot that goes on with the same seed must not begin with the same noise.
         noise = SeededNoise(shot.seed, plan.take_latents)
         made: list[Tensor] = []
         told: list[list[str]] = []
-        done = 0
-        spoken: TimedPrompt | None = None
         positive: list[Any] = []
         keyframes: list[Keyframe] = []
-        for index, frames in enumerate(chunks(self.backend, plan)):
-            # The prompt that holds at the chunk's middle; where chunks are the schedule's blocks, at its first frame.
-            prompt = [prompt for at, prompt in schedule.changes if at <= done + (frames - 1) // 2][-1]
-            if prompt is not spoken:
-                spoken = prompt
+        for index, (frames, prompt) in enumerate(zip(pieces, prompts)):
+            if not index or prompt != prompts[index - 1]:
                 positive = encode_prompt(self.clip, self.models[0], prompt.text)
                 called = [kept for kept in self.rank(cache, prompt.text, first).keyframes if kept not in references]
                 keyframes = [*references, *called][: max(self.policy.count, len(references))]
@@ -395,5 +391,4 @@ class CacheGuidedEngine:
             told.append([keyframe.uid for keyframe in keyframes])
             cache = push_chunk(cache, self.latent_format.process_in(latents)[0])
             report.block_done(latents)
-            done += frames
         return made, told

@@ -16,12 +16,13 @@ from comfy.sd import VAE
 from torch import Tensor
 
 from ..film.cache import CacheNoise, Keyframe, Mode, StoryCache
-from ..film.takes import ShotPlan
+from ..film.shot import TimedPrompt
+from ..film.takes import PromptSchedule, ShotPlan
 from ..host.chunk import Conditioned
 from ..host.keyframes import LEAD
 from .filming import EngineError
 
-__all__ = ["KNOWN", "Backend", "Scene", "check_told", "chunks"]
+__all__ = ["KNOWN", "Backend", "Scene", "check_told", "chunks", "spoken"]
 
 Conditioning = list[Any]
 
@@ -125,3 +126,13 @@ def chunks(backend: Backend, plan: ShotPlan) -> list[int]:
     first = backend.most if plan.take_start else 0
     pieces = bool(first) + math.ceil((frames - first) / (backend.most - KNOWN))
     return [frames // pieces + (index < frames % pieces) for index in range(pieces)]
+
+
+def spoken(schedule: PromptSchedule, pieces: Sequence[int]) -> list[TimedPrompt]:
+    """The prompt of each chunk: the one that holds at its middle; where chunks are the clock's blocks, at its first."""
+    prompts: list[TimedPrompt] = []
+    done = 0
+    for frames in pieces:
+        prompts.append([prompt for at, prompt in schedule.changes if at <= done + (frames - 1) // 2][-1])
+        done += frames
+    return prompts

@@ -38,6 +38,10 @@ _WINDOWS = (
     "Context windows would glue the remembered frames to the start of each window: "
     "remove the context window node and film in chunks."
 )
+_GRIDS = (
+    "Another node changes the self-attention and takes all tokens for a grid of frames: "
+    "remove it (Enhance-A-Video, MultiTalk, radial and other sparse attention)."
+)
 
 PLAIN = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
 """Wan's networks without inputs beside text, latents and pictures."""
@@ -109,6 +113,11 @@ def check_model(model: ModelPatcher, profile: LayoutProfile) -> None:
             f"The model's patches are {list(dit.patch_size)} and the layout's {list(profile.patch)}: "
             "use the profile of a LoRA made for this model."
         )
+    # Both are looked at again when sampling, where a node that comes later may have brought them.
+    if model.model_options.get("context_handler") is not None:
+        raise CacheError(_WINDOWS)
+    if model.model_options.get("transformer_options", {}).get("patches", {}).get("attn1_patch"):
+        raise CacheError(_GRIDS)
     latent = model.model.latent_format.latent_channels
     extra = dit.patch_embedding.weight.shape[1] - latent
     if extra and profile.channel_fill == "known" and extra != latent + _MASK:
@@ -295,10 +304,7 @@ def _check_call(dit: Any, payload: Payload, profile: LayoutProfile, x: Tensor, o
     # They reshape the tokens of self-attention to the frames' grid, which ours are not in.
     replaced = getattr(dit.forward_orig, "__func__", None) is not comfy.ldm.wan.model.WanModel.forward_orig
     if options.get("patches", {}).get("attn1_patch") or replaced:
-        raise CacheError(
-            "Another node changes the self-attention and takes all tokens for a grid of frames: "
-            "remove it (Enhance-A-Video, MultiTalk, radial and other sparse attention)."
-        )
+        raise CacheError(_GRIDS)
     for segment in payload.segments:
         size = segment.latent.shape[2:]
         if size != x.shape[3:]:

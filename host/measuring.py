@@ -178,10 +178,10 @@ def measure_identity(
     other = torch.cat([_dino(dino, each) for each in shown]) if dino is not None else None
     rows: list[tuple[Look, ...]] = []
     for index, picture in enumerate(pictures):
-        places = windows(width, height) if found is None else tuple(each.box for each in found[index])
-        crops = [crop_on_white(picture, box) for box in places]
+        places = tuple(Found(box) for box in windows(width, height)) if found is None else found[index]
+        crops = [crop_on_white(picture, each.box) for each in places]
         embedded = torch.cat([embedder.images(crop[None]) for crop in crops]) if crops else wanted[:0]
-        looks = looks_of(places, embedded, wanted, boxed=found is not None)
+        looks = looks_of(places, embedded, wanted, names if found is not None else None)
         if other is not None:
             looks = tuple(
                 look
@@ -263,9 +263,11 @@ def _spans(footage: Footage, watcher: Watcher, cuts: str, told: int) -> tuple[Sp
 
 def _check_story(told: int, shots: int, where: str) -> None:
     if told and told != shots:
+        count = "1 shot" if told == 1 else f"{told} shots"
+        verb = "is" if shots == 1 else "are"
         raise MetricsError(
-            f"The storyboard has {told} shots and there are {shots} {where}: connect the storyboard of this video, or "
-            "write where its shots begin."
+            f"The storyboard has {count}, but {shots} {verb} {where}: connect the storyboard of this video, or write "
+            "where its shots begin."
         )
 
 

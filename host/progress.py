@@ -119,11 +119,6 @@ class Progress:
         self._advance(1, None)
         self._say(f"frame {self._frame}/{self._frames}", always=self._frame >= self._frames)
 
-    def tell(self, text: str) -> None:
-        """Show a line on the node; raises as the counting calls do. Lines that come too fast are left out."""
-        model_management.throw_exception_if_processing_interrupted()
-        self._say(text, always=False)
-
     def finish(self, text: str = "") -> None:
         """Fill the bar, whatever was counted, and leave `text` on the node (nothing removes the last line)."""
         self._done = self._bar.total

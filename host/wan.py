@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import comfy.ldm.common_dit
 import comfy.ldm.flux.math
@@ -21,14 +21,21 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
+import comfy.quant_ops
 import torch
 
 from ..film.memory import CallKind, KVLayout, KVMemory
-from ..kernels.backends import is_forced
-from ..kernels.ops import frame_attention
-from ..kernels.runs import slot_runs
+from .frame_attention import Tables, attend, prep_tables, prepare
 
-__all__ = ["CausalPass", "UnsupportedModelError", "check_model", "install", "kv_layout", "mean_text_keys"]
+__all__ = [
+    "CausalPass",
+    "UnsupportedModelError",
+    "causal_forward",
+    "check_model",
+    "install",
+    "kv_layout",
+    "mean_text_keys",
+]
 
 _KEY = "longreel_causal"
 
@@ -45,7 +52,7 @@ class CausalPass:
 
     memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean and
     are told timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current
-    prompt per layer, dropped by new_prompt().
+    prompt per layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it.
     """
 
     memory: KVMemory
@@ -54,6 +61,7 @@ class CausalPass:
     given: int = 0
     calls: int = 0
     text: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    tables: Tables | None = None
 
     def new_prompt(self) -> None:
         """Forget the keys of the last prompt."""
@@ -123,10 +131,10 @@ def _causal_wrapper(
     if clip_fea is not None or time_dim_concat is not None:
         raise UnsupportedModelError("A causal film takes text conditioning only; remove the image conditioning nodes.")
     state.calls += 1
-    return _forward(executor.class_obj, x, timestep, context, state, options)
+    return causal_forward(executor.class_obj, x, timestep, context, state, options)
 
 
-def _forward(
+def causal_forward(
     dit: comfy.ldm.wan.model.WanModel,
     x: torch.Tensor,
     timestep: torch.Tensor,
@@ -134,9 +142,9 @@ def _forward(
     state: CausalPass,
     options: TransformerOptions,
 ) -> torch.Tensor:
-    """One pass over the frames of a block: x [1, C, F, h, w], timestep [1], context [1, rows, text width].
+    """One pass over the frames of a block: x [B, C, F, h, w], timestep [1], context [B, rows, text width].
 
-    Returns the flow [1, C, F, h, w]; zeros where the pass only had to write the memory.
+    B is 1 with a KVMemory. Returns the flow [B, C, F, h, w]; zeros where the pass only had to write the memory.
     """
     frames, height, width = x.shape[2:]
     x = comfy.ldm.common_dit.pad_to_patch_size(x, dit.patch_size)
@@ -153,6 +161,7 @@ def _forward(
 
     _cache_text(dit, context, state)
     call = state.memory.begin_call(state.kind, frames)
+    state.tables = prep_tables(call, grid, state.memory.layout, x.device, options)
     # fp32 positions: core builds them in the model's dtype, and bf16 has no integers beyond 256
     scale = options.get("rope_options", {}).get("scale_t", 1.0)
     rotation = dit.rope_encode(
@@ -208,14 +217,11 @@ def _block(
     shift1, scale1, gate1, shift2, scale2, gate2 = (own.unsqueeze(0) + modulation).unsqueeze(3).unbind(2)
     frames = modulation.shape[1]
 
-    def modulate(y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(shift, y.unflatten(1, (frames, -1)), 1 + scale).flatten(1, 2)
-
     def add(base: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return torch.addcmul(base.unflatten(1, (frames, -1)), y.unflatten(1, (frames, -1)), gate).flatten(1, 2)
 
     x = x.contiguous()
-    normed = modulate(block.norm1(x), shift1, scale1)
+    normed = _modulated(block.norm1, x, shift1, scale1)
     attended = _self_attention(block.self_attn, layer, normed, rotation, state, options, last)
     if attended is None:
         return x
@@ -229,7 +235,21 @@ def _block(
     for patch in options.get("patches", {}).get("attn2_patch", ()):
         x = patch({"x": x, "transformer_options": options})
 
-    return add(x, block.ffn(modulate(block.norm2(x), shift2, scale2)), gate2)
+    return add(x, block.ffn(_modulated(block.norm2, x, shift2, scale2)), gate2)
+
+
+def _modulated(norm: Any, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Adaptive layer norm of x [B, F * T, dim] by shift and scale [B, F, 1, dim], in one kernel where there is one."""
+    by_frame = x.unflatten(1, (shift.shape[1], -1))
+    if _has_fused_norm(x):
+        fused: torch.Tensor = comfy.quant_ops.ck.adaln(by_frame, scale, shift, norm.eps)
+        return fused.flatten(1, 2)
+    return torch.addcmul(shift, norm(by_frame), 1 + scale).flatten(1, 2)
+
+
+def _has_fused_norm(x: torch.Tensor) -> bool:
+    """Whether comfy-kitchen may have a kernel for it: on a CPU it has none, and its eager code is the slower one."""
+    return x.is_cuda and hasattr(getattr(comfy.quant_ops, "ck", None), "adaln")
 
 
 def _self_attention(
@@ -242,6 +262,10 @@ def _self_attention(
     last: bool,
 ) -> torch.Tensor | None:
     """Self-attention of x [1, F*T, dim] over the memory; None when only the memory's keys were wanted."""
+    if state.tables is not None and not last:
+        prepared = prepare(attn, layer, x, state.memory, state.tables)
+        if prepared is not None:
+            return cast(torch.Tensor, attn.o(attend(prepared, layer, state.memory, options)))
     heads = (attn.num_heads, attn.head_dim)
     k = comfy.ldm.flux.math.apply_rope1(attn.norm_k(attn.k(x)).unflatten(2, heads), rotation)
     v = attn.v(x).unflatten(2, heads)
@@ -249,34 +273,11 @@ def _self_attention(
     if last:
         return None
     q = comfy.ldm.flux.math.apply_rope1(attn.norm_q(attn.q(x)).unflatten(2, heads), rotation)
-    y = _attend(q.transpose(1, 2), layer, state.memory, options)
+    y = attend(q.transpose(1, 2), layer, state.memory, options)
     for patch in options.get("patches", {}).get("attn1_patch", ()):
         y = patch({"x": y, "q": q, "k": k, "transformer_options": options})
     projected: torch.Tensor = attn.o(y)
     return projected
-
-
-def _attend(q: torch.Tensor, layer: int, memory: KVMemory, options: TransformerOptions) -> torch.Tensor:
-    """Attention of q [1, heads, n, head_dim] over the memory: [1, n, heads * head_dim].
-
-    Under sparse activation the picked frames are copied beside the window and ComfyUI's attention reads one range, or,
-    where LONGREEL_ATTENTION asks for it and no other attention was put in place, our kernel reads them where they lie.
-    It becomes the default on the architectures where benchmarks/frame_attention.py shows it to be the faster way.
-    """
-    arena = memory.arena
-    if memory.settings.active and is_forced() and "optimized_attention_override" not in options:
-        picks = memory.pick(layer, q)
-        if picks is not None:
-            slots = memory.window_slots()
-            window = torch.arange(slots.start, slots.stop, device=q.device).expand(len(picks), -1)
-            runs, count = slot_runs(torch.cat((picks, window), dim=1)[None, :, None], memory.layout.tokens)
-            return frame_attention(q, arena.k[layer], arena.v[layer], runs, count).flatten(2)
-    keys, values = memory.read(layer, q)
-    attention = comfy.ldm.modules.attention.optimized_attention
-    attended: torch.Tensor = attention(
-        q, keys, values, heads=q.shape[1], skip_reshape=True, transformer_options=options
-    )
-    return attended
 
 
 def _cache_text(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, state: CausalPass) -> None:
@@ -300,7 +301,7 @@ def mean_text_keys(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, mas
     text = dit.text_embedding(context)
     weight = _row_weights(context, mask_padding)
     crosses = [block.cross_attn for block in dit.blocks]
-    return torch.stack([_mean_key(cross.norm_k(cross.k(text)), weight, cross) for cross in crosses])
+    return torch.cat([_mean_key(cross.norm_k(cross.k(text)), weight, cross) for cross in crosses])
 
 
 def _row_weights(context: torch.Tensor, mask_padding: bool) -> torch.Tensor:
@@ -314,5 +315,6 @@ def _row_weights(context: torch.Tensor, mask_padding: bool) -> torch.Tensor:
 
 
 def _mean_key(k: torch.Tensor, weight: torch.Tensor, cross: Any) -> torch.Tensor:
+    """The mean over the rows that count, [B, heads, head_dim]."""
     mean: torch.Tensor = (k.float() * weight).sum(dim=1) / weight.sum(dim=1)
-    return mean.view(cross.num_heads, cross.head_dim)
+    return mean.unflatten(-1, (cross.num_heads, cross.head_dim))

@@ -28,6 +28,7 @@ __all__ = [
     "kernel_report",
     "run",
     "select_backend",
+    "wanted_backend",
 ]
 
 VARIABLE = "LONGREEL_ATTENTION"
@@ -72,12 +73,17 @@ class Choice:
     reason: str
 
 
-def is_forced() -> bool:
-    """Whether LONGREEL_ATTENTION asks for a backend of ours. Raises BackendError for a name that is none."""
+def wanted_backend() -> str:
+    """What LONGREEL_ATTENTION says. Raises BackendError for a name that is none."""
     wanted = os.environ.get(VARIABLE, "auto") or "auto"
     if wanted not in BACKENDS:
         raise BackendError(f"{VARIABLE}={wanted} is none of {', '.join(BACKENDS)}.")
-    return wanted not in ("auto", "sdpa")
+    return wanted
+
+
+def is_forced() -> bool:
+    """Whether LONGREEL_ATTENTION asks for a backend of ours. Raises BackendError for a name that is none."""
+    return wanted_backend() not in ("auto", "sdpa")
 
 
 def select_backend(problem: Problem) -> Choice:

@@ -85,18 +85,25 @@ def merge(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 def rope_tables(
-    positions: int, rows: int, columns: int, head_dim: int, theta: float = 10000.0, device: torch.device | None = None
+    positions: int,
+    rows: int,
+    columns: int,
+    head_dim: int,
+    theta: float = 10000.0,
+    device: torch.device | None = None,
+    first: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(cos, sin) of Wan's three RoPE axes: fp32 [positions | rows | columns, pairs of the axis, 2].
 
+    The table of time begins with position `first`, so that it is no longer than a block however long the film is.
     Height and width take a third of a head's channel pairs each, rounded down; time has the rest and comes first.
     Angles are computed in float64 on the CPU. Source: shared/research/kernels.md 3.4.
     """
     side = head_dim // 6
     tables = []
-    for size, pairs in ((positions, head_dim // 2 - 2 * side), (rows, side), (columns, side)):
+    for start, size, pairs in ((first, positions, head_dim // 2 - 2 * side), (0, rows, side), (0, columns, side)):
         speed = theta ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
-        angles = torch.arange(size, dtype=torch.float64).unsqueeze(1) * speed
+        angles = (start + torch.arange(size, dtype=torch.float64)).unsqueeze(1) * speed
         tables.append(torch.stack((angles.cos(), angles.sin()), dim=-1).float().to(device))
     return tables[0], tables[1], tables[2]
 

@@ -43,7 +43,8 @@ def character_phrase(character: Character) -> str:
 def describe(scene: Scene, time: float = 0.0, *, same: frozenset[int] = frozenset(), place_first: bool = False) -> str:
     """The sentence for what is on at ``time``; actors whose index is in ``same`` are only called "the same character".
 
-    After the first beat positions are left out: the film so far shows where everybody is.
+    After the first beat positions are left out: the film so far shows where everybody is. Of a scene without actors it
+    names the place: "At the beach."
     """
     beat = scene.beat_at(time)
     clauses = []
@@ -52,7 +53,8 @@ def describe(scene: Scene, time: float = 0.0, *, same: frozenset[int] = frozense
         where = f" {POSITION_PHRASES[actor.position]}" if beat.at == 0 else ""
         clauses.append(f"{who} {action}{where}")
     body, place = " and ".join(clauses), PLACE_PHRASES[scene.place]
-    sentence = f"{place}, {body}." if place_first else f"{body} {place}."
+    parts = [part for part in ((place, body) if place_first else (body, place)) if part]
+    sentence = (", " if place_first else " ").join(parts) + "."
     sentence = sentence[0].upper() + sentence[1:]
     return sentence if beat.camera == "still" else f"{sentence} The camera {beat.camera}."
 

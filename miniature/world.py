@@ -81,7 +81,7 @@ class Beat:
 
 @dataclass(frozen=True)
 class Scene:
-    """One take: a place, one or two actors, and beats in order of time, the first at 0."""
+    """One take: a place, up to two actors (none: the place alone), and beats in order of time, the first at 0."""
 
     place: str
     actors: tuple[Actor, ...]
@@ -90,8 +90,8 @@ class Scene:
     def __post_init__(self) -> None:
         if self.place not in PLACES:
             raise ValueError(f"The small world has no place '{self.place}'; it knows {', '.join(PLACES)}.")
-        if not 1 <= len(self.actors) <= 2:
-            raise ValueError(f"A scene has one or two actors, not {len(self.actors)}.")
+        if len(self.actors) > 2:
+            raise ValueError(f"A scene has at most two actors, not {len(self.actors)}.")
         if not self.beats or self.beats[0].at != 0.0:
             raise ValueError("The first beat of a scene starts at 0 seconds.")
         for beat in self.beats:
@@ -292,4 +292,5 @@ def render(scene: Scene, times: torch.Tensor, size: int = SIZE) -> Rendering:
         masks = [mask * (1 - alpha) for mask in masks]
         masks.append(alpha)
         flow = torch.where(alpha > 0.5, _flow(here, there, size), flow)
-    return Rendering(picture.clamp(0, 1), torch.cat(masks[2:], dim=1), flow)
+    people = torch.cat(masks[2:], dim=1) if scene.actors else picture.new_zeros(len(moments), 0, size, size)
+    return Rendering(picture.clamp(0, 1), people, flow)

@@ -33,6 +33,8 @@ from .report import LongreelContinuityReport, LongreelIdentityReport
 from .sampler import LongreelCausalSampler
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
 from .video import LongreelReelToVideo
+from .weaver_dataset import LongreelMiniatureFilms, LongreelWeaverDataset
+from .weaver_training import LongreelTrainWeaverLora
 
 NODES: list[type[io.ComfyNode]] = [
     LongreelStoryboard,
@@ -73,6 +75,9 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelMiniatureCastClips,
     LongreelBuildCastDataset,
     LongreelTrainCastLora,
+    LongreelMiniatureFilms,
+    LongreelWeaverDataset,
+    LongreelTrainWeaverLora,
 ]
 
 

@@ -99,6 +99,7 @@ class LongreelFilmWeaverLora(io.ComfyNode):
                     tooltip="longreel: our trainer, for the filmweaver backend. storymem: StoryMem's release "
                     "(backbone_high_noise, backbone_low_noise), for the storymem backend; its weights are "
                     "CC-BY-NC-4.0, not for commercial use. SVI's load in core's Load LoRA.",
+                    optional=True,
                 ),
             ],
             outputs=[io.Model.Output(display_name="model")],

@@ -122,7 +122,14 @@ class LongreelMiniatureCastClips(io.ComfyNode):
                     step=4,
                     tooltip="Frames of each. More: longer motion is seen, and training costs more.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31, tooltip="Which clips; another number, others."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Which clips; another number, others.",
+                ),
             ],
             outputs=[CastClipsSocket.Output(display_name="clips")],
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import folder_paths
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io, ui
@@ -19,10 +18,10 @@ from typing_extensions import override
 from ..film.project import project_folder
 from ..host.identity import fingerprint_clip, fingerprint_vae
 from ..host.pictures import as_image
-from ..host.progress import Progress
 from ..training.cast_data import load_dataset
 from ..training.cast_encode import Encoders, variants
 from ..training.cast_run import newest_sample, train_cast
+from ..training.in_node import training_in_node
 from ..training.lora import WAN_LAYERS
 from ..training.lora_recipe import Expert, LoraRecipe
 from .sockets import CATEGORY, CastDatasetSocket
@@ -103,7 +102,14 @@ class LongreelTrainCastLora(io.ComfyNode):
                     tooltip="Frames of each clip, from its beginning. More: longer motion is learned, at more memory "
                     "and time. 21 as published.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31, tooltip="Another seed is another run."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Another number is another run, under another name.",
+                ),
                 io.Int.Input(
                     "clips_at_once",
                     default=1,
@@ -239,25 +245,19 @@ class LongreelTrainCastLora(io.ComfyNode):
         output = Path(folder_paths.get_output_directory())
         run = project_folder(output / "longreel-loras", name)
         encoders = Encoders(model, clip, vae, run.name, fingerprint_vae(vae) + fingerprint_clip(clip))
-        progress, told = Progress(steps), list[str]()
+        told: list[str] = []
+        with training_in_node() as tell:
 
-        def say(line: str) -> None:
-            progress.tell(line)
-            told.append(line)
+            def say(line: str) -> None:
+                told.append(line)
+                tell(line)
 
-        def tick(step: int) -> None:
-            progress.skip(step - progress.done)
-            progress.tell(f"step {step}/{steps}")
-
-        # ComfyUI runs nodes without gradients; the run's random numbers are its own affair.
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             items = load_dataset(dataset)
             shown = variants(recoloured, mirrored)
-            made = train_cast(items, encoders, recipe, run, frames, shown=shown, tick=tick, say=say)
+            made = train_cast(items, encoders, recipe, run, frames, shown=shown, say=say)
         listed = output / "loras" / f"{run.name}.safetensors"
         listed.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(made, listed)
-        progress.finish(f"{listed.name}: {steps} steps")
         kept = [line for line in told if not line.startswith(("encoded ", "lora: step"))]
         report = "\n".join([*kept, f"{listed}, also for core's Load LoRA."])
         curve, sample = _picture(run / "loss.png"), newest_sample(run)

@@ -18,6 +18,7 @@ KeyframeClipSocket = io.Custom("LONGREEL_KEYFRAME_CLIP")
 ReferenceSocket = io.Custom("LONGREEL_REFERENCE")
 CastClipsSocket = io.Custom("LONGREEL_CAST_CLIPS")
 CastDatasetSocket = io.Custom("LONGREEL_CAST_DATASET")
+WeaverDatasetSocket = io.Custom("LONGREEL_WEAVER_DATASET")
 
 _CUSTOM = "custom"
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from ..film.first_frame import COLLAGE_FRAMES, build_prompt
 from ..miniature.probe import Probe, Reading
+from ..miniature.stories import describe
 from ..miniature.world import FPS, SIZE, render
 from . import evaluate
 from .cast_data import CastSettings, canvas_of
@@ -105,7 +106,14 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
 
     base = evaluate.load(weights)
     patched, _ = comfy.sd.load_lora_for_models(base.model, None, load_file(chosen.lora), 1.0, 0.0)
-    casts = {"true clips": judge_casts(true_film, base.probe, chosen.casts)}
+
+    def told(cast: CastScene, seed: int) -> torch.Tensor:
+        """The same scene with everything in words and nothing in the first frame: what the base can draw at all."""
+        words, length = describe(cast.scene), chosen.latent_frames
+        return evaluate.film(base, words, length, seed, steps=chosen.steps, causal=False)[COLLAGE_FRAMES:]
+
+    casts = {"true clips": judge_casts(true_film, base.probe, chosen.casts),
+             "told in words": judge_casts(told, base.probe, chosen.casts)}  # fmt: skip
     prompts = {}
     for name, model in (("without", base.model), ("with the LoRA", patched)):
         models = evaluate.Models(model, base.clip, base.vae, base.probe)

@@ -28,7 +28,6 @@ def train_cast(
     *,
     size: tuple[int, int] | None = None,
     shown: Sequence[Variant] = PLAIN,
-    tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Encode the dataset and train; returns the LoRA's file. Everything lies in ``folder``, and a run that was stopped
@@ -46,7 +45,7 @@ def train_cast(
             "dataset": fingerprint_of([item.text for item in items], [])}  # fmt: skip
     look = _sampler(encoders, items, examples, recipe, folder / "samples")
     dit = encoders.model.model.diffusion_model
-    return train_lora(dit, examples, recipe, folder, told, sample=look, tick=tick, say=say)
+    return train_lora(dit, examples, recipe, folder, told, sample=look, say=say)
 
 
 def newest_sample(folder: Path) -> Path | None:

@@ -179,7 +179,7 @@ def _tokenizer() -> dict[str, Any]:
 
 def _draw_pool(recipe: ClipRecipe) -> _Pool:
     rng = random.Random(f"clip {recipe.seed}")
-    frames, people, moments = [], [], []
+    frames, people, moments = list[torch.Tensor](), list[torch.Tensor](), list[tuple[Scene, float]]()
     while len(frames) < recipe.scenes:
         scene = random_scene(rng, 5.0)
         time = round(rng.uniform(0, 5.0) * FPS) / FPS

@@ -116,6 +116,7 @@ def predict(
     position: torch.Tensor,
     sees: torch.Tensor | None = None,
     reads: torch.Tensor | None = None,
+    keys: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> torch.Tensor:
     """The velocity [B, 16, F, h, w] that ``dit`` predicts, with masks that its own forward does not take.
 
@@ -123,6 +124,7 @@ def predict(
         x: latents [B, 16, F, h, w]. time: noise levels [B, F] in 0..1000. text: rows [B, L, text_dim].
         position: time position of every frame [B, F]. sees: [F, F] or None for all.
         reads: [B, F, L], the text rows that each frame reads, or None for all.
+        keys: takes each layer's rotated keys [B, H, F * n, d] and its keys of the text [B, H, L, d].
     """
     import comfy.ldm.wan.model as wan
 
@@ -156,10 +158,13 @@ def predict(
         q = _rotate(split(a.norm_q(a.q(y))), cos, sin)
         k = _rotate(split(a.norm_k(a.k(y))), cos, sin)
         v = split(a.v(y))
+        frame_keys = k
         y = _attend(q, k, v, frames_bias)
         x = x + gated(a.o(y.transpose(1, 2).flatten(2)), m[2])
         c = block.cross_attn
         q, k, v = split(c.norm_q(c.q(block.norm3(x)))), split(c.norm_k(c.k(context))), split(c.v(context))
+        if keys is not None:
+            keys.append((frame_keys, k))
         y = _attend(q, k, v, text_bias)
         x = x + c.o(y.transpose(1, 2).flatten(2))
         x = x + gated(block.ffn(modulated(block.norm2, x, m[3], m[4])), m[5])

@@ -18,6 +18,7 @@ FILES = {
     "dit": "diffusion_models/longreel-miniature-dit.safetensors",
     "text": "text_encoders/longreel-miniature-text.safetensors",
     "probe": "probe/longreel-miniature-probe.safetensors",
+    "memory": "loras/longreel-miniature-memory.safetensors",
 }
 
 

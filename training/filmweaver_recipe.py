@@ -178,7 +178,7 @@ def train_weaver(
         read_lora(adapter, start_from)
     if recipe.checkpointing:
         recompute(tree)
-    bf16 = uses_bf16(recipe, next(dit.parameters()).device)
+    bf16 = uses_bf16(recipe.precision, next(dit.parameters()).device)
     matcher = WeaverMatcher(tree, recipe.profile, bf16, empty)
     first, several = processes().is_main_process, processes().num_processes
     with main_first():
@@ -323,8 +323,9 @@ def _largest(scenes: Sequence[TrainingScene], profile: LayoutProfile) -> torch.T
     """Without content, as many latent frames as the largest target weighs together with full caches."""
     shots = [shot.latents for scene in scenes for shot in scene.shots]
     largest = max(shots, key=lambda latents: latents[0, 0].numel())
-    rows, columns = profile.grid(*largest.shape[2:])
-    tokens = profile.tokens(*largest.shape[2:], profile.history, profile.keyframes)
+    height, width = largest.shape[2:]
+    rows, columns = profile.grid(height, width)
+    tokens = profile.tokens(height, width, profile.history, profile.keyframes)
     frames = profile.patch[0] * math.ceil(tokens / (rows * columns))
     return torch.empty(largest.shape[0], frames, *largest.shape[2:], device="meta")
 

@@ -93,9 +93,9 @@ class _Optimizers:
         self.kernels = [(p, nn.Parameter(p.detach().flatten(1))) for p in inner]
         others = [p for _, p in trained if id(p) not in chosen]
         decay = schedule.weight_decay
-        self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=decay)
-        ]
+        self.all: list[torch.optim.Optimizer] = []
+        if others:
+            self.all.append(torch.optim.AdamW(others, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=decay))
         if inner:
             matrices = [matrix for _, matrix in self.kernels]
             self.all.append(

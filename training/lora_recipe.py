@@ -28,6 +28,7 @@ from .lora_memory import plan_memory
 from .processes import main_first, processes
 
 Expert = Literal["both", "high", "low"]
+Precision = Literal["auto", "bf16", "float32"]
 FirstFrame = Literal["clean", "concat"]
 """How a model is given its first frame: as a latent at noise level 0 among noisy ones (TI2V-5B, the miniature), or as
 extra input channels, mask and latents (I2V A14B).
@@ -90,7 +91,7 @@ class LoraRecipe:
     clip: float = 0.05
     average: float = 0.99
     checkpointing: bool = True
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Precision = "auto"
     save_every: int = 100
     sample_every: int = 100
     seed: int = 0
@@ -128,10 +129,10 @@ def first_frame_of(dit: Any, channels: int) -> FirstFrame:
     return "concat" if extra else "clean"
 
 
-def uses_bf16(recipe: LoraRecipe, device: torch.device) -> bool:
+def uses_bf16(precision: Precision, device: torch.device) -> bool:
     """Whether the forward pass runs in bf16."""
-    if recipe.precision != "auto":
-        return recipe.precision == "bf16"
+    if precision != "auto":
+        return precision == "bf16"
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
@@ -220,21 +221,18 @@ def train_lora(
     metadata: Mapping[str, str],
     *,
     sample: Callable[[int, FlowMatcher], None] | None = None,
-    tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
-    ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far,
-    ``tick(step)`` before every step; either may stop the run. Of many processes (see training/loop.py) the first calls
-    them and writes; each learns from a batch of its own.
+    ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far and
+    may stop the run. Of many processes (see training/loop.py) the first calls it and writes; each learns from a batch
+    of its own.
 
     Raises:
         LoraError: no examples, a model that cannot be given a first frame, or a folder with another recipe's run.
-        KeyboardInterrupt, ComfyUI's InterruptProcessingException: passed on, after everything is saved.
+        KeyboardInterrupt: passed on, after everything is saved.
     """
-    from comfy.model_management import InterruptProcessingException
-
     if not examples:
         raise LoraError("There is nothing to learn from: build a dataset with at least one clip.")
     first_frame = first_frame_of(dit, examples[0].latents.shape[0])
@@ -243,7 +241,7 @@ def train_lora(
     if recipe.checkpointing:
         recompute(tree)
     device = next(dit.parameters()).device
-    bf16 = uses_bf16(recipe, device)
+    bf16 = uses_bf16(recipe.precision, device)
     matcher = FlowMatcher(tree, first_frame, bf16)
     first = processes().is_main_process
     with main_first():
@@ -262,8 +260,6 @@ def train_lora(
         return path
 
     def look(step: int) -> None:
-        if tick:
-            tick(step)
         if step and recipe.save_every and step % recipe.save_every == 0:
             export(f"step-{step:06}.safetensors", step)
         if sample and recipe.sample_every and step % recipe.sample_every == 0:
@@ -282,7 +278,7 @@ def train_lora(
     with differentiable():
         try:
             average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, before=look, say=say)
-        except (KeyboardInterrupt, InterruptProcessingException):
+        except KeyboardInterrupt:
             if not first:
                 raise
             state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)

@@ -126,7 +126,7 @@ def draw_layout(rng: random.Random) -> tuple[str, Layout]:
     return kind, _blocks_layout([_Block(0, 0, 0, "sink"), *bank, *clean, *noisy])
 
 
-def _noise_levels(shape: tuple[int, ...]) -> torch.Tensor:
+def noise_levels(shape: tuple[int, ...]) -> torch.Tensor:
     """Mostly where few-step sampling looks (shift 5), some of everything else."""
     u = torch.rand(shape)
     return torch.where(torch.rand(shape) < 0.75, 5 * u / (1 + 4 * u), u)
@@ -171,7 +171,7 @@ def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: in
     # Noisy blocks have a level each, whole clips one; clean frames are at 0.
     whole = kind in ("opening", "clip")
     groups = torch.zeros(count, dtype=torch.long) if whole else torch.arange(count) // BLOCK
-    sigma = _noise_levels((size, int(groups.max()) + 1))[:, groups] * layout.noisy
+    sigma = noise_levels((size, int(groups.max()) + 1))[:, groups] * layout.noisy
     if kind in ("clip", "start"):
         given = torch.rand(size) < 0.15
         index = 0 if kind == "clip" else int(layout.noisy.nonzero()[0])

@@ -165,7 +165,7 @@ def _sampler(
 
     vae: Any = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / FILES["vae"])), dtype=torch.float32)
     process_out = comfy.latent_formats.Wan21().process_out
-    modes = [tuple(float(mode == one) for mode in range(4)) for one in range(4)]
+    modes = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
     told = [replace(recipe.second, modes=rates, drop_text=0, drop_cache=0) for rates in modes]
     shown = [draw_sample(scenes, random.Random("shown"), curriculum, recipe.profile) for curriculum in told]
 

@@ -97,7 +97,7 @@ class KVMemory:
 
     def set_text(self, layer: int, mean_key: torch.Tensor) -> None:
         """Give a layer's mean cross-attention key [heads, head_dim] of the prompt, to score the bank with."""
-        self.text[layer] = mean_key
+        self.text[layer] = mean_key.reshape(self.text.shape[1:])
 
     def forget_text(self) -> None:
         """The prompt changes: until a forward pass has run under the new one, the bank is scored without text."""
@@ -158,6 +158,27 @@ class KVMemory:
                 self.sink_means[layer, at : at + frames] = by_frame.float().mean(dim=2).transpose(0, 1)
                 if self.sink_canonical is not None:
                     self.sink_canonical[layer][:, at : at + frames].copy_(by_frame)
+
+    def write_slots(self) -> list[int] | None:
+        """The slot of each frame of the current call, for a kernel that writes there itself and then says `written`.
+
+        None where a frame has no slot (a recache that keeps the sink).
+        """
+        call = self._current()
+        slots = {source + i: slot + i for source, slot, frames in call.runs for i in range(frames)}
+        return [slots[i] for i in range(call.frames)] if len(slots) == call.frames else None
+
+    def written(self, layer: int, means: torch.Tensor) -> None:
+        """A kernel has put this call's keys and values into write_slots(); means: mean keys of these frames
+        [heads, frames, head_dim] fp32.
+        """
+        for source, slot, frames in self._current().runs:
+            if slot < self.arena.ring_base:
+                at = slot - self.arena.sink_base
+                self.sink_means[layer, at : at + frames] = means[:, source : source + frames].transpose(0, 1)
+                if self.sink_canonical is not None:
+                    keys = self.arena.by_frame(layer)[0][:, slot : slot + frames]
+                    self.sink_canonical[layer][:, at : at + frames].copy_(keys)
 
     def read(self, layer: int, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values that queries q [1, heads, n, head_dim] attend to, as views: [1, heads, m, head_dim] each."""

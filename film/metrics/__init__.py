@@ -7,7 +7,7 @@ Pure functions on frames, embeddings and boxes. Where frames and embeddings come
 from .continuity import ContinuityReport, Seen, ShotEvidence, ShotFigures, continuity_report
 from .crops import crop_on_white, reference_on_white, windows
 from .cuts import Span, cut_sharpness, find_cuts, keyframe_positions, spans_of
-from .identity import IdentityReport, Look, choose_crops, identity_report, looks_of, missing_spans
+from .identity import IdentityReport, Look, identity_report, looks_of, missing_spans
 from .likeness import assign, cosines, join, layout_likeness, margin, mean_of_pairs
 from .motion import block_motion
 from .plot import plot_continuity, plot_identity
@@ -31,7 +31,6 @@ __all__ = [
     "assign",
     "block_motion",
     "boxes_from_json",
-    "choose_crops",
     "colour_distance",
     "continuity_report",
     "continuity_table",

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from ..first_frame import Box
-from .likeness import cosines
+from .likeness import assign, cosines
+from .values import Found
 
 __all__ = [
     "IdentityReport",
     "Look",
     "ReferenceFigures",
-    "choose_crops",
     "identity_report",
     "looks_of",
     "missing_spans",
@@ -75,36 +75,29 @@ class IdentityReport:
         return asdict(self)
 
 
-def choose_crops(scores: torch.Tensor, boxed: bool) -> dict[int, int]:
-    """Which crop of a frame is looked at for each reference: {reference: crop}.
-
-    scores: cosine x 100 of each crop with each reference, [crops, references]. boxed: the crops are detections, so each
-    shows one thing and belongs to one reference, by the largest sum; a reference without one is left out. Otherwise
-    they are windows over the frame, and each reference takes the likest.
-    """
-    if not scores.shape[0]:
-        return {}
-    if not boxed:
-        return dict(enumerate(scores.argmax(dim=0).tolist()))
-    crops, references = linear_sum_assignment(scores.numpy(), maximize=True)
-    return dict(sorted(zip(references.tolist(), crops.tolist())))
-
-
 def looks_of(
-    boxes: Sequence[Box], crops: torch.Tensor, references: torch.Tensor, boxed: bool
+    found: Sequence[Found], crops: torch.Tensor, references: torch.Tensor, names: Sequence[str] | None
 ) -> tuple[Look, ...]:
-    """Each reference on one frame. crops: embeddings of the boxes [n, d]; references: [m, d]."""
-    scores = cosines(crops, references) if boxes else torch.zeros(0, references.shape[0], dtype=torch.float64)
-    chosen = choose_crops(scores, boxed)
-    found = []
+    """Each reference on one frame.
+
+    found: the places looked at; crops: their embeddings [n, d]; references: [m, d]. names: of the references, where the
+    places are detections: then each shows one thing and goes to one reference, see `assign`, and a reference without
+    one was not seen. None where they are windows over the frame: each reference takes the likest.
+    """
+    scores = cosines(crops, references)
+    if names is not None:
+        chosen = assign(found, names, scores, -math.inf)
+    else:
+        chosen = dict(enumerate(scores.argmax(dim=0).tolist())) if found else {}
+    looks = []
     for reference in range(references.shape[0]):
         if reference not in chosen:
-            found.append(Look(None, 0.0, None))
+            looks.append(Look(None, 0.0, None))
             continue
         row = scores[chosen[reference]]
         others = [float(score) for index, score in enumerate(row) if index != reference]
-        found.append(Look(boxes[chosen[reference]], float(row[reference]), max(others, default=None)))
-    return tuple(found)
+        looks.append(Look(found[chosen[reference]].box, float(row[reference]), max(others, default=None)))
+    return tuple(looks)
 
 
 def missing_spans(seen: Sequence[bool], times: Sequence[float], seconds: float) -> tuple[tuple[float, float], ...]:

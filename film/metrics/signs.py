@@ -22,9 +22,9 @@ class FrameSigns:
     """One frame.
 
     difference: mean absolute difference of the values to the frame before, 0..1; 0 for the first frame. jump: what is
-    left of it when things may move. motion: mean length of the flow from the frame before, fastest: the mean of its
-    fastest 5 %, both in % of the frame's diagonal. colour: mean CIELAB (L 0..100, a, b). contrast: standard deviation
-    of L.
+    left of it when things may move, in brightness or, if that is more, a hundredth of the distance of the mean colours.
+    motion: mean length of the flow from the frame before, fastest: the mean of its fastest 5 %, both in % of the
+    frame's diagonal. colour: mean CIELAB (L 0..100, a, b). contrast: standard deviation of L.
     """
 
     difference: float
@@ -86,6 +86,7 @@ def _signs(picture: torch.Tensor, before: torch.Tensor | None) -> FrameSigns:
         flow, left = block_motion(before.mean(dim=0), picture.mean(dim=0))
         diagonal = (picture.shape[1] ** 2 + picture.shape[2] ** 2) ** 0.5
         lengths = flow.norm(dim=0).flatten() * (100 / diagonal)
-        jump, motion = float(left.mean()), float(lengths.mean())
+        turn = colour_distance((lightness, a, b), lab(before).mean(dim=(1, 2)).tolist())
+        jump, motion = max(float(left.mean()), turn / 100), float(lengths.mean())
         fastest = float(lengths.topk(max(1, round(FASTEST * lengths.numel()))).values.mean())
     return FrameSigns(difference, jump, motion, fastest, (lightness, a, b), contrast)

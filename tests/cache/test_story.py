@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -135,6 +137,30 @@ def test_bank_of_1000_keyframes_is_under_1_gb(keyframe):
     assert bank.nbytes == 1000 * one.nbytes < 10**9
     large = Keyframe.of(torch.rand(1440, 2560, 3), torch.randn(16, 1, 60, 104), torch.randn(768))
     assert large.nbytes <= one.nbytes
+
+
+def test_a_bank_of_1000_different_keyframes_takes_less_than_1_gb_of_ram():
+    """Measured in a process of its own, and searched there."""
+    script = """
+from dataclasses import replace
+import psutil, torch
+from longreel.film.cache import Keyframe, Picture, StoryCache, inject, retrieve
+one = Keyframe.of(torch.rand(480, 832, 3), torch.randn(16, 1, 60, 104), torch.randn(768))
+process = psutil.Process()
+before = process.memory_info().rss
+bank = [
+    replace(one, uid=str(i), shot=i, picture=Picture(one.picture.luma + i % 250, one.picture.chroma + i % 250),
+            latent=one.latent + i, embedding=torch.randn(768))
+    for i in range(1000)
+]
+story = inject(StoryCache("v", 16, 60, 104), bank)
+assert len(retrieve(story.bank, torch.randn(4, 768)).keyframes) == 3
+print(process.memory_info().rss - before, story.nbytes)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    grown, counted = map(int, done.stdout.split())
+    assert counted < 10**9
+    assert 0.9 * counted < grown < 10**9, "what is counted is what is there"
 
 
 def test_pack_and_unpack_through_a_reel_file(story: StoryCache, keyframe, tmp_path):

@@ -22,9 +22,10 @@ from longreel.engines.cache_backends import (
     make_backend,
 )
 from longreel.engines.filming import EngineError
-from longreel.engines.scene import Backend, Scene, check_told, chunks
+from longreel.engines.scene import Backend, Scene, check_told, chunks, spoken
 from longreel.film.cache import CacheNoise, Keyframe, Picture, StoryCache, push_chunk
-from longreel.film.takes import ShotPlan
+from longreel.film.shot import TimedPrompt
+from longreel.film.takes import PromptSchedule, ShotPlan
 from longreel.host.chunk import Conditioned, SamplerSettings, sample_chunk
 from longreel.host.streaming_vae import encode_image
 
@@ -244,6 +245,14 @@ def test_image_to_video_is_asked_for(backend: Backend, image_to_video):
 )
 def test_chunks_are_as_few_and_as_even_as_can_be(backend: Backend, frames: int, begins: bool, wanted: list[int]):
     assert chunks(backend, ShotPlan(1.0, frames, 1, begins, 0, 0)) == wanted
+
+
+def test_a_prompt_holds_from_the_piece_that_lies_mostly_after_it():
+    first, second, third = (TimedPrompt(at, str(at)) for at in (0, 1, 2))
+    said = PromptSchedule(((0, first), (9, second), (13, third)), ())
+    assert spoken(said, [10, 10, 10]) == [first, third, third], "second would hold for three frames of 30"
+    assert spoken(said, [7, 7, 7]) == [first, second, third]
+    assert spoken(PromptSchedule(((0, first), (6, second)), ()), [6, 6]) == [first, second]
 
 
 def test_filmweaver_tells_both_prompts_the_same_payload(vae):

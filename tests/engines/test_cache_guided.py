@@ -9,17 +9,18 @@ from typing import Any
 import comfy.sd
 import pytest
 import torch
+from longreel.engines import cache_guided
 from longreel.engines.cache_backends import Bernini, FilmWeaver, Phantom, Vace, make_backend
 from longreel.engines.cache_guided import CacheGuidedEngine
 from longreel.engines.causal import CausalEngine, default_sigmas
-from longreel.engines.filming import Engine, film_shot, prepare
+from longreel.engines.filming import Engine, EngineError, film_shot, prepare
 from longreel.engines.story_cache import edited, insert_shot
 from longreel.film.cache import FILMWEAVER, CacheError, RetrievalPolicy, ban, inject, pin
 from longreel.film.project import ProjectStore
 from longreel.film.reel import Reel, ReelError, load_reel, save_reel
 from longreel.film.storyboard import parse_shot, parse_storyboard
 from longreel.host.cache_tokens import install
-from longreel.host.chunk import SamplerSettings
+from longreel.host.chunk import SamplerSettings, sample_chunk
 from longreel.host.embedder import load_embedder
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.progress import Progress
@@ -58,6 +59,20 @@ def bernini(tmp_path_factory: pytest.TempPathFactory) -> CacheGuidedEngine:
 def weaver(bernini: CacheGuidedEngine) -> CacheGuidedEngine:
     model = install(bernini.models[0], FILMWEAVER)
     return replace(bernini, models=(model,), backend=make_backend("filmweaver", model))
+
+
+@pytest.fixture(scope="module", params=["storymem", "svi"])
+def pair(request: pytest.FixtureRequest, bernini: CacheGuidedEngine) -> CacheGuidedEngine:
+    """Two models that take a first frame, as Wan 2.2 I2V A14B, with a backend that needs such."""
+    models = tuple(
+        comfy.sd.load_diffusion_model_state_dict(
+            tiny_models.dit_weights(seed, in_dim=36), metadata=tiny_models.dit_metadata(causal=False)
+        )
+        for seed in (6, 7)
+    )
+    sampling = SamplerSettings(steps=4, cfg=1.0, sampler="euler", boundary=0.9)
+    backend = make_backend(request.param, models[0])
+    return replace(bernini, models=models, backend=backend, sampling=sampling, policy=RetrievalPolicy(count=1))
 
 
 def film(engine: Engine, text: str, reel: Reel | None = None, project: ProjectStore | None = None) -> Reel:
@@ -150,6 +165,57 @@ def test_a_picture_to_start_from_is_the_first_frame(weaver: CacheGuidedEngine):
 
     assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(weaver.vae, picture, 32, 48), atol=1e-4)
     assert reel.latents(0).shape[2] == reel.shots[0].latent_frames == 6
+
+
+def test_a_pair_goes_on_from_a_picture_and_from_a_take(pair: CacheGuidedEngine):
+    pair.check()
+    picture = torch.rand(1, 48, 32, 3, generator=torch.Generator().manual_seed(5))
+    text = "seconds: 6\nA red ball.\n[3s] A red ball jumps."
+    reel = pair.film(parse_shot(text), Reel.empty(pair.layout()), Progress(10**6), picture)
+    assert reel.shots[0].latent_frames == 25
+    assert len(reel.shots[0].meta["told"]) == 2, "25 latent frames are two pieces"
+    from longreel.host.streaming_vae import encode_image
+
+    assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(pair.vae, picture, 32, 48), atol=1e-4)
+    on = "seconds: 1, start: continue, seed: 3\nA red ball jumps."
+    other = pair.film(parse_shot(text), Reel.empty(pair.layout()), Progress(10**6), 1 - picture)
+    after = [film(pair, on, begun) for begun in (reel, other)]
+    assert [shot.latent_frames for shot in after[0].shots] == [25, 4]
+    assert not torch.allclose(after[0].latents(1), after[1].latents(1), atol=1e-3)
+    cut = film(pair, "seconds: 1\nA red ball.", after[0])
+    told = cut.shots[2].meta["told"][0]
+    assert told
+    assert set(told) <= {keyframe.uid for keyframe in pair.remembered(after[0]).bank}
+    assert all(torch.isfinite(cut.latents(i)).all() for i in range(3))
+
+
+def test_a_pair_needs_something_to_film_from(pair: CacheGuidedEngine, bernini: CacheGuidedEngine):
+    with pytest.raises(EngineError, match="films from pictures and there are none yet"):
+        film(pair, "A red ball.")
+    with pytest.raises(EngineError, match="ask for 1 or more"):
+        replace(pair, policy=RetrievalPolicy(count=0)).check()
+    reel = film(bernini, "seconds: 0.3\nA red ball.")
+    assert len(film(pair, "seconds: 0.3\nA red ball.", reel).shots) == 2
+    bank = pair.remembered(reel)
+    for keyframe in bank.bank:
+        bank = ban(bank, keyframe.uid)
+    with pytest.raises(EngineError, match="there are none yet"):
+        film(pair, "seconds: 0.3\nA red ball.", edited(reel, pair.remembered(reel), bank))
+
+
+def test_a_shot_that_goes_on_with_the_same_seed_has_other_noise(
+    weaver: CacheGuidedEngine, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[tuple[torch.Tensor, int]] = []
+
+    def spy(models: Any, given: Any, noise: torch.Tensor, settings: Any, seed: int, **rest: Any) -> torch.Tensor:
+        seen.append((noise, seed))
+        return sample_chunk(models, given, noise, settings, seed, **rest)
+
+    monkeypatch.setattr(cache_guided, "sample_chunk", spy)
+    film(weaver, "seconds: 1, seed: 5\nA red ball.\n---\nseconds: 0.4, seed: 5, start: continue\nA red ball jumps.")
+    assert not torch.equal(seen[0][0], seen[1][0])
+    assert seen[0][1] != seen[1][1]
 
 
 def test_only_what_must_be_filmed_is_filmed(bernini: CacheGuidedEngine, tmp_path: Path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import comfy.samplers
 import comfy.sd
 import folder_paths
 import numpy as np
@@ -201,6 +202,9 @@ def test_text_to_video_model_is_given_a_clean_first_frame(pair: FirstFrameEngine
 @pytest.mark.parametrize(("steps", "switch"), [(4, 2), (6, 3), (8, 3), (20, 8), (30, 11), (40, 15), (50, 18)])
 def test_expert_switch_of_the_published_schedule(pair: FirstFrameEngine, steps: int, switch: int):
     assert split_steps(pair.model, "simple", steps, 0.9) == switch
+    levels = comfy.samplers.calculate_sigmas(pair.model.get_model_object("model_sampling"), "simple", steps)
+    assert len(levels) == steps + 1
+    assert levels[switch - 1] >= 0.9 > levels[switch]
 
 
 # The transition

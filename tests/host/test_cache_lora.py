@@ -99,12 +99,15 @@ def test_storymem_at_the_released_rank_has_alpha_1448():
     assert made["diffusion_model.blocks.39.ffn.0.lora_up.weight"].shape == (13824, 128)
 
 
+NARROW = {name: value[:, :3].clone() for name, value in tiny_models.storymem_weights().items()}
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
         (tiny_models.lora_weights(), "no LoRA as StoryMem releases them"),
         ({"base_model.model.blocks.7.ffn.0.lora_A.weight": torch.zeros(4, 64)}, "made for another model"),
-        ({name: value[:, :3].clone() for name, value in tiny_models.storymem_weights().items()}, "made for another model"),
+        (NARROW, "made for another model"),
         ({"base_model.model.head.lora_A.weight": torch.zeros(4, 64)}, "no LoRA as StoryMem releases them"),
     ],
 )

@@ -24,7 +24,7 @@ from longreel.film.cache import (
     push_chunk,
 )
 from longreel.host import cache_tokens
-from longreel.host.cache_tokens import install, with_payload
+from longreel.host.cache_tokens import check_model, install, with_payload
 
 from .. import tiny_models
 
@@ -287,13 +287,16 @@ def test_context_windows_are_refused(model):
     )
     with pytest.raises(CacheError, match="Context windows"):
         sample(patched, payload())
+    with pytest.raises(CacheError, match="Context windows"):
+        check_model(patched, FILMWEAVER)
 
 
 def test_attention_that_takes_tokens_for_a_grid_is_refused(model):
-    other = model.clone()
+    other = install(model, FILMWEAVER)
     other.set_model_attn1_patch(lambda args: args["x"])
-    with pytest.raises(CacheError, match="grid of frames"):
-        sample(install(other, FILMWEAVER), payload())
+    for refused in (lambda: sample(other, payload()), lambda: check_model(other, FILMWEAVER)):
+        with pytest.raises(CacheError, match="grid of frames"):
+            refused()
     replaced = install(model, FILMWEAVER)
     replaced.add_object_patch("diffusion_model.forward_orig", lambda *args, **kwargs: None)
     with pytest.raises(CacheError, match="grid of frames"):

@@ -46,6 +46,19 @@ def test_vectors_are_those_of_open_clip(embedder, clip_file: Path):
     assert torch.allclose(embedder.text("A red ball. It jumps!"), said, atol=1e-6)
 
 
+def test_what_stands_beyond_77_tokens_counts(embedder):
+    """CLIP cuts a text off; sentence by sentence nothing of a long prompt is lost."""
+    tokenize = open_clip.get_tokenizer("ViT-B-32")
+    opening = "The sun stands low over a wide beach of sand and stones, and nobody walks there now. " * 6
+    whole = [tokenize([f"{opening}{end}"])[0] for end in ("A red ball jumps.", "A blue cube walks.")]
+    assert torch.equal(*whole), "as one text both prompts are the same to CLIP"
+    red, blue = (embedder.text(f"{opening}{end}") for end in ("A red ball jumps.", "A blue cube walks."))
+    assert red.shape == (7, 16)
+    assert torch.allclose(red[-1:], embedder.text("A red ball jumps."), atol=1e-6)
+    assert torch.equal(red[:6], blue[:6])
+    assert not torch.allclose(red[6], blue[6], atol=1e-3)
+
+
 def test_comfyui_manages_its_memory(embedder):
     embedder.images(pictures(1))
     assert embedder.get_models() == [embedder.patcher]

@@ -53,6 +53,24 @@ def test_both_styles_are_applied_whole_and_alike(model: ModelPatcher, tmp_path: 
         assert torch.equal(one(key, return_weight=True), other(key, return_weight=True))
 
 
+@torch.no_grad()
+def test_strength_nothing_is_the_base_to_the_bit(model: ModelPatcher, tmp_path: Path):
+    path = write(tmp_path / "core.safetensors", model, target_modules(1), released=False)
+    dit = model.model.diffusion_model
+    generator = torch.Generator().manual_seed(2)
+    x, text = (torch.randn(shape, generator=generator) for shape in ((1, 36, 2, 4, 4), (1, 5, tiny_models.TEXT_WIDTH)))
+
+    def film(patcher: ModelPatcher) -> torch.Tensor:
+        patcher.patch_model()
+        made: torch.Tensor = dit(x, torch.tensor([500.0]), text, transformer_options={})
+        patcher.unpatch_model()
+        return made
+
+    base = dit(x, torch.tensor([500.0]), text, transformer_options={})
+    assert torch.equal(film(apply_lora(model, path, 0.0).model), base)
+    assert not torch.equal(film(apply_lora(model, path, 1.0).model), base)
+
+
 def test_sparse_lora_that_core_loads_as_nothing_is_converted(model: ModelPatcher, tmp_path: Path):
     modules = ("blocks.0.self_attn.q", "blocks.0.ffn.0")
     path = write(tmp_path / "sparse.safetensors", model, modules, released=True)

@@ -7,18 +7,28 @@ import json
 import weakref
 from types import SimpleNamespace
 
+import comfy.ldm.modules.attention
 import comfy.lora
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from longreel.film.memory import LONGLIVE, MEMFLOW, UNBOUNDED, MemorySettings, MemorySettingsError, MemorySnapshot
+from longreel.film.memory import (
+    LONGLIVE,
+    MEMFLOW,
+    UNBOUNDED,
+    MemorySettings,
+    MemorySettingsError,
+    MemorySnapshot,
+)
+from longreel.host import frame_attention as frame_attention_room
 from longreel.host import wan
 from longreel.host.noise import SeededNoise
 from longreel.host.rollout import Prompt, RolloutError, RolloutSampler, roll_out
 from longreel.host.wan import UnsupportedModelError
-from longreel.kernels.ops import frame_attention
+from longreel.kernels.dense import dense_attention
+from longreel.kernels.ops import frame_attention, qk_prep
 from safetensors.torch import load, save
 
 SIGMAS = torch.tensor([1.0, 0.9375, 0.8333333, 0.625, 0.0])
@@ -270,7 +280,7 @@ def test_sparse_activation_in_place_equals_its_copy(tiny_wan, conds, monkeypatch
         used.append(tensors[3].shape)
         return frame_attention(*tensors)
 
-    monkeypatch.setattr(wan, "frame_attention", spy)
+    monkeypatch.setattr(frame_attention_room, "frame_attention", spy)
     monkeypatch.setenv("LONGREEL_ATTENTION", "torch")
     in_place = film(tiny_wan, conds, 8, settings=MEMORIES[name]).latents
     assert used
@@ -283,6 +293,66 @@ def test_sparse_activation_in_place_equals_its_copy(tiny_wan, conds, monkeypatch
     clone.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
     film(clone, conds, 8, settings=MEMORIES[name])
     assert not used, "another attention that the user chose stays"
+
+
+@pytest.mark.parametrize("name", ["memflow", "sparse", "relative"])
+def test_qk_preparation_writes_what_the_layers_would(tiny_wan, conds, monkeypatch, name):
+    settings, prompts = MEMORIES[name], [Prompt(0, conds[0]), Prompt(18, conds[1])]
+    plain = film(tiny_wan, conds, 9, settings=settings, prompts=prompts)
+    calls = []
+
+    def spy(*tensors, **kwargs):
+        calls.append(tensors[0].shape)
+        return qk_prep(*tensors, **kwargs)
+
+    monkeypatch.setattr(frame_attention_room, "qk_prep", spy)
+    monkeypatch.setenv("LONGREEL_ATTENTION", "torch")
+    prepared = film(tiny_wan, conds, 9, settings=settings, prompts=prompts)
+    assert calls
+    assert (prepared.latents - plain.latents).abs().max() < 1e-4
+    assert (prepared.memory.tensors["sink.means"] - plain.memory.tensors["sink.means"]).abs().max() < 1e-5
+    calls.clear()
+    clone = tiny_wan.clone()
+    clone.set_model_attn1_patch(lambda args: args["x"])
+    film(clone, conds, 2, settings=settings)
+    assert not calls, "a patch wants the queries"
+
+
+def test_the_fused_layer_norm_is_the_same_one(tiny_wan, conds, monkeypatch):
+    plain = film(tiny_wan, conds, 3, settings=MEMFLOW).latents
+    monkeypatch.setattr(wan, "_has_fused_norm", lambda x: True)
+    fused = film(tiny_wan, conds, 3, settings=MEMFLOW).latents
+    assert not torch.equal(fused, plain), "it was called"
+    assert (fused - plain).abs().max() < 1e-4
+
+
+def test_cudnn_comes_first_only_where_nobody_chose(tiny_wan, conds, monkeypatch):
+    plain, used = film(tiny_wan, conds, 2).latents, []
+
+    def dense(q, k, v):
+        used.append(q.shape)
+        return dense_attention(q, k, v)
+
+    monkeypatch.setattr(frame_attention_room, "dense_attention", dense)
+    assert torch.equal(film(tiny_wan, conds, 2).latents, plain)
+    assert not used, "a CPU has no cuDNN"
+    monkeypatch.setattr(frame_attention_room, "prefers_cudnn", lambda q: True)
+    chosen = comfy.ldm.modules.attention.optimized_attention
+    pytorch = comfy.ldm.modules.attention.attention_pytorch
+    monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention", pytorch)
+    assert (film(tiny_wan, conds, 2).latents - plain).abs().max() < 1e-4
+    assert used
+    used.clear()
+    for setting in ("sdpa", "torch"):
+        monkeypatch.setenv("LONGREEL_ATTENTION", setting)
+        film(tiny_wan, conds, 1)
+    monkeypatch.delenv("LONGREEL_ATTENTION")
+    clone = tiny_wan.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
+    film(clone, conds, 1)
+    monkeypatch.setattr(comfy.ldm.modules.attention, "optimized_attention", lambda *a, **k: chosen(*a, **k))
+    film(tiny_wan, conds, 1)
+    assert not used, "what the user chose stays"
 
 
 @pytest.mark.parametrize("position", [0, 255, 1023, 4998])

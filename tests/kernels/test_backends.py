@@ -7,11 +7,12 @@ import importlib.util
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from longreel.kernels import backends
+from longreel.kernels import backends, dense
 from longreel.kernels.backends import BackendError, Problem, select_backend
 
 CUDA = Problem(torch.device("cuda", 0), torch.bfloat16, 128)
@@ -91,6 +92,25 @@ def test_what_cannot_be_forced(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(backends.VARIABLE, "interpret")
     with pytest.raises(BackendError, match="TRITON_INTERPRET"):
         select_backend(cuda(device=torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "first"),
+    [
+        ((9, 0), torch.bfloat16, True),
+        ((10, 3), torch.float16, True),
+        ((8, 9), torch.bfloat16, False),
+        ((12, 0), torch.bfloat16, False),
+        ((9, 0), torch.float32, False),
+    ],
+)
+def test_cudnn_first_on_data_center_cards(monkeypatch: pytest.MonkeyPatch, capability: Any, dtype: Any, first: bool):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    dense._is_data_center.cache_clear()
+    q = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)
+    assert dense.prefers_cudnn(q) is first
+    assert not dense.prefers_cudnn(torch.zeros(1, dtype=torch.bfloat16))
+    dense._is_data_center.cache_clear()
 
 
 def test_alignment_is_read_from_the_tensors():

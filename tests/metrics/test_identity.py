@@ -8,8 +8,8 @@ import pytest
 import torch
 from longreel.film.first_frame import Box, Reference
 from longreel.film.metrics import (
+    Found,
     Look,
-    choose_crops,
     crop_on_white,
     identity_report,
     identity_table,
@@ -30,10 +30,11 @@ def angle(a: float, b: float) -> float:
 
 
 BOXES = (Box(0, 0, 8, 8), Box(8, 0, 8, 8), Box(0, 8, 8, 8))
+FOUND = tuple(map(Found, BOXES))
 
 
 def test_in_windows_everybody_takes_the_likest():
-    first, second = looks_of(BOXES, at(10, 50, 170), at(0, 40), boxed=False)
+    first, second = looks_of(FOUND, at(10, 50, 170), at(0, 40), None)
     assert (first.box, second.box) == (BOXES[0], BOXES[1])
     assert first.clip == pytest.approx(angle(10, 0), abs=1e-4)
     assert first.other == pytest.approx(angle(10, 40), abs=1e-4)
@@ -41,13 +42,17 @@ def test_in_windows_everybody_takes_the_likest():
 
 
 def test_a_box_shows_one_thing():
-    # Both are likest to crop 0; the sum is largest if the second takes crop 1.
-    assert choose_crops(torch.tensor([[90.0, 95.0], [10.0, 80.0]]), boxed=True) == {0: 0, 1: 1}
-    assert choose_crops(torch.tensor([[90.0, 95.0], [10.0, 80.0]]), boxed=False) == {0: 0, 1: 0}
-    looks = looks_of(BOXES[:1], at(0), at(0, 90), boxed=True)
+    # Both are likest to the crop at 0; the sum is largest if the first takes it and the second the one at 60.
+    first, second = looks_of(FOUND[:2], at(0, 60), at(0, 20), ["mug", "cat"])
+    assert (first.box, second.box) == (BOXES[0], BOXES[1])
+    assert second.clip == pytest.approx(angle(60, 20), abs=1e-4)
+    assert looks_of(FOUND[:2], at(0, 60), at(0, 20), None)[1].box == BOXES[0], "windows may be shared"
+    looks = looks_of(FOUND[:1], at(0), at(0, 90), ["mug", "cat"])
     assert looks[0].box == BOXES[0]
     assert looks[1] == Look(None, 0.0, None), "one box, two references: one is missing"
-    assert looks_of((), torch.zeros(0, 2), at(0, 90), boxed=True) == (Look(None, 0.0, None),) * 2
+    assert looks_of((), torch.zeros(0, 2), at(0, 90), ["mug", "cat"]) == (Look(None, 0.0, None),) * 2
+    named = (Found(BOXES[0], "cat"), Found(BOXES[1]))
+    assert looks_of(named, at(0, 60), at(0, 20), ["mug", "cat"])[1].box == BOXES[0], "a label settles it"
 
 
 def test_seen_means_like_enough_and_like_no_other_more():
@@ -107,6 +112,7 @@ def test_windows_cover_the_frame(size: tuple[int, int]):
     sides = sorted({box.width for box in windows(*size)}, reverse=True)
     for box in windows(*size):
         assert box.x >= 0
+        assert box.y >= 0
         assert box.right <= width
         assert box.bottom <= height
         covered[sides.index(box.width), box.y : box.bottom, box.x : box.right] = 1

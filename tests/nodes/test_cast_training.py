@@ -152,10 +152,10 @@ def test_a_lora_is_trained_in_inference_mode(models: Any, dataset: Path, output:
 
 def test_an_interrupted_run_goes_on_to_the_bit(models: Any, dataset: Path, output: Path, monkeypatch: Any):
     straight = train(models, dataset, name="straight")[0]
-    import longreel.nodes.cast_training as module
+    import longreel.training.in_node as module
 
     class Stopped(module.Progress):
-        def tell(self, text: str) -> None:
+        def reach(self, done: int, text: str, draw: Any = None) -> None:
             if text.startswith("step 2/"):
                 raise comfy.model_management.InterruptProcessingException
 

@@ -86,6 +86,23 @@ def test_what_is_encoded(data, weights, tmp_path):
     assert not torch.equal(first["latents"][:, 0], second["latents"][:, 0])
 
 
+def test_variants_are_kept_and_counted(data, weights, tmp_path, capsys):
+    train(data, tmp_path, weights, "--steps 1 --sample-every 0")
+    train(data, tmp_path / "more", weights, "--steps 1 --sample-every 0 --recoloured --mirrored")
+    assert "encoded 24/24 clip-003.5" in capsys.readouterr().out
+    plain, more = tmp_path / "encoded", tmp_path / "more" / "encoded"
+    assert len(list(more.iterdir())) == 24
+    one, same, other = (load_file(path) for path in (plain / "clip-001.safetensors", more / "clip-001.safetensors",
+                                                     more / "clip-001.1.safetensors"))  # fmt: skip
+    assert torch.equal(one["latents"], same["latents"])
+    assert not torch.allclose(one["latents"][:, 0], other["latents"][:, 0], atol=1e-3), "other colours"
+    assert not torch.equal(one["text"], other["text"]), "left and right exchanged"
+    train(data, tmp_path / "more", weights, "--steps 1 --sample-every 0 --recoloured --mirrored")
+    assert "encoded" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="has examples 24, not 4"):
+        train(data, tmp_path / "more", weights, "--steps 1")
+
+
 @torch.no_grad()
 def test_models_with_extra_channels_get_the_canvas_and_nothing_of_the_clip(data, weights, tmp_path):
     base = comfy.sd.load_diffusion_model_state_dict(

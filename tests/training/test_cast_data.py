@@ -23,7 +23,7 @@ from longreel.training.cast_data import (
     pixels_of,
     read_frames,
 )
-from longreel.training.cast_encode import target_frames
+from longreel.training.cast_encode import PLAIN, Variant, target_frames, variants
 from longreel.training.cast_sources import list_clips
 from longreel.training.cast_world import MINIATURE_TRIGGER, caption_of, film_cast, headgear_mask, world_clips
 from PIL import Image
@@ -90,6 +90,22 @@ def test_clips_survive_the_codec_and_start_with_the_canvas(world):
     assert torch.equal(video[4:], stored[4:]), "the clip is not moved"
 
 
+def test_variants_of_a_clip():
+    assert variants(False, False) == PLAIN
+    assert variants(False, True) == (Variant(), Variant(mirrored=True))
+    assert {one.channels for one in variants(True, False)} == {
+        (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0),
+    }  # fmt: skip
+    both = variants(True, True)
+    assert (both[0], len(both), sum(one.mirrored for one in both)) == (Variant(), 6, 3)
+    pixels = torch.rand(2, 4, 6, 3)
+    turned = Variant((2, 1, 0), mirrored=True)
+    assert torch.equal(turned.frames(pixels), pixels.flip(2).flip(3))
+    assert torch.equal(turned.canvas(pixels[0]), pixels[0].flip(2)), "the canvas stays the way it is read"
+    assert turned.caption("On the left, on the right; leftover.") == "On the right, on the left; leftover."
+    assert Variant((2, 1, 0)).caption("on the left") == "on the left"
+
+
 def test_a_build_goes_on_and_changes_only_what_changed(tmp_path, world):
     folder = tmp_path / "data"
     shutil.copytree(world, folder)
@@ -101,6 +117,9 @@ def test_a_build_goes_on_and_changes_only_what_changed(tmp_path, world):
     assert changed == {"clip-002"}
     _, told = build(folder, world_clips(4, SMALL), CastSettings(64, 48, 9, MINIATURE_TRIGGER))
     assert len(told) == 4
+    assert [item.id for item in build_dataset(world_clips(1, SMALL), SMALL, folder, keep_others=True, say=print)] == [
+        "clip-001", "clip-002", "clip-003", "clip-000",
+    ]  # fmt: skip
 
 
 def test_a_published_folder_with_its_absolute_paths(world, tmp_path):

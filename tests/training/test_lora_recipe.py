@@ -121,6 +121,37 @@ def test_extra_channels_are_mask_and_first_frame_as_core_orders_them():
         matcher.loss(examples(1), sigma, noise)
 
 
+@torch.no_grad()
+def test_the_loss_of_the_picture_is_that_of_the_velocity_times_sigma_squared():
+    """Core's trainer weighs noise levels so; FFGo's velocity loss does not."""
+    dit, clips = model(36), examples(1, known=True)
+    matcher = FlowMatcher(dit, first_frame_of(dit, 16), bf16=False)
+    for level in (0.2, 0.7, 1.0):
+        sigma, noise = torch.tensor([level]), torch.randn(1, 16, 3, 4, 4)
+        x = matcher.noised(sigma, noise, clips)
+        picture = x - level * matcher.velocity(x, sigma, clips)
+        loss = (picture - clips[0].latents).square().mean()
+        assert loss.item() == pytest.approx(level**2 * matcher.loss(clips, sigma, noise).item(), rel=1e-4)
+
+
+def test_gradients_are_clipped_to_the_published_norm(tmp_path, monkeypatch):
+    from longreel.training import loop
+
+    norms, real = [], loop._Optimizers.step
+
+    def watched(self, share):
+        gradients = [p.grad for group in self.all[0].param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+        real(self, share)
+
+    monkeypatch.setattr(loop._Optimizers, "step", watched)
+    run(tmp_path, replace(QUICK, clip=0.05, steps=3))
+    assert len(norms) == 3
+    assert all(norm <= 0.05001 for norm in norms)
+    line = json.loads((tmp_path / "lora.jsonl").read_text().splitlines()[-1])
+    assert line["norm"] > 0.05, "there was something to clip"
+
+
 def test_models_that_cannot_be_given_a_first_frame():
     with pytest.raises(LoraError, match="32 input channels"):
         first_frame_of(model(32, num_layers=1), 16)
@@ -213,6 +244,21 @@ def test_it_learns_one_clip(tmp_path):
     run(tmp_path, recipe, dit, clips)
     lines = [json.loads(line) for line in (tmp_path / "lora.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.85 * lines[0]["loss"]
+
+
+def test_what_is_filmed_after_the_collage_follows_the_words(tmp_path):
+    """Two clips that differ in their words and in what comes after one and the same first frame."""
+    one, other = examples(2)
+    other = replace(other, latents=torch.cat([one.latents[:, :1], -one.latents[:, 1:]], dim=1))
+    recipe = replace(QUICK, rank=16, alpha=16, steps=150, batch=2, at_once=2, checkpointing=False, save_every=0)
+    films = {}
+
+    def look(step, matcher):
+        films[step] = [matcher.sample(clip, recipe.band, 4, seed=1) for clip in (one, other)]
+
+    run(tmp_path, replace(recipe, sample_every=150), clips=[one, other], sample=look)
+    apart = {step: (a - b)[:, 1:].square().mean().item() for step, (a, b) in films.items()}
+    assert apart[150] > 2 * apart[0], "the words have come to matter"
 
 
 def test_every_clip_is_seen_once_a_turn():
