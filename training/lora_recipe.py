@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -134,6 +134,13 @@ def uses_bf16(precision: Precision, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+class _Precise(Protocol):
+    """A recipe of any kind."""
+
+    @property
+    def precision(self) -> Literal["auto", "bf16", "float32"]: ...
 
 
 class FlowMatcher:

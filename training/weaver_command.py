@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 
@@ -128,7 +128,8 @@ def recipe_of(chosen: argparse.Namespace) -> WeaverRecipe:
     small = chosen.model is None
     usual = WeaverRecipe()
     rank = chosen.rank or (16 if small else usual.rank)
-    both = Curriculum(modes=tuple(chosen.modes or ALL_MODES), negative=chosen.negative, ranked=chosen.ranked)
+    modes = cast(tuple[float, float, float, float], tuple(chosen.modes or ALL_MODES))
+    both = Curriculum(modes=modes, negative=chosen.negative, ranked=chosen.ranked)
     if chosen.no_cache_noise:
         both = replace(both, shot_sigma=(0.0, 0.0), temporal_sigma=(0.0, 0.0), clean=1.0)
     return WeaverRecipe(

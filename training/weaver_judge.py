@@ -28,7 +28,7 @@ from .export import read_vae
 from .filmweaver_recipe import WeaverMatcher
 from .miniature import start_comfyui
 from .vae import VaeRecipe, build_vae
-from .weaver_stories import FilmedShot, StoryShot, Studio, Variant, draw_story, empty_cache, film_shots, film_stories
+from .weaver_stories import FilmedShot, StoryShot, Studio, Variant, draw_story, film_shots, film_stories, new_cache
 from .weaver_world import is_new, one_beat
 
 _ATTRIBUTES = ("colour", "body", "headgear")
@@ -129,7 +129,7 @@ def judge_injection(studio: Studio, count: int, seed: int, strip: Path | None = 
         shots.append(StoryShot(scene, describe(scene, same=frozenset({0}))))
         keyframes.append(studio.keyframes(picture[None], -1))
         wanted.append(somebody)
-    takes = film_shots(studio, shots, [empty_cache(studio)] * count, keyframes, Variant(), seed=seed * 1000 + 500)[0]
+    takes = film_shots(studio, shots, [new_cache(studio)] * count, keyframes, Variant(), seed=seed * 1000 + 500)[0]
     films = [studio.decoded(take) for take in takes]
     if strip is not None:
         pictures = [kept[0].picture.image() for kept in keyframes]

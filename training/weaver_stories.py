@@ -110,7 +110,7 @@ def draw_story(rng: random.Random, shots: int = SHOTS) -> tuple[StoryShot, ...]:
     return tuple(drawn)
 
 
-def empty_cache(studio: Studio) -> StoryCache:
+def new_cache(studio: Studio) -> StoryCache:
     """Of a story that begins."""
     return StoryCache("miniature", _CHANNELS, *_SIZE, profile=studio.matcher.profile)
 
@@ -119,7 +119,7 @@ def film_stories(
     studio: Studio, stories: Sequence[Sequence[StoryShot]], variant: Variant, *, seed: int = 0
 ) -> list[list[FilmedShot]]:
     """All stories, shot by shot and chunk by chunk; the same noise for the same seed whatever the variant."""
-    caches = [empty_cache(studio) for _ in stories]
+    caches = [new_cache(studio) for _ in stories]
     filmed: list[list[FilmedShot]] = [[] for _ in stories]
     for number in range(len(stories[0])):
         shots = [story[number] for story in stories]

@@ -207,3 +207,14 @@ def test_what_cannot_be_trained_is_told_first(tmp_path):
     assert not list(tmp_path.iterdir())
     assert WeaverRecipe().profile == FILMWEAVER
     assert WeaverRecipe().first.modes == TEMPORAL_ONLY
+
+
+def test_a_run_trains_on_from_a_finished_lora(tmp_path):
+    first = run(tmp_path / "first")
+    still = replace(QUICK, first_steps=0, steps=1, rate=1e-12, weight_decay=0)
+    on = load_file(run(tmp_path / "on", still, start_from=first))
+    assert all(torch.equal(on[key], value) for key, value in load_file(first).items())
+    with pytest.raises(LoraError, match="another rank"):
+        run(tmp_path / "other", replace(still, rank=8, alpha=8), start_from=first)
+    with pytest.raises(LoraError, match="other layers"):
+        run(tmp_path / "more", replace(still, layers=r"blocks\.0\..*"), start_from=first)
