@@ -256,9 +256,9 @@ class Server:
                         on_event(event)
                     if _take(outcome, event):
                         break
+                outcome.outputs = self.get(f"/history/{outcome.prompt_id}")[outcome.prompt_id]["outputs"]
             except (OSError, EOFError) as error:
                 raise ServerError(f"The connection to ComfyUI broke off ({error}).{self._log_tail()}") from error
-        outcome.outputs = self.get(f"/history/{outcome.prompt_id}")[outcome.prompt_id]["outputs"]
         return outcome
 
     def _submit(self, prompt: Prompt) -> str:

@@ -201,6 +201,7 @@ STAND_INS = {
     "ViT-L-14/open_clip_model.safetensors": tiny_models.CLIP,
     "longreel-miniature-clip/open_clip_model.safetensors": tiny_models.CLIP,
     "longreel-miniature-filmweaver.safetensors": tiny_models.LORA,
+    "longreel-miniature-memory.safetensors": tiny_models.HIGH,
     "StoryMem/backbone_high_noise.safetensors": tiny_models.STORYMEM,
     "StoryMem/backbone_low_noise.safetensors": tiny_models.STORYMEM,
 }
@@ -218,7 +219,7 @@ def shortened(prompt: Prompt) -> Prompt:
     small: Prompt = json.loads(text.replace('"seconds_per_prompt": 5', '"seconds_per_prompt": 0.25'))
     for each in small.values():
         each["inputs"] |= {key: 32 for key in ("width", "height") if key in each["inputs"]}
-        each["inputs"] |= {"length": 9} if "length" in each["inputs"] else {}
+        each["inputs"] |= {"length": min(each["inputs"]["length"], 9)} if "length" in each["inputs"] else {}
     if any(each["class_type"] == "CLIPLoader" for each in small.values()):
         speak_miniature(small)
     return small
