@@ -24,12 +24,12 @@ import torch
 from torch import nn
 
 from ..film.cache import FILMWEAVER, LayoutProfile, Payload
-from .curves import draw_curves
 from .filmweaver import TEMPORAL_ONLY, Curriculum, TrainingScene, WeaverSample, draw_sample, sample_payload
-from .loop import Metrics, Schedule, train
-from .lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, differentiable, read_lora, save_lora
+from .loop import Metrics
+from .lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, read_lora
 from .lora_memory import plan_memory
 from .lora_recipe import Band, recompute, remember_recipe, uses_bf16
+from .lora_run import quiet, run_lora
 from .processes import main_first, processes
 
 _NAME = "weaver"
@@ -184,57 +184,19 @@ def train_weaver(
     with main_first():
         remember_recipe({**asdict(recipe), "scenes": len(scenes)}, folder)
     if not first:
-        say = _quiet
+        say = quiet
     say(plan_memory(dit, adapter, [_Pass(_largest(scenes, recipe.profile))], at_once=recipe.at_once, bf16=bf16,
                     checkpointing=recipe.checkpointing).text())  # fmt: skip
     shared = {**metadata, **recipe.profile.to_metadata(), "shift": f"{recipe.shift:g}"}
 
-    def export(name: str, steps: int) -> Path:
-        path = save_lora(adapter, folder / name, {**shared, "steps": str(steps)}, dtype=torch.bfloat16)
-        if (folder / f"{_NAME}.jsonl").exists():
-            draw_curves(folder, folder / "loss.png")
-        return path
-
-    def look(step: int) -> None:
-        if tick:
-            tick(step)
-        if step and recipe.save_every and step % recipe.save_every == 0:
-            export(f"step-{step:06}.safetensors", step)
-        if sample and recipe.sample_every and step % recipe.sample_every == 0:
-            tree.eval()
-            sample(step, matcher)
-            tree.train()
-
     def loss_at(draw: int) -> tuple[torch.Tensor, Metrics]:
         return _update_loss(matcher, scenes, recipe, draw // several, draw)
 
-    schedule = Schedule(
-        recipe.updates, recipe.rate, warmup=recipe.warmup, final_share=recipe.final_share,
-        weight_decay=recipe.weight_decay, clip=recipe.clip, average=recipe.average,
+    look = None if sample is None else lambda step: sample(step, matcher)
+    return run_lora(
+        _NAME, tree, adapter, loss_at, recipe, recipe.updates, folder, shared,
+        sample=look, tick=tick, stops=(KeyboardInterrupt, InterruptProcessingException), say=say,
     )  # fmt: skip
-    tree.train()
-    with differentiable():
-        try:
-            average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, before=look, say=say)
-        except (KeyboardInterrupt, InterruptProcessingException):
-            if not first:
-                raise
-            state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
-            adapter.load_state_dict(state["average"])
-            say(f"Stopped and saved at step {state['step']}: {export('weaver.safetensors', state['step'])}. "
-                "The same command goes on.")  # fmt: skip
-            raise
-        adapter.load_state_dict(average)
-        if first:
-            export("weaver.safetensors", recipe.updates)
-            if sample and recipe.sample_every:
-                tree.eval()
-                sample(recipe.updates, matcher)
-    return folder / "weaver.safetensors"
-
-
-def _quiet(line: str) -> None:
-    """Only the first process speaks."""
 
 
 def draw_pass(

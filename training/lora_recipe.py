@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .curves import draw_curves
-from .loop import Metrics, Schedule, train
-from .lora import WAN_LAYERS, LoraError, adapt, choose_layers, differentiable, save_lora
+from .loop import Metrics
+from .lora import WAN_LAYERS, LoraError, adapt, choose_layers
 from .lora_memory import plan_memory
+from .lora_run import quiet, run_lora
 from .processes import main_first, processes
 
 Expert = Literal["both", "high", "low"]
@@ -254,56 +254,19 @@ def train_lora(
     with main_first():
         remember_recipe({**asdict(recipe), "examples": len(examples)}, folder)
     if not first:
-        say = _quiet
+        say = quiet
     say(plan_memory(dit, adapter, examples, at_once=recipe.at_once, bf16=bf16,
                     checkpointing=recipe.checkpointing).text())  # fmt: skip
     shared = {**metadata, "expert": recipe.expert, "shift": f"{recipe.band.shift:g}",
               "sigma_low": f"{recipe.band.low:g}", "sigma_high": f"{recipe.band.high:g}"}  # fmt: skip
 
-    def export(name: str, steps: int) -> Path:
-        path = save_lora(adapter, folder / name, {**shared, "steps": str(steps)}, dtype=torch.bfloat16)
-        if (folder / f"{_NAME}.jsonl").exists():
-            draw_curves(folder, folder / "loss.png")
-        return path
-
-    def look(step: int) -> None:
-        if step and recipe.save_every and step % recipe.save_every == 0:
-            export(f"step-{step:06}.safetensors", step)
-        if sample and recipe.sample_every and step % recipe.sample_every == 0:
-            tree.eval()
-            sample(step, matcher)
-            tree.train()
-
     def loss_at(draw: int) -> tuple[torch.Tensor, Metrics]:
         return _batch_loss(matcher, draw_examples(examples, recipe, draw), recipe)
 
-    schedule = Schedule(
-        recipe.steps, recipe.rate, warmup=recipe.warmup, final_share=recipe.final_share,
-        weight_decay=recipe.weight_decay, clip=recipe.clip, average=recipe.average,
-    )  # fmt: skip
-    tree.train()
-    with differentiable():
-        try:
-            average = train(_NAME, adapter, loss_at, schedule, folder, seed=recipe.seed, before=look, say=say)
-        except KeyboardInterrupt:
-            if not first:
-                raise
-            state = torch.load(folder / f"{_NAME}.ckpt", weights_only=True)
-            adapter.load_state_dict(state["average"])
-            say(f"Stopped and saved at step {state['step']}: {export('lora.safetensors', state['step'])}. "
-                "The same command goes on.")  # fmt: skip
-            raise
-        adapter.load_state_dict(average)
-        if first:
-            export("lora.safetensors", recipe.steps)
-            if sample and recipe.sample_every:
-                tree.eval()
-                sample(recipe.steps, matcher)
-    return folder / "lora.safetensors"
-
-
-def _quiet(line: str) -> None:
-    """Only the first process speaks."""
+    look = None if sample is None else lambda step: sample(step, matcher)
+    return run_lora(
+        _NAME, tree, adapter, loss_at, recipe, recipe.steps, folder, shared, sample=look, say=say
+    )
 
 
 def draw_examples(examples: Sequence[Example], recipe: LoraRecipe, draw: int) -> list[Example]:
