@@ -55,6 +55,7 @@ class Probe(nn.Module):
         widths = (3, width, width * 2, width * 4, width * 4)
         self.layers = nn.ModuleList([operations.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths)])
         self.norms = nn.ModuleList([operations.GroupNorm(8, b) for b in widths[1:]])
+        self.closer = operations.Conv2d(width * 4, width * 4, 3, padding=1)
         features = widths[-1] * 16
         self.neck = operations.Linear(features, 256)
         self.heads = nn.ModuleDict({name: operations.Linear(256, len(values)) for name, values in ATTRIBUTES.items()})
@@ -66,8 +67,11 @@ class Probe(nn.Module):
     def features(self, frames: torch.Tensor) -> torch.Tensor:
         """[N, 256] of frames [N, 3, 64, 64] in 0..1."""
         x = frames * 2 - 1
-        for layer, norm in zip(self.layers, self.norms, strict=True):
+        for level, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = F.gelu(norm(layer(x)))
+            if level == 2:
+                # outlines of bodies: another look at 8 x 8, where a body is two or three cells wide
+                x = x + F.gelu(self.closer(x))
         return F.gelu(self.neck(x.flatten(1)))
 
     def read_action(self, features: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ sampler a negative to guide with.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from ..miniature.text import TextEncoder
 from .latents import Stories
 from .loop import Metrics, Schedule, train
+from .reader import SHOWN, reading_loss, shown
 from .sequences import Batch, draw_batch
 
 _WORDLESS = 0.1
@@ -26,7 +27,11 @@ _WORDLESS = 0.1
 
 @dataclass(frozen=True)
 class DitRecipe:
-    """Sizes and schedule of the DiT and the text encoder."""
+    """Sizes and schedule of the DiT and the text encoder.
+
+    ``reading`` weighs what the reader sees in the guessed latents (see reader.py), ``own_context`` is the share of
+    sequences that go on from what the model itself makes of the frames before.
+    """
 
     dim: int = 192
     ffn_dim: int = 576
@@ -38,6 +43,8 @@ class DitRecipe:
     batch: int = 8
     rate: float = 1e-3
     muon_rate: float = 2e-3
+    reading: float = 0.3
+    own_context: float = 0.5
     seed: int = 0
 
 
@@ -205,22 +212,46 @@ def loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.T
     return (error * weight).sum() / weight.sum()
 
 
-def train_dit(recipe: DitRecipe, model: Miniature, stories: Stories, openings: Stories, folder: Path) -> None:
+def with_own_context(model: Miniature, batch: Batch, share: float) -> Batch:
+    """``batch`` in which, for ``share`` of the sequences, clean frames are what ``model`` guesses of them from noise.
+
+    A rollout goes on from its own pictures, which are a little wrong. Who has learned from rendered frames only takes
+    a ball with corners for a box and goes on from there; who has seen own frames follows the prompt (Guo et al.,
+    "End-to-End Training for Autoregressive Video Diffusion via Self-Resampling", 2025).
+    """
+    learned = batch.sigma.amax(dim=0) > 0
+    chosen = torch.rand(len(batch.tokens), device=batch.clean.device) < share
+    if not (batch.twin >= 0).any() or not chosen.any():
+        return batch
+    level = torch.empty_like(batch.sigma[:, :1]).uniform_(0.4, 0.95) * learned
+    with torch.no_grad():
+        trial = replace(batch, sigma=level)
+        noised = trial.noised()
+        guess = noised - level[:, None, :, None, None] * velocity(model, trial, batch.tokens)
+    own = chosen[:, None, None, None, None] & (batch.twin >= 0)[:, None, None]
+    return replace(batch, clean=torch.where(own, guess[:, :, batch.twin.clamp(min=0)], batch.clean))
+
+
+def train_dit(
+    recipe: DitRecipe, model: Miniature, reader: nn.Module, stories: Stories, openings: Stories, folder: Path
+) -> None:
     """Train ``model`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``; it ends with
-    averaged weights.
+    averaged weights. ``reader`` is a trained one (``training.reader``).
     """
     device = next(model.parameters()).device
-
-    def draw(step: int) -> tuple[str, Batch]:
-        kind, batch = draw_batch(stories, openings, random.Random(f"{recipe.seed}/{step}"), recipe.batch)
-        return kind, batch.to(device)
+    reader.requires_grad_(False).eval()
 
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
-        kind, batch = draw(step)
+        kind, batch = draw_batch(stories, openings, random.Random(f"{recipe.seed}/{step}"), recipe.batch)
+        batch = with_own_context(model, batch.to(device), recipe.own_context)
         wordless = torch.rand(len(batch.tokens), device=device) < _WORDLESS
+        noised = batch.noised()
         v = velocity(model, batch, batch.tokens.masked_fill(wordless[:, None, None], 0))
         value = loss(v, batch.noise - batch.clean, batch.weight)
-        return value, {kind: float(value.detach())}
+        named = shown(batch.named).gather(1, batch.caption[..., None].expand(-1, -1, len(SHOWN)))
+        told = (batch.sigma > 0) & ~wordless[:, None]
+        read = reading_loss(reader, noised - batch.sigma[:, None, :, None, None] * v, named, told)
+        return value + recipe.reading * read, {kind: float(value.detach()), f"{kind} read": float(read.detach())}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01)
     model.load_state_dict(train("dit", model, learn, schedule, folder, seed=recipe.seed))

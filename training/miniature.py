@@ -1,5 +1,5 @@
-"""Everything the miniature is made of, from nothing, in order: probe, VAE, latents, DiT with text encoder, exported
-files.
+"""Everything the miniature is made of, from nothing, in order: probe, VAE, latents, reader, DiT with text encoder,
+exported files.
 
 Each stage resumes where it was killed and is skipped when it is done; a folder holds its checkpoints and logs.
 """
@@ -21,6 +21,7 @@ from .export import export_dit, export_probe, export_vae, latent_statistics, rea
 from .latents import encode_stories, load_stories
 from .loop import save_whole
 from .probe import ProbeRecipe, train_probe
+from .reader import Reader, ReaderRecipe, train_reader
 from .vae import VaeRecipe, build_vae, train_vae
 
 
@@ -31,6 +32,7 @@ class MiniatureRecipe:
     probe: ProbeRecipe = field(default_factory=ProbeRecipe)
     vae: VaeRecipe = field(default_factory=VaeRecipe)
     shards: int = 24
+    reader: ReaderRecipe = field(default_factory=ReaderRecipe)
     dit: DitRecipe = field(default_factory=DitRecipe)
     seed: int = 0
 
@@ -86,6 +88,8 @@ def train_miniature(
     if start_from:
         read_dit(model, start_from)
     model.to(device)
-    _once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, stories, openings, folder))
+    reader = Reader(recipe.reader.width).to(device)
+    _once(folder / "reader.pt", reader, lambda: train_reader(recipe.reader, reader, stories, openings, folder))
+    _once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, reader, stories, openings, folder))
     export_dit(model, recipe.dit, weights)
     draw_curves(folder, curves)

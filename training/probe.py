@@ -26,8 +26,8 @@ _SHIFT = 5
 class ProbeRecipe:
     """A pool of ``clips`` of 16 frames at 8 a second; each step sees ``batch`` clips and ``frames`` single frames."""
 
-    clips: int = 1500
-    steps: int = 3000
+    clips: int = 6000
+    steps: int = 4000
     batch: int = 8
     frames: int = 128
     rate: float = 1e-3

@@ -39,7 +39,8 @@ class Layout:
     """F frames of one training sequence.
 
     ``take`` and ``frame`` say which latent frame of a story it is, ``position`` its place on the film's time axis,
-    ``noisy`` whether it is learned, ``fixed`` whether its caption stays as it was, ``sees`` [F, F] who reads whom.
+    ``noisy`` whether it is learned, ``fixed`` whether its caption stays as it was, ``sees`` [F, F] who reads whom,
+    ``twin`` where a clean frame stands a second time, as a noisy one (-1: nowhere).
     """
 
     take: torch.Tensor
@@ -48,6 +49,7 @@ class Layout:
     noisy: torch.Tensor
     fixed: torch.Tensor
     sees: torch.Tensor
+    twin: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def _blocks_layout(blocks: list[_Block]) -> Layout:
                 sees[q, k] = frame[k] == other.first and me.role != "bank"
             else:
                 sees[q, k] = me.take == other.take and me.position - position[k] <= reach
+    noisy = {(take[k], frame[k]): k for k in range(count) if role[k] == "noisy"}
     return Layout(
         torch.tensor(take),
         torch.tensor(frame),
@@ -92,6 +95,7 @@ def _blocks_layout(blocks: list[_Block]) -> Layout:
         torch.tensor([r == "noisy" for r in role]),
         torch.tensor([r in ("sink", "bank") for r in role]),
         sees,
+        torch.tensor([-1 if role[k] == "noisy" else noisy.get((take[k], frame[k]), -1) for k in range(count)]),
     )
 
 
@@ -102,13 +106,13 @@ def _distance(rng: random.Random) -> int:
 
 def draw_layout(rng: random.Random) -> tuple[str, Layout]:
     """One of the five layouts, with the share of steps that each gets."""
-    kind = rng.choices(("opening", "clip", "start", "middle", "story"), (0.25, 0.15, 0.25, 0.2, 0.15))[0]
+    kind = rng.choices(("opening", "clip", "start", "middle", "story"), (0.3, 0.1, 0.3, 0.15, 0.15))[0]
     if kind in ("opening", "clip"):
         count = BLOCK if kind == "opening" else LATENTS
         every = torch.arange(count)
         alike = torch.zeros_like(every)
         yes = torch.ones(count, dtype=torch.bool)
-        return kind, Layout(alike, every, every, yes, ~yes, torch.ones(count, count, dtype=torch.bool))
+        return kind, Layout(alike, every, every, yes, ~yes, torch.ones(count, count, dtype=torch.bool), alike - 1)
     if kind == "start":
         clean = [_Block(0, f, f, "sink" if f == 0 else "past") for f in range(0, 12, BLOCK)]
         noisy = [_Block(0, f, f, "noisy") for f in range(0, 15, BLOCK)]
@@ -134,16 +138,21 @@ def noise_levels(shape: tuple[int, ...]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """A training batch in the shape ``predict`` takes, with the clean latents, the noise and the loss weights."""
+    """A training batch in the shape ``predict`` takes, with the clean latents, the noise and the loss weights.
+
+    ``named`` is ``tokens`` with everybody named where these say "the same character", ``twin`` as in ``Layout``.
+    """
 
     clean: torch.Tensor
     noise: torch.Tensor
     sigma: torch.Tensor
     weight: torch.Tensor
     tokens: torch.Tensor
+    named: torch.Tensor
     caption: torch.Tensor
     position: torch.Tensor
     sees: torch.Tensor
+    twin: torch.Tensor
 
     def noised(self) -> torch.Tensor:
         sigma = self.sigma[:, None, :, None, None]
@@ -191,10 +200,12 @@ def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: in
         tokens = torch.stack(
             [stories.tokens[chosen, 1 - second, 0], stories.tokens[chosen, second, says_same],
              stories.tokens[chosen, second, 1]], dim=1)  # fmt: skip
+        named = tokens.clone()
+        named[:, 1] = stories.tokens[chosen, second, 0]
         caption = torch.where(layout.take[None] == 0, torch.zeros_like(caption), 1 + caption)
     else:
-        tokens = stories.tokens[chosen, order[:, 0]][:, : 1 if kind == "opening" else 2]
+        tokens = named = stories.tokens[chosen, order[:, 0]][:, : 1 if kind == "opening" else 2]
         recached = (torch.rand(size, 1) < 0.3) & ~layout.fixed[None] & ~layout.noisy[None]
         caption = torch.where(recached, caption[:, -1:], caption)
     position = layout.position[None].expand(size, -1)
-    return kind, Batch(clean, torch.randn_like(clean), sigma, weight, tokens, caption, position, layout.sees)
+    return kind, Batch(clean, torch.randn_like(clean), sigma, weight, tokens, named, caption, position, layout.sees, layout.twin)

@@ -1,0 +1,93 @@
+"""A small network that reads from one latent frame which of the world's words it shows, and the loss made of it.
+
+The squared error of the velocity hardly notices whether a ball has corners: a body's outline is a few of a latent
+frame's thousand numbers. What the reader sees in the DiT's guess of the clean latents weighs outlines as an onlooker
+does (a perceptual loss in the latents, as in Kang et al., "Distilling Diffusion Models into Conditional GANs", 2024,
+section 3.3, with words in place of a distance). It is trained on clean latents only and is not the attribute probe,
+which judges decoded films and has never seen a latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..miniature.text import WORDS
+from ..miniature.world import BODIES, COLOURS, HEADGEAR, PLACES
+from .latents import Stories
+from .loop import Metrics, Schedule, train
+
+SHOWN = tuple(sorted({word for phrase in (*COLOURS, *BODIES, *HEADGEAR, *PLACES) for word in phrase.split()}))
+"""The words that a single frame can show."""
+_TOKENS = torch.tensor([WORDS.index(word) + 1 for word in SHOWN])
+_NOISE = 0.4
+
+
+@dataclass(frozen=True)
+class ReaderRecipe:
+    """Width of the reader, and a run of ``steps`` on ``batch`` latent frames each."""
+
+    width: int = 128
+    steps: int = 1500
+    batch: int = 192
+    rate: float = 1e-3
+    seed: int = 0
+
+
+class Reader(nn.Module):
+    """Latent frames [N, 16, h, w] to logits [N, len(SHOWN)]: is the word shown, wherever in the frame."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.enter = nn.Conv2d(16, width, 3, padding=1)
+        self.layers = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1) for _ in range(3)])
+        self.norms = nn.ModuleList([nn.GroupNorm(8, width) for _ in range(3)])
+        self.words = nn.Linear(2 * width, len(SHOWN))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + layer(F.gelu(norm(x)))
+        return self.words(torch.cat([x.amax(dim=(2, 3)), x.mean(dim=(2, 3))], dim=1))
+
+
+def shown(tokens: torch.Tensor) -> torch.Tensor:
+    """Which of ``SHOWN`` the captions [..., 48] name: [..., len(SHOWN)] of 0 and 1."""
+    return (tokens[..., None] == _TOKENS.to(tokens.device)).any(dim=-2).float()
+
+
+def reading_loss(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """How far ``reader`` is from reading ``named`` [B, F, len(SHOWN)] off the latents ``guess`` [B, 16, F, h, w], over
+    the frames that are ``learned`` [B, F].
+    """
+    logits = reader(guess.transpose(1, 2)[learned])
+    return F.binary_cross_entropy_with_logits(logits, named[learned])
+
+
+def train_reader(recipe: ReaderRecipe, reader: Reader, stories: Stories, openings: Stories, folder: Path) -> None:
+    """Train ``reader`` in place on clean latents with a little noise, on the device it is on, resuming from
+    ``folder``.
+    """
+    device = next(reader.parameters()).device
+
+    def frames(source: Stories, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        story, take = torch.randint(len(source), (count,)), torch.randint(source.latents.shape[1], (count,))
+        at = torch.randint(source.latents.shape[3], (count,))
+        return source.latents[story, take, :, at].float(), shown(source.tokens[story, take, 0])
+
+    def learn(step: int) -> tuple[torch.Tensor, Metrics]:
+        drawn = [frames(source, recipe.batch // 2) for source in (stories, openings)]
+        clean, named = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
+        share = _NOISE * torch.rand(len(clean), 1, 1, 1, device=device)
+        logits = reader((1 - share) * clean + share * torch.randn_like(clean))
+        value = F.binary_cross_entropy_with_logits(logits, named)
+        right = ((logits > 0) == (named > 0.5)).float()
+        bodies = right[:, [SHOWN.index(body) for body in BODIES]].amin(dim=1).mean()
+        return value, {"frames": right.amin(dim=1).mean().item(), "bodies": bodies.item()}
+
+    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=2 * recipe.rate, average=0.995)
+    reader.load_state_dict(train("reader", reader, learn, schedule, folder, seed=recipe.seed))
