@@ -30,6 +30,7 @@ TEMPORAL_ONLY: _Rates = (0.2, 0.8, 0.0, 0.0)
 ALL_MODES: _Rates = (0.15, 0.25, 0.35, 0.25)
 """Stage 2."""
 _PARTS = ("latents", "text", "caption", "keyframes", "embeddings")
+_SUBJECT = "subject"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class SceneShot:
 
     latents: the whole take, normalised, [C, T, h, w]. text: its encoded caption [L, D]. caption: CLIP text embedding
     [d] that keyframes are ranked by. keyframes: candidates, encoded alone, [n, C, 1, h, w], n may be 0. embeddings:
-    CLIP image embeddings [n, d].
+    CLIP image embeddings [n, d]. subject: where people and things of interest are, [T, h, w] of 0..1; None: not known.
     """
 
     latents: torch.Tensor
@@ -46,6 +47,7 @@ class SceneShot:
     caption: torch.Tensor
     keyframes: torch.Tensor
     embeddings: torch.Tensor
+    subject: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,7 @@ class WeaverSample:
     mode: that was drawn (a dropped cache leaves it). target: [C, chunk, h, w], what the loss is taken on; cache tokens
     are never in it. text: [L, D], None to train with the empty caption. scene, shot, start: where the target is.
     keyframes: (scene, shot, number) of each slot, in the payload's order. history: frames given of those before start.
+    subject: the target's part of the shot's [chunk, h, w].
     """
 
     mode: Mode
@@ -97,6 +100,7 @@ class WeaverSample:
     start: int
     keyframes: tuple[tuple[int, int, int], ...]
     history: int
+    subject: torch.Tensor | None
 
 
 def draw_sample(
@@ -148,6 +152,7 @@ def draw_sample(
         start=start,
         keyframes=tuple(slots),
         history=frames,
+        subject=None if shot.subject is None else shot.subject[start : start + profile.chunk],
     )
 
 
@@ -167,6 +172,9 @@ def save_scene(scene: TrainingScene, path: Path) -> None:
         for number, shot in enumerate(scene.shots)
         for part in _PARTS
     }
+    for number, shot in enumerate(scene.shots):
+        if shot.subject is not None:
+            tensors[f"shot{number}.{_SUBJECT}"] = shot.subject.to(torch.bfloat16).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     told = {"vae": scene.vae, "text_encoder": scene.text_encoder, "shots": json.dumps(len(scene.shots))}
@@ -186,10 +194,15 @@ def load_scenes(folder: Path) -> list[TrainingScene]:
             told = file.metadata() or {}
             if "shots" not in told:
                 raise CacheError(f"{path.name} is no encoded scene: take it out of {folder}.")
+            there = set(file.keys())
             shots = tuple(
-                SceneShot(**{part: file.get_tensor(f"shot{number}.{part}").float() for part in _PARTS})
+                SceneShot(**{
+                    part: file.get_tensor(f"shot{number}.{part}").float()
+                    for part in (*_PARTS, _SUBJECT)
+                    if part != _SUBJECT or f"shot{number}.{part}" in there
+                })
                 for number in range(json.loads(told["shots"]))
-            )
+            )  # fmt: skip
         scenes.append(TrainingScene(told["vae"], told["text_encoder"], shots))
         if (scenes[-1].vae, scenes[-1].text_encoder) != (scenes[0].vae, scenes[0].text_encoder):
             raise CacheError(f"{path.name} was made by other models than the scenes before: encode it again.")

@@ -70,6 +70,12 @@ def _on_blocks(scene: Scene) -> Scene:
     return replace(scene, beats=beats)
 
 
+def coverage(masks: torch.Tensor) -> torch.Tensor:
+    """Where characters are in latent frames, [F, H / 8, W / 8] of 0..1, from masks [4 F - 3, N, H, W] of pictures."""
+    cells = F.max_pool2d(masks.amax(dim=1), 8)
+    return torch.cat([cells[:1], F.max_pool1d(cells[1:].flatten(1).T, 4).T.unflatten(1, cells.shape[1:])])
+
+
 def _encode_take(
     vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, rng: random.Random, scene: Scene, latents: int
 ) -> dict[str, torch.Tensor]:
@@ -78,7 +84,6 @@ def _encode_take(
     clip = (drawn.frames.transpose(0, 1)[None] * 2 - 1).to(shift.device, memory_format=torch.channels_last_3d)
     with torch.no_grad(), torch.autocast(shift.device.type, dtype=torch.bfloat16):
         z = encode(vae, clip).float()
-    mask = F.max_pool2d(drawn.masks.amax(dim=1), 8)
     later = scene.beats[1].at if len(scene.beats) > 1 else 0.0
     place_first = rng.random() < 0.25
     prompts = [
@@ -88,9 +93,7 @@ def _encode_take(
     ]
     return {
         "latents": ((z - shift) / scale)[0].bfloat16().cpu(),
-        "weights": torch.cat(
-            [mask[:1], F.max_pool1d(mask[1:].flatten(1).T, 4).T.unflatten(1, mask.shape[1:])]
-        ).bfloat16(),
+        "weights": coverage(drawn.masks).bfloat16(),
         "tokens": torch.stack([pad(tokenize(prompt)) for prompt in prompts]).to(torch.uint8),
         "change": torch.tensor(round((scene.beats[1].at * FPS + 3) / 4) if len(scene.beats) > 1 else LATENTS),
     }

@@ -31,8 +31,8 @@ _NOISE = 0.4
 class ReaderRecipe:
     """Width of the reader, and a run of ``steps`` on ``batch`` latent frames each."""
 
-    width: int = 128
-    steps: int = 1500
+    width: int = 64
+    steps: int = 2000
     batch: int = 192
     rate: float = 1e-3
     seed: int = 0

@@ -1,10 +1,11 @@
 """What the miniature's DiT is trained on: sequences of clean and noisy latent frames, laid out as a rollout sees them.
 
 A training sequence is a list of latent frames, each clean (noise level 0, as the rollout's memory holds them) or noisy
-(what is learned), with a mask that says which frame sees which. Five layouts are mixed:
+(what is learned), with a mask that says which frame sees which. Six layouts are mixed:
 
 * ``opening``: the first block of a take alone, many takes in a batch: what the words mean is learned here;
 * ``clip``: a whole take, every frame at the same noise level, everybody sees everybody (text to video, image to video);
+* ``cut``: a whole take after one clean frame of an earlier one, as a film's clip that begins just before a cut;
 * ``start``: a take from its first block on; noisy blocks see the clean sink, the clean window and themselves;
 * ``middle``: the same from the middle of a take whose sink lies any distance back;
 * ``story``: a new take after a cut; it sees the film's first block and remembered frames of an earlier take, no window.
@@ -105,14 +106,22 @@ def _distance(rng: random.Random) -> int:
 
 
 def draw_layout(rng: random.Random) -> tuple[str, Layout]:
-    """One of the five layouts, with the share of steps that each gets."""
-    kind = rng.choices(("opening", "clip", "start", "middle", "story"), (0.3, 0.1, 0.3, 0.15, 0.15))[0]
+    """One of the six layouts, with the share of steps that each gets."""
+    kinds = ("opening", "clip", "cut", "start", "middle", "story")
+    kind = rng.choices(kinds, (0.25, 0.05, 0.1, 0.25, 0.15, 0.2))[0]
     if kind in ("opening", "clip"):
         count = BLOCK if kind == "opening" else LATENTS
         every = torch.arange(count)
         alike = torch.zeros_like(every)
         yes = torch.ones(count, dtype=torch.bool)
         return kind, Layout(alike, every, every, yes, ~yes, torch.ones(count, count, dtype=torch.bool), alike - 1)
+    if kind == "cut":
+        every = torch.arange(LATENTS)
+        frame = (every - 1).clamp(min=0)
+        frame[0] = 0 if rng.random() < 0.6 else rng.randrange(LATENTS)
+        yes = torch.ones(LATENTS, LATENTS, dtype=torch.bool)
+        nowhere = torch.full_like(every, -1)
+        return kind, Layout((every > 0).long(), frame, every, every > 0, every < 0, yes, nowhere)
     if kind == "start":
         clean = [_Block(0, f, f, "sink" if f == 0 else "past") for f in range(0, 12, BLOCK)]
         noisy = [_Block(0, f, f, "noisy") for f in range(0, 15, BLOCK)]
@@ -178,7 +187,7 @@ def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: in
     weight = (1 + _CHARACTER_WEIGHT * stories.weights[chosen[:, None], order, frame].float())[:, None]
 
     # Noisy blocks have a level each, whole clips one; clean frames are at 0.
-    whole = kind in ("opening", "clip")
+    whole = kind in ("opening", "clip", "cut")
     groups = torch.zeros(count, dtype=torch.long) if whole else torch.arange(count) // BLOCK
     sigma = noise_levels((size, int(groups.max()) + 1))[:, groups] * layout.noisy
     if kind in ("clip", "start"):
@@ -190,11 +199,11 @@ def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: in
     spoil = CONTEXT_NOISE * torch.rand(size, 1, 1, 1, 1) * (torch.rand(size, 1, 1, 1, 1) < 0.8)
     clean = torch.where(layout.noisy[None, None, :, None, None], clean, clean + spoil * torch.randn_like(clean))
 
-    # Two captions a sequence: before and after the change of action; in a story the earlier take's as well, and the
+    # Two captions a sequence: before and after the change of action; after a cut the earlier take's as well, and the
     # new take's may say "the same character".
     change = stories.change[chosen[:, None], order]
     caption = (frame >= change).long()
-    if kind == "story":
+    if kind in ("story", "cut"):
         second = order[:, -1]
         says_same = (torch.rand(size) < 0.6).long() * 2
         tokens = torch.stack(
@@ -203,9 +212,14 @@ def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: in
         named = tokens.clone()
         named[:, 1] = stories.tokens[chosen, second, 0]
         caption = torch.where(layout.take[None] == 0, torch.zeros_like(caption), 1 + caption)
+        if kind == "cut":  # a clip has one caption for all of it
+            caption[:, 0] = caption[:, 1]
     else:
         tokens = named = stories.tokens[chosen, order[:, 0]][:, : 1 if kind == "opening" else 2]
         recached = (torch.rand(size, 1) < 0.3) & ~layout.fixed[None] & ~layout.noisy[None]
         caption = torch.where(recached, caption[:, -1:], caption)
     position = layout.position[None].expand(size, -1)
-    return kind, Batch(clean, torch.randn_like(clean), sigma, weight, tokens, named, caption, position, layout.sees, layout.twin)
+    noise = torch.randn_like(clean)
+    return kind, Batch(
+        clean, noise, sigma, weight, tokens, named, caption, position, layout.sees, layout.twin
+    )

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 
@@ -21,6 +21,8 @@ from .filmweaver_recipe import WeaverMatcher, WeaverRecipe, train_weaver
 from .lora import WAN_LAYERS, WAN_SELF_ATTENTION, LoraError
 from .miniature import start_comfyui
 from .vae import VaeRecipe, build_vae
+
+_Number = TypeVar("_Number", int, float)
 
 
 def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +90,8 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start-from", type=Path, help="a finished LoRA of the same layers and rank to train on")
     parser.add_argument("--modes", type=float, nargs=4, help="how often stage 2 draws no cache, temporal, shot, both")
     parser.add_argument("--ranked", type=float, default=0.7, help="share of samples with the best keyframes, else any")
+    parser.add_argument("--subject", type=float, help="how much more than scenery subjects weigh, where scenes say "
+                        "where they are: default 0, miniature 4")  # fmt: skip
     parser.add_argument("--no-cache-noise", action="store_true", help="clean caches: the ablation, not for use")
     parser.add_argument("--negative", type=float, default=0.25, help="share of keyframes taken from other scenes")
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of the forward pass")
@@ -143,12 +147,13 @@ def recipe_of(chosen: argparse.Namespace) -> WeaverRecipe:
         batch=chosen.batch or (8 if small else usual.batch), at_once=chosen.at_once or (4 if small else 1),
         rate=chosen.rate or (1e-3 if small else usual.rate), warmup=_or(chosen.warmup, 50 if small else usual.warmup),
         final_share=0.1 if small else 1.0, average=0.99 if small else usual.average,
+        subject=_or(chosen.subject, 4.0 if small else usual.subject),
         checkpointing=not (chosen.no_checkpointing or small), precision=chosen.precision,
         save_every=chosen.save_every, sample_every=chosen.sample_every, seed=chosen.seed,
     )  # fmt: skip
 
 
-def _or(value: int | None, usual: int) -> int:
+def _or(value: _Number | None, usual: _Number) -> _Number:
     return usual if value is None else value
 
 

@@ -34,6 +34,7 @@ from ..miniature.world import (
     render,
 )
 from .filmweaver import SceneShot, TrainingScene, save_scene
+from .latents import coverage
 from .vae import encode
 
 SHOTS = 3
@@ -114,7 +115,8 @@ def encode_world(models: WorldModels, count: int, folder: Path, *, seed: int = 0
 @torch.no_grad()
 def encode_shot(models: WorldModels, shot: WorldShot) -> SceneShot:
     """A take as the trainer reads it; its keyframes are spread from first to last."""
-    frames = render(shot.scene, torch.arange(1 + 4 * (shot.latents - 1)) / FPS).frames
+    drawn = render(shot.scene, torch.arange(1 + 4 * (shot.latents - 1)) / FPS)
+    frames = drawn.frames
     chosen = frames[[4 * place for place in spread_frames(shot.latents, _KEYFRAMES)]]
     embedded = models.embedder.images(chosen.movedim(1, -1))
     tokens = models.clip.tokenize(shot.caption)
@@ -125,6 +127,7 @@ def encode_shot(models: WorldModels, shot: WorldShot) -> SceneShot:
         caption=F.normalize(models.embedder.text(shot.caption).mean(dim=0), dim=0),
         keyframes=torch.stack([encode_frames(models.vae, frame[None]) for frame in chosen]),
         embeddings=embedded,
+        subject=coverage(drawn.masks),
     )
 
 

@@ -36,6 +36,7 @@ def shot(scene, number, frames=30, keyframes=3, size=4):
         if keyframes
         else torch.zeros(0, 2, 1, size, size),
         torch.randn(keyframes, 8, generator=generator),
+        subject=time[0].expand(frames, size, size) if number % 2 else None,
     )
 
 
@@ -205,8 +206,18 @@ def test_scenes_on_disk(tmp_path):
         assert torch.equal(before.caption, after.caption)
         assert torch.equal(before.keyframes.bfloat16().float(), after.keyframes)
         assert torch.equal(before.latents.bfloat16().float(), after.latents)
+        assert (before.subject is None) == (after.subject is None)
+        assert before.subject is None or torch.equal(before.subject.bfloat16().float(), after.subject)
     save_scene(replace(material[0], vae="other"), tmp_path / "scene-9.safetensors")
     with pytest.raises(CacheError, match=r"scene-9\.safetensors was made by other models"):
         load_scenes(tmp_path)
     with pytest.raises(CacheError, match="has no encoded scenes"):
         load_scenes(tmp_path / "nothing")
+
+
+def test_a_targets_subject_is_cut_out_with_it(samples):
+    known = [sample for sample in samples if sample.subject is not None]
+    assert {sample.shot % 2 for sample in known} == {1}
+    for sample in known:
+        origin = 100.0 * sample.scene + 10.0 * sample.shot
+        assert torch.allclose(sample.subject, sample.target[0] - origin, atol=1e-4)

@@ -109,7 +109,12 @@ def test_the_loss_is_taken_on_the_target_alone():
     x = 0.5 * one.target[None] + 0.5 * noise
     v = matcher.velocity(x, sigma, one.text[None], [one.payload])
     assert v.shape == (1, 16, PROFILE.chunk, 4, 4)
-    assert matcher.loss([one], sigma, noise) == (v - (noise - one.target[None])).square().mean()
+    error = (v - (noise - one.target[None])).square()
+    assert torch.isclose(matcher.loss([one], sigma, noise), error.mean())
+    assert matcher.loss([one], sigma, noise, 4.0) == matcher.loss([one], sigma, noise), "no subject is known"
+    subject = torch.rand(PROFILE.chunk, 4, 4)
+    weighed = matcher.loss([replace(one, subject=subject)], sigma, noise, 4.0)
+    assert torch.isclose(weighed, (error.mean(dim=1)[0] * (1 + 4 * subject)).sum() / (1 + 4 * subject).sum())
     # The caches are read, though: without them it is another loss.
     assert matcher.loss([replace(one, payload=None)], sigma, noise) != matcher.loss([one], sigma, noise)
 

@@ -7,10 +7,12 @@ import random
 
 import pytest
 import torch
+from longreel.miniature.text import WORDS
 from longreel.training import dit as recipe
 from longreel.training import loop, sequences, vae
 from longreel.training.export import export_dit, export_vae, read_dit, read_vae
 from longreel.training.latents import Stories
+from longreel.training.reader import SHOWN, Reader, ReaderRecipe, reading_loss, shown, train_reader
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_layouts_show_a_noisy_block_what_a_rollout_would():
     for seed in range(60):
         kind, layout = sequences.draw_layout(random.Random(seed))
         noisy = layout.noisy.nonzero().flatten()
-        if kind in ("opening", "clip"):
+        if kind in ("opening", "clip", "cut"):
             assert layout.sees.all()
             continue
         for q in noisy[:: sequences.BLOCK].tolist():
@@ -124,18 +126,81 @@ def test_batches_hold_what_their_layout_says():
         assert (batch.sigma[learned] > 0).all(), "what is learned is noisy"
         assert (batch.sigma[~learned] == 0).all(), "what is given is clean"
         assert int(batch.caption.max()) < batch.tokens.shape[1]
-    assert kinds == {"opening", "clip", "start", "middle", "story"}
+    assert kinds == {"opening", "clip", "cut", "start", "middle", "story"}
 
 
 def test_a_finished_run_is_kept(tmp_path):
     torch.manual_seed(6)
     model = recipe.Miniature(SMALL)
-    recipe.train_dit(SMALL, model, stories(4, 2, 21), stories(6, 1, 3), tmp_path)
+    recipe.train_dit(SMALL, model, Reader(16), stories(4, 2, 21), stories(6, 1, 3), tmp_path)
     assert [json.loads(line)["step"] for line in (tmp_path / "dit.jsonl").open()] == [3]
     again = recipe.Miniature(SMALL)
-    recipe.train_dit(SMALL, again, stories(4, 2, 21), stories(6, 1, 3), tmp_path)
+    recipe.train_dit(SMALL, again, Reader(16), stories(4, 2, 21), stories(6, 1, 3), tmp_path)
     done = model.state_dict()
     assert all(torch.equal(value, done[key]) for key, value in again.state_dict().items())
+
+
+def test_a_clean_frame_and_its_noisy_twin_are_the_same_frame():
+    found = 0
+    for seed in range(60):
+        _, layout = sequences.draw_layout(random.Random(seed))
+        for clean, noisy in enumerate(layout.twin.tolist()):
+            if noisy >= 0:
+                found += 1
+                assert layout.noisy[noisy]
+                assert not layout.noisy[clean]
+                assert (layout.take[clean], layout.frame[clean]) == (layout.take[noisy], layout.frame[noisy])
+    assert found
+
+
+def test_own_context_changes_clean_frames_with_a_twin_and_nothing_else():
+    torch.manual_seed(8)
+    model = recipe.Miniature(SMALL)
+    for step in range(40):
+        kind, batch = sequences.draw_batch(stories(4, 2, 21), stories(6, 1, 3), random.Random(step), 2)
+        own = recipe.with_own_context(model, batch, 1.0)
+        changed = (own.clean != batch.clean).flatten(3).any(dim=3).any(dim=1)
+        assert torch.equal(changed, (batch.twin >= 0).expand_as(changed)), kind
+        assert recipe.with_own_context(model, batch, 0.0).clean is batch.clean
+        # a zero head says velocity 0: the guess is the noised frame, somewhere between picture and noise
+        picture, noise = batch.clean[:, :, batch.twin], batch.noise[:, :, batch.twin]
+        between = (own.clean - picture) / (noise - picture)
+        share = between[:, :, batch.twin >= 0]
+        assert ((share > 0.3) & (share < 1)).all()
+
+
+def test_after_a_cut_everybody_is_named_for_the_reader():
+    told = stories(4, 2, 21)
+    for step in range(60):
+        kind, batch = sequences.draw_batch(told, stories(6, 1, 3), random.Random(step), 2)
+        same = torch.isin(batch.tokens, told.tokens[:, :, 2]).all(dim=2) & (batch.tokens != batch.named).any(dim=2)
+        assert not same.any() or kind in ("story", "cut")
+        assert torch.equal(batch.named[~same], batch.tokens[~same])
+
+
+def test_a_reader_finds_what_a_latent_shows(tmp_path):
+    """Latents carry a word's own pattern somewhere: the reader learns to find it, and a guess is judged by it."""
+    torch.manual_seed(9)
+    patterns = torch.randn(len(SHOWN), 16) * 3
+    tokens = torch.zeros(64, 1, 3, 48, dtype=torch.long)
+    latents = torch.zeros(64, 1, 16, 3, 8, 8)
+    for index in range(64):
+        word, row, column = (int(torch.randint(n, ())) for n in (len(SHOWN), 8, 8))
+        tokens[index, :, :, 5] = WORDS.index(SHOWN[word]) + 1
+        latents[index, 0, :, :, row, column] = patterns[word][:, None]
+    data = Stories(latents, torch.zeros(64, 1, 3, 8, 8), tokens, torch.full((64, 1), 21))
+    reader = Reader(16)
+    train_reader(ReaderRecipe(width=16, steps=150, batch=64, rate=3e-3), reader, data, data, tmp_path)
+    named = shown(tokens[:, 0, 0])
+    assert (named.sum(dim=1) == 1).all()
+    told, all_frames = named[:, None].expand(-1, 3, -1), torch.ones(64, 3, dtype=torch.bool)
+    right = reading_loss(reader, latents[:, 0], told, all_frames)
+    wrong = reading_loss(reader, latents[:, 0], told.roll(1, dims=0), all_frames)
+    assert right < 0.5 * wrong
+    none = torch.zeros_like(all_frames)
+    none[0, 0] = True
+    first = reading_loss(reader, latents[:, 0], told, none)
+    assert torch.isclose(first, reading_loss(reader, latents[:1, 0, :, :1], told[:1, :1], none[:1, :1]), atol=1e-5)
 
 
 def _toy(folder, steps):
