@@ -129,7 +129,7 @@ def predict(
 
     Args:
         x: latents [B, 16, F, h, w]. time: noise levels [B, F] in 0..1000. text: rows [B, L, text_dim].
-        position: time position of every frame [B, F]. sees: [F, F] or None for all.
+        position: time position of every frame [B, F]. sees: [F, F], [B, F, F] or None for all.
         reads: [B, F, L], the text rows that each frame reads, or None for all.
         keys: takes each layer's rotated keys [B, H, F * n, d] and its keys of the text [B, H, L, d].
     """
@@ -145,7 +145,9 @@ def predict(
     e0 = dit.time_projection(e).unflatten(2, (6, dit.dim))
     context = dit.text_embedding(text)
     cos, sin = _angles(dit, position, rows, columns)
-    frames_bias = None if sees is None else _bias(sees.repeat_interleave(n, 1), n, context)
+    if sees is not None and sees.ndim == 3:
+        sees = sees[:, None]
+    frames_bias = None if sees is None else _bias(sees.repeat_interleave(n, -1), n, context)
     text_bias = None if reads is None else _bias(reads[:, None], n, context)
 
     def split(y: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..miniature.probe import Probe
 from .dit import DitRecipe, Miniature
+from .reader import Reader, ReaderRecipe
 from .vae import ClipSource, encode
 
 FILES = {
@@ -18,6 +19,7 @@ FILES = {
     "dit": "diffusion_models/longreel-miniature-dit.safetensors",
     "text": "text_encoders/longreel-miniature-text.safetensors",
     "probe": "probe/longreel-miniature-probe.safetensors",
+    "reader": "probe/longreel-miniature-reader.safetensors",
     "memory": "loras/longreel-miniature-memory.safetensors",
 }
 
@@ -101,3 +103,17 @@ def export_probe(probe: Probe, folder: Path) -> Path:
     path = folder / FILES["probe"]
     _write(probe.state_dict(), path)
     return path
+
+
+def export_reader(reader: Reader, folder: Path) -> Path:
+    """Write the reader of latents: what the recipes that train on use again."""
+    path = folder / FILES["reader"]
+    _write(reader.state_dict(), path)
+    return path
+
+
+def read_reader(folder: Path) -> Reader:
+    """What ``export_reader`` wrote, frozen."""
+    reader = Reader(ReaderRecipe().width)
+    reader.load_state_dict({key: value.float() for key, value in load_file(folder / FILES["reader"]).items()})
+    return reader.requires_grad_(False).eval()

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..miniature.stories import describe, is_held_out, random_character
 from ..miniature.text import pad, tokenize
 from ..miniature.world import ACTIONS, CAMERAS, FPS, PLACES, POSITIONS, Actor, Beat, Character, Scene, render
+from .latents import coverage
 from .vae import encode
 
 VIEWS = 3
@@ -63,8 +63,7 @@ def _item(
     after = scene_of(rng, character) if character else before
     take = see(after, 0.0, TARGET)
     drawn = render(after, torch.arange(1 + 4 * (TARGET - 1)) / FPS).masks
-    mask = F.max_pool2d(drawn.amax(dim=1), 8) if character else torch.zeros(len(drawn), 8, 8)
-    later = F.max_pool1d(mask[1:].flatten(1).T, 4).T.unflatten(1, (8, 8))
+    shown = coverage(drawn) if character else torch.zeros(TARGET, 8, 8)
     same = frozenset({0}) if character else frozenset()
     prompts = [describe(before), describe(after), describe(after, same=same)]
     told, *tokens = [pad(tokenize(prompt)).to(torch.uint8) for prompt in prompts]
@@ -72,7 +71,7 @@ def _item(
         "views": see(before, rng.uniform(0.0, _LONGEST), VIEWS + 1)[1:],
         "told": told,
         "take": take,
-        "weights": torch.cat([mask[:1], later]).bfloat16(),
+        "weights": shown.bfloat16(),
         "tokens": torch.stack(tokens),
     }
 

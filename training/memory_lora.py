@@ -5,7 +5,10 @@ frames (the bank) before it, as a rollout shows them. Sink and bank hold places 
 them, the character that the new take calls "the same"; in other sequences the new take names everything, or shows a
 place alone, so that memory is used only when it is asked for.
 
-A second loss shapes what the bank keeps. A full bank drops the frame whose keys fit the prompt's least; here frames
+In some sequences the new take reads three of the six remembered frames only, as sparse activation lets it. A loss made
+of what a reader sees in the guessed latents (training/reader.py) weighs who is shown more than how the rest looks.
+
+A last loss shapes what the bank keeps. A full bank drops the frame whose keys fit the prompt's least; here frames
 with a character are to fit every prompt better than frames without. So a film's empty moments are forgotten first.
 """
 
@@ -21,11 +24,12 @@ import torch
 import torch.nn.functional as F
 
 from .dit import DitRecipe, Miniature, loss, predict
-from .export import FILES, read_dit, read_vae
+from .export import FILES, read_dit, read_reader, read_vae
 from .loop import Metrics, Schedule, train
 from .lora import WAN_LAYERS, adapt, choose_layers, save_lora
 from .memory_data import Takes, encode_takes, load_takes
 from .miniature import start_comfyui
+from .reader import reading_loss, shown
 from .sequences import BLOCK, CONTEXT_NOISE, SINK, noise_levels
 from .vae import VaeRecipe, build_vae
 
@@ -33,12 +37,17 @@ BANK = 3
 _ROWS = 5
 """Prompts of a sequence: the sink's, one for each remembered frame, the new take's."""
 _FARTHEST = 240
+_SECOND = 0.3
+_ACTIVE = 3
+"""Remembered frames in view when they are few, as memory-judge's sparse activation has it."""
 _CHARACTER_WEIGHT = 10
 
 
 @dataclass(frozen=True)
 class MemoryRecipe:
-    """A run on ``shards`` shards of takes. ``ranking``: weight of the loss that shapes what the bank keeps."""
+    """A run on ``shards`` shards of takes. ``ranking``: weight of the loss that shapes what the bank keeps,
+    ``reading``: of what the reader sees. ``few``: share of sequences in which three remembered frames are in view.
+    """
 
     rank: int = 32
     steps: int = 1700
@@ -46,6 +55,8 @@ class MemoryRecipe:
     rate: float = 1e-3
     muon_rate: float = 2e-3
     ranking: float = 0.1
+    reading: float = 0.3
+    few: float = 0.35
     shards: int = 12
     seed: int = 0
 
@@ -53,7 +64,8 @@ class MemoryRecipe:
 @dataclass(frozen=True)
 class Sequences:
     """A batch of B sequences of F frames. clean: [B, 16, F, 8, 8]; shows: which remembered frames show somebody
-    [B, BANK]; the rest as of ``predict`` and ``sequences.Batch``.
+    [B, BANK]; named: what the last block shows, [B, len(SHOWN)]; sees: [B, F, F]; the rest as of ``predict`` and
+    ``sequences.Batch``.
     """
 
     clean: torch.Tensor
@@ -65,11 +77,12 @@ class Sequences:
     position: torch.Tensor
     sees: torch.Tensor
     shows: torch.Tensor
+    named: torch.Tensor
 
 
-def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int) -> Sequences:
+def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int, few: float = 0.0) -> Sequences:
     """A batch: all of it takes' first blocks, or all of it second ones. Uses torch's global generator for noise."""
-    second = rng.random() < 0.15
+    second = rng.random() < _SECOND
     gap = BLOCK * rng.randint(5, (_FARTHEST if rng.random() < 0.8 else 3000) // BLOCK)
     remembered = sorted(BLOCK * at for at in rng.sample(range(1, gap // BLOCK), BANK))
     blocks = [list(range(SINK)), *([at] for at in remembered), *([[*range(gap, gap + BLOCK)]] if second else [])]
@@ -82,6 +95,11 @@ def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int) 
     # a remembered frame sees the sink and itself, the take everything before it
     sees = (owner[:, None] == owner[None]) | (owner[None] == 0)
     sees |= (owner[:, None] > BANK) & (owner[None] <= owner[:, None])
+    sees = sees.repeat(size, 1, 1)
+    for item, seen in zip(drawn, sees, strict=True):
+        if rng.random() < few:
+            hidden = _hidden(item["person"], rng)
+            seen[SINK + BANK :, hidden] = False
     spoil = CONTEXT_NOISE * torch.rand(size, 1, 1, 1, 1) * (torch.rand(size, 1, 1, 1, 1) < 0.8)
     clean = torch.where(noisy[:, None, None], clean, clean + spoil * torch.randn_like(clean))
     weight = torch.zeros(size, 1, count, 8, 8)
@@ -95,8 +113,17 @@ def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int) 
         owner.clamp(max=_ROWS - 1).expand(size, -1),
         torch.tensor([at for block in blocks for at in block]).expand(size, -1),
         sees,
-        torch.stack([item["shows"] for item in drawn]),
+        torch.stack([item["person"][SINK:] for item in drawn]),
+        torch.stack([shown(item["named"]) for item in drawn]),
     )
+
+
+def _hidden(person: torch.Tensor, rng: random.Random) -> list[int]:
+    """Which of the remembered frames stay out of view when three are in it: those with somebody come first, as the
+    picks of sparse activation are meant to.
+    """
+    order = sorted(range(len(person)), key=lambda frame: (not bool(person[frame]), rng.random()))
+    return order[_ACTIVE:]
 
 
 def _levels(size: int) -> torch.Tensor:
@@ -106,13 +133,15 @@ def _levels(size: int) -> torch.Tensor:
 
 
 def _draw(people: Takes, places: Takes, rng: random.Random, second: bool) -> dict[str, torch.Tensor]:
-    """One sequence: clean [F, 16, 8, 8], weight [BLOCK, 8, 8] of what is learned, tokens [5, 48], shows [BANK]."""
+    """One sequence: clean [F, 16, 8, 8], weight [BLOCK, 8, 8] of what is learned, tokens [5, 48], named [48], and
+    which of sink and bank show a person [SINK + BANK].
+    """
     who = rng.randrange(len(people))
     kind = rng.choices(("same", "named", "place"), (0.6, 0.2, 0.2))[0]
     seen = who if kind == "same" or rng.random() < 0.3 else rng.randrange(len(people))
     in_sink = rng.random() < 0.2
     often = rng.choices(range(4), (0.3, 0.4, 0.2, 0.1) if in_sink or kind != "same" else (0, 0.5, 0.35, 0.15))[0]
-    shown = rng.sample(range(BANK), often)
+    often_in = rng.sample(range(BANK), often)
     scenery = [rng.randrange(len(places)) for _ in range(BANK + 1)]
     frames, tokens = [], []
     if in_sink:
@@ -122,7 +151,7 @@ def _draw(people: Takes, places: Takes, rng: random.Random, second: bool) -> dic
         frames += list(places.take[scenery[-1]][:SINK])
         tokens.append(places.told[scenery[-1]])
     for index in range(BANK):
-        source, item = (people, seen) if index in shown else (places, scenery[index])
+        source, item = (people, seen) if index in often_in else (places, scenery[index])
         frames.append(source.views[item][rng.randrange(source.views.shape[1])])
         tokens.append(source.told[item])
     source, item = (places, rng.randrange(len(places))) if kind == "place" else (people, who)
@@ -133,7 +162,8 @@ def _draw(people: Takes, places: Takes, rng: random.Random, second: bool) -> dic
         "clean": torch.stack(frames).float(),
         "weight": 1 + _CHARACTER_WEIGHT * source.weights[item, learned].float(),
         "tokens": torch.stack(tokens).long(),
-        "shows": torch.tensor([index in shown for index in range(BANK)]),
+        "named": source.tokens[item, 0],
+        "person": torch.tensor([in_sink] * SINK + [index in often_in for index in range(BANK)]),
     }
 
 
@@ -163,17 +193,23 @@ def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output:
     model = Miniature(DitRecipe())
     read_dit(model, weights)
     model.requires_grad_(False)
+    reader = read_reader(weights)
     names = choose_layers(model.dit, WAN_LAYERS)
     tree, adapter = adapt(model.dit, names, recipe.rank, seed=recipe.seed)
 
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
-        batch = draw_sequences(people, places, random.Random(f"{recipe.seed}/{step}"), recipe.batch)
+        batch = draw_sequences(people, places, random.Random(f"{recipe.seed}/{step}"), recipe.batch, recipe.few)
         keys: list[tuple[torch.Tensor, torch.Tensor]] = []
-        v = _velocity(model, tree, batch, keys)
+        sigma = batch.sigma[:, None, :, None, None]
+        noised = (1 - sigma) * batch.clean + sigma * batch.noise
+        v = _velocity(model, tree, batch, noised, keys)
         value = loss(v, batch.noise - batch.clean, batch.weight)
+        guess = noised - sigma * v
+        read = reading_loss(reader, guess, batch.named[:, None].expand(-1, guess.shape[2], -1), batch.sigma > 0)
         rank, right = ranking_loss(keys, batch.shows)
         kind = "first" if batch.clean.shape[2] == SINK + BANK + BLOCK else "second"
-        return value + recipe.ranking * rank, {kind: float(value.detach()), "rank": float(rank.detach()), "kept": right}
+        told = {kind: float(value.detach()), f"{kind} read": float(read.detach()), "rank": float(rank.detach())}
+        return value + recipe.ranking * rank + recipe.reading * read, told | {"kept": right}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, warmup=30, average=0.99)
     adapter.load_state_dict(train("memory", adapter, learn, schedule, folder, seed=recipe.seed, save_every=60))
@@ -205,11 +241,13 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
 
 
 def _velocity(
-    model: Miniature, tree: Any, batch: Sequences, keys: list[tuple[torch.Tensor, torch.Tensor]]
+    model: Miniature,
+    tree: Any,
+    batch: Sequences,
+    noised: torch.Tensor,
+    keys: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
     size, prompts, length = batch.tokens.shape
-    sigma = batch.sigma[:, None, :, None, None]
-    noised = (1 - sigma) * batch.clean + sigma * batch.noise
     with torch.autocast(batch.clean.device.type, dtype=torch.bfloat16):
         rows = model.text(batch.tokens.flatten(0, 1)).reshape(size, prompts * length, -1)
         reads = F.one_hot(batch.caption, prompts).bool().repeat_interleave(length, dim=2)

@@ -17,7 +17,7 @@ from torch import nn
 from ..miniature.probe import Probe
 from .curves import draw_curves
 from .dit import DitRecipe, Miniature, train_dit
-from .export import export_dit, export_probe, export_vae, latent_statistics, read_dit, read_vae
+from .export import export_dit, export_probe, export_reader, export_vae, latent_statistics, read_dit, read_vae
 from .latents import encode_stories, load_stories
 from .loop import save_whole
 from .probe import ProbeRecipe, train_probe
@@ -90,6 +90,7 @@ def train_miniature(
     model.to(device)
     reader = Reader(recipe.reader.width).to(device)
     _once(folder / "reader.pt", reader, lambda: train_reader(recipe.reader, reader, stories, openings, folder))
+    export_reader(reader, weights)
     _once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, reader, stories, openings, folder))
     export_dit(model, recipe.dit, weights)
     draw_curves(folder, curves)

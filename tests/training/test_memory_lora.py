@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from longreel.miniature.stories import is_held_out
+from longreel.miniature.text import WORDS
 from longreel.miniature.world import Beat, Scene, render
 from longreel.training import memory_data, memory_judge
 from longreel.training.memory_lora import BANK, draw_sequences, ranking_loss
+from longreel.training.reader import SHOWN
 
 
 def takes(number: int, character: bool) -> memory_data.Takes:
@@ -41,9 +43,31 @@ def test_a_sequence_remembers_whom_it_calls_the_same():
 
 def test_remembered_frames_see_the_sink_and_themselves_only():
     batch = draw_sequences(takes(9, True), takes(9, False), random.Random(1), 2)
-    assert batch.sees[3:6, :6].tolist() == [[True] * 3 + [row == column for column in range(3)] for row in range(3)]
-    assert bool(batch.sees[-3:].all())
-    assert not bool(batch.sees[:-3, -3:].any())
+    for sees in batch.sees:
+        assert sees[3:6, :6].tolist() == [[True] * 3 + [row == column for column in range(3)] for row in range(3)]
+        assert bool(sees[-3:].all())
+        assert not bool(sees[:-3, -3:].any())
+
+
+def test_a_few_frames_in_view_are_those_that_show_somebody():
+    for step in range(20):
+        batch = draw_sequences(takes(50, True), takes(9, False), random.Random(step), 8, few=1.0)
+        for sees, clean in zip(batch.sees, batch.clean, strict=True):
+            view = sees[-1, : 3 + BANK]
+            assert int(view.sum()) == 3
+            assert bool((sees[6:, :6] == view).all()), "every frame of the take has the same view"
+            person = clean[0, : 3 + BANK, 0, 0] > 0
+            assert int((person & view).sum()) == min(3, int(person.sum()))
+        assert bool(batch.sees[:, -3:, 6:].all()), "the take itself stays in view"
+
+
+def test_what_the_last_block_shows_is_named():
+    people, places = takes(50, True), takes(9, False)
+    people.tokens[:, 0, 4] = WORDS.index("star") + 1
+    for step in range(10):
+        batch = draw_sequences(people, places, random.Random(step), 8)
+        person = batch.weight[:, 0, -1].amax(dim=(1, 2)) > 1
+        assert torch.equal(batch.named[:, SHOWN.index("star")] > 0, person)
 
 
 def test_ranking_prefers_frames_that_show_somebody():
