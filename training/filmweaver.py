@@ -30,7 +30,7 @@ TEMPORAL_ONLY: _Rates = (0.2, 0.8, 0.0, 0.0)
 ALL_MODES: _Rates = (0.15, 0.25, 0.35, 0.25)
 """Stage 2."""
 _PARTS = ("latents", "text", "caption", "keyframes", "embeddings")
-_SUBJECT = "subject"
+_OPTIONAL = ("subject", "shown")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,7 @@ class SceneShot:
     latents: the whole take, normalised, [C, T, h, w]. text: its encoded caption [L, D]. caption: CLIP text embedding
     [d] that keyframes are ranked by. keyframes: candidates, encoded alone, [n, C, 1, h, w], n may be 0. embeddings:
     CLIP image embeddings [n, d]. subject: where people and things of interest are, [T, h, w] of 0..1; None: not known.
+    shown: what a reader of latents should read off it, 0 or 1 a word [n]; None: nothing can.
     """
 
     latents: torch.Tensor
@@ -48,6 +49,7 @@ class SceneShot:
     keyframes: torch.Tensor
     embeddings: torch.Tensor
     subject: torch.Tensor | None = None
+    shown: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ class WeaverSample:
     mode: that was drawn (a dropped cache leaves it). target: [C, chunk, h, w], what the loss is taken on; cache tokens
     are never in it. text: [L, D], None to train with the empty caption. scene, shot, start: where the target is.
     keyframes: (scene, shot, number) of each slot, in the payload's order. history: frames given of those before start.
-    subject: the target's part of the shot's [chunk, h, w].
+    subject: the target's part of the shot's [chunk, h, w]. shown: the shot's.
     """
 
     mode: Mode
@@ -101,6 +103,7 @@ class WeaverSample:
     keyframes: tuple[tuple[int, int, int], ...]
     history: int
     subject: torch.Tensor | None
+    shown: torch.Tensor | None
 
 
 def draw_sample(
@@ -153,6 +156,7 @@ def draw_sample(
         keyframes=tuple(slots),
         history=frames,
         subject=None if shot.subject is None else shot.subject[start : start + profile.chunk],
+        shown=shot.shown,
     )
 
 
@@ -173,13 +177,14 @@ def save_scene(scene: TrainingScene, path: Path) -> None:
         for part in _PARTS
     }
     for number, shot in enumerate(scene.shots):
-        if shot.subject is not None:
-            tensors[f"shot{number}.{_SUBJECT}"] = shot.subject.to(torch.bfloat16).contiguous()
+        for part in _OPTIONAL:
+            if (value := getattr(shot, part)) is not None:
+                tensors[f"shot{number}.{part}"] = value.to(torch.bfloat16).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    unfinished = path.with_suffix(".part")
     told = {"vae": scene.vae, "text_encoder": scene.text_encoder, "shots": json.dumps(len(scene.shots))}
-    save_file(tensors, part, metadata=told)
-    part.replace(path)
+    save_file(tensors, unfinished, metadata=told)
+    unfinished.replace(path)
 
 
 def load_scenes(folder: Path) -> list[TrainingScene]:
@@ -198,8 +203,8 @@ def load_scenes(folder: Path) -> list[TrainingScene]:
             shots = tuple(
                 SceneShot(**{
                     part: file.get_tensor(f"shot{number}.{part}").float()
-                    for part in (*_PARTS, _SUBJECT)
-                    if part != _SUBJECT or f"shot{number}.{part}" in there
+                    for part in (*_PARTS, *_OPTIONAL)
+                    if part in _PARTS or f"shot{number}.{part}" in there
                 })
                 for number in range(json.loads(told["shots"]))
             )  # fmt: skip

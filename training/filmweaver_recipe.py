@@ -31,6 +31,7 @@ from .lora_memory import plan_memory
 from .lora_recipe import Band, recompute, remember_recipe, uses_bf16
 from .lora_run import quiet, run_lora
 from .processes import main_first, processes
+from .reader import Reading
 
 _NAME = "weaver"
 _OWN_STEPS = 4
@@ -94,10 +95,17 @@ class WeaverRecipe:
 class WeaverMatcher:
     """A model that reads caches, and the precision it runs in. empty: the encoded empty caption [L, D]; None: zeros."""
 
-    def __init__(self, dit: nn.Module, profile: LayoutProfile, bf16: bool, empty: torch.Tensor | None = None):
+    def __init__(
+        self,
+        dit: nn.Module,
+        profile: LayoutProfile,
+        bf16: bool,
+        empty: torch.Tensor | None = None,
+        reading: Reading | None = None,
+    ):
         # Never adapted, and in the precision of the blocks (core keeps the patch embedding in float32).
         weight: torch.Tensor = dit.get_parameter("head.modulation")
-        self.dit, self.profile, self.device = dit, profile, weight.device
+        self.dit, self.profile, self.device, self.reading = dit, profile, weight.device, reading
         width: Any = dit.text_dim
         self.empty = torch.zeros(1, width) if empty is None else empty
         # A base in float32 is cast layer by layer under autocast; any other is fed what it computes in.
@@ -122,18 +130,24 @@ class WeaverMatcher:
     def loss(
         self, samples: Sequence[WeaverSample], sigma: torch.Tensor, noise: torch.Tensor, subject: float = 0.0
     ) -> torch.Tensor:
-        """Mean squared error of the velocity of the targets, known subjects weighing 1 + ``subject`` times as much;
-        samples of one pass (see ``draw_pass``).
+        """Mean squared error of the velocity of the targets, known subjects weighing 1 + ``subject`` times as much,
+        and what is read off the guesses; samples of one pass (see ``draw_pass``).
         """
         clean = torch.stack([sample.target for sample in samples]).to(self.device, torch.float32)
         level = sigma.to(self.device)[:, None, None, None, None]
         text = self.texts([sample.text for sample in samples])
         payloads = [sample.payload for sample in samples if sample.payload is not None]
-        v = self.velocity((1 - level) * clean + level * noise, sigma, text, payloads)
+        noised = (1 - level) * clean + level * noise
+        v = self.velocity(noised, sigma, text, payloads)
         error = (v - (noise - clean)).square().mean(dim=1)
         known = [torch.zeros(error.shape[1:]) if one.subject is None else one.subject for one in samples]
         weight = 1 + subject * torch.stack(known).to(self.device)
-        return (error * weight).sum() / weight.sum()
+        value = (error * weight).sum() / weight.sum()
+        if self.reading:
+            # whom nothing tells of, no guess can show
+            told = [None if one.text is None or one.payload is None else one.shown for one in samples]
+            value = value + self.reading.loss(noised - level * v, told)
+        return value
 
     @torch.no_grad()
     def sample(
@@ -162,6 +176,7 @@ def train_weaver(
     *,
     empty: torch.Tensor | None = None,
     start_from: Path | None = None,
+    reading: Reading | None = None,
     sample: Callable[[int, WeaverMatcher], None] | None = None,
     tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
@@ -169,6 +184,7 @@ def train_weaver(
     """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
     ``empty``: the encoded empty caption [L, D]. ``start_from``: a finished LoRA of the same layers and rank.
+    ``reading``: a further loss, for scenes that say what they show.
     ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far,
     ``tick(step)`` before every step; either may stop the run. Of many processes (see training/loop.py) the first calls
     them and writes; each learns from a batch of its own.
@@ -188,10 +204,11 @@ def train_weaver(
     if recipe.checkpointing:
         recompute(tree)
     bf16 = uses_bf16(recipe.precision, next(dit.parameters()).device)
-    matcher = WeaverMatcher(tree, recipe.profile, bf16, empty)
+    matcher = WeaverMatcher(tree, recipe.profile, bf16, empty, reading)
     first, several = processes().is_main_process, processes().num_processes
     with main_first():
-        remember_recipe({**asdict(recipe), "scenes": len(scenes)}, folder)
+        told = {"scenes": len(scenes), "reading": reading.weight if reading else 0.0}
+        remember_recipe({**asdict(recipe), **told}, folder)
     if not first:
         say = quiet
     say(plan_memory(dit, adapter, [_Pass(_largest(scenes, recipe.profile))], at_once=recipe.at_once, bf16=bf16,

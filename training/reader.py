@@ -9,6 +9,7 @@ which judges decoded films and has never seen a latent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,24 @@ SHOWN = tuple(sorted({word for phrase in (*COLOURS, *BODIES, *HEADGEAR, *PLACES)
 """The words that a single frame can show."""
 _TOKENS = torch.tensor([WORDS.index(word) + 1 for word in SHOWN])
 _NOISE = 0.4
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A further loss of a recipe: what ``reader`` reads off guessed latents, weighing ``weight``."""
+
+    reader: nn.Module
+    weight: float
+
+    def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Of latents ``guess`` [B, 16, F, h, w], each of which shows ``named``; None is not read."""
+        known = [index for index, words in enumerate(named) if words is not None]
+        if not known:
+            return guess.new_zeros(())
+        told = torch.stack([words for words in named if words is not None]).to(guess.device)
+        every = torch.ones(len(known), guess.shape[2], dtype=torch.bool, device=guess.device)
+        told = told[:, None].expand(-1, guess.shape[2], -1)
+        return self.weight * reading_loss(self.reader, guess[known], told, every)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ import torch
 from ..film.cache import CacheError, LayoutProfile
 from ..film.cache.profile import TimeMode
 from .clip import CLIP_FILE, ClipRecipe, train_clip
-from .export import FILES, read_vae
+from .export import FILES, read_reader, read_vae
 from .filmweaver import ALL_MODES, TEMPORAL_ONLY, Curriculum, TrainingScene, draw_sample, load_scenes
 from .filmweaver_recipe import WeaverMatcher, WeaverRecipe, train_weaver
 from .lora import WAN_LAYERS, WAN_SELF_ATTENTION, LoraError
 from .miniature import start_comfyui
+from .reader import Reading
 from .vae import VaeRecipe, build_vae
 
 _Number = TypeVar("_Number", int, float)
@@ -92,6 +93,8 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranked", type=float, default=0.7, help="share of samples with the best keyframes, else any")
     parser.add_argument("--subject", type=float, help="how much more than scenery subjects weigh, where scenes say "
                         "where they are: default 0, miniature 4")  # fmt: skip
+    parser.add_argument("--reading", type=float, default=0.3, help="miniature only: weight of the loss made of what a "
+                        "reader sees in guessed latents, 0 for none")  # fmt: skip
     parser.add_argument("--no-cache-noise", action="store_true", help="clean caches: the ablation, not for use")
     parser.add_argument("--negative", type=float, default=0.25, help="share of keyframes taken from other scenes")
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of the forward pass")
@@ -118,9 +121,10 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         comfy.model_management.load_models_gpu([model], force_full_load=True)
         told = {"base": path.stem, "recipe": "filmweaver", "scenes": str(len(scenes)), "vae": scenes[0].vae}
         recipe = recipe_of(chosen)
+        reading = Reading(read_reader(weights), chosen.reading) if chosen.model is None and chosen.reading else None
         look = _sampler(scenes, recipe, weights, chosen.folder / "samples") if chosen.model is None else None
         print(train_weaver(model.model.diffusion_model, scenes, recipe, chosen.folder, told,
-                           start_from=chosen.start_from, sample=look))  # fmt: skip
+                           start_from=chosen.start_from, reading=reading, sample=look))  # fmt: skip
     except (LoraError, CacheError) as error:
         raise SystemExit(str(error)) from error
     except KeyboardInterrupt as stop:

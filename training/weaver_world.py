@@ -19,6 +19,7 @@ from torch import nn
 
 from ..film.cache import spread_frames
 from ..miniature.stories import describe, is_held_out, random_character
+from ..miniature.text import pad, tokenize
 from ..miniature.world import (
     ACTIONS,
     BODIES,
@@ -35,6 +36,7 @@ from ..miniature.world import (
 )
 from .filmweaver import SceneShot, TrainingScene, save_scene
 from .latents import coverage
+from .reader import shown
 from .vae import encode
 
 SHOTS = 3
@@ -128,6 +130,7 @@ def encode_shot(models: WorldModels, shot: WorldShot) -> SceneShot:
         keyframes=torch.stack([encode_frames(models.vae, frame[None]) for frame in chosen]),
         embeddings=embedded,
         subject=coverage(drawn.masks),
+        shown=shown(pad(tokenize(describe(shot.scene)))),
     )
 
 

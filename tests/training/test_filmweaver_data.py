@@ -37,6 +37,7 @@ def shot(scene, number, frames=30, keyframes=3, size=4):
         else torch.zeros(0, 2, 1, size, size),
         torch.randn(keyframes, 8, generator=generator),
         subject=time[0].expand(frames, size, size) if number % 2 else None,
+        shown=torch.tensor([0.0, 1.0]) if number else None,
     )
 
 
@@ -207,6 +208,7 @@ def test_scenes_on_disk(tmp_path):
         assert torch.equal(before.keyframes.bfloat16().float(), after.keyframes)
         assert torch.equal(before.latents.bfloat16().float(), after.latents)
         assert (before.subject is None) == (after.subject is None)
+        assert before.shown.tolist() == after.shown.tolist() if before.shown is not None else after.shown is None
         assert before.subject is None or torch.equal(before.subject.bfloat16().float(), after.subject)
     save_scene(replace(material[0], vae="other"), tmp_path / "scene-9.safetensors")
     with pytest.raises(CacheError, match=r"scene-9\.safetensors was made by other models"):

@@ -23,6 +23,7 @@ from longreel.training.filmweaver_recipe import (
     train_weaver,
 )
 from longreel.training.lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, differentiable
+from longreel.training.reader import SHOWN, Reader, Reading
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -117,6 +118,24 @@ def test_the_loss_is_taken_on_the_target_alone():
     assert torch.isclose(weighed, (error.mean(dim=1)[0] * (1 + 4 * subject)).sum() / (1 + 4 * subject).sum())
     # The caches are read, though: without them it is another loss.
     assert matcher.loss([replace(one, payload=None)], sigma, noise) != matcher.loss([one], sigma, noise)
+
+
+@torch.no_grad()
+def test_what_is_read_off_a_guess_is_added_where_something_tells_of_it():
+    (one,) = of_mode(4, 1, drop_text=0)
+    words = (torch.arange(len(SHOWN)) % 3 == 0).float()
+    told = replace(one, shown=words)
+    reader = Reader(16)
+    plain = WeaverMatcher(model(), PROFILE, bf16=False)
+    reading = WeaverMatcher(model(), PROFILE, bf16=False, reading=Reading(reader, 0.5))
+    sigma, noise = torch.tensor([0.5]), torch.randn(1, *one.target.shape)
+    x = 0.5 * one.target[None] + 0.5 * noise
+    v = plain.velocity(x, sigma, one.text[None], [one.payload])
+    logits = reader((x - 0.5 * v)[0].transpose(0, 1))
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits, words.expand(PROFILE.chunk, -1))
+    assert torch.isclose(reading.loss([told], sigma, noise), plain.loss([told], sigma, noise) + 0.5 * wanted)
+    for unknown in (one, replace(told, text=None), replace(told, payload=None)):
+        assert torch.equal(reading.loss([unknown], sigma, noise), plain.loss([unknown], sigma, noise))
 
 
 def test_only_the_lora_gets_gradients():
