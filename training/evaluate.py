@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from ..miniature.probe import ATTRIBUTES, SIGHT, SPACING, Probe
 from ..miniature.stories import describe, random_scene
 from ..miniature.world import FPS, Beat, Scene, render
-from .export import FILES
+from .export import FILES, read_probe
 
 SHIFT = 5.0
 """The causal checkpoints' shift of the noise schedule."""
@@ -45,7 +44,7 @@ def load(weights: Path) -> Models:
     from ..host.miniature_clip import load_miniature_clip
 
     probe = Probe().eval()
-    probe.load_state_dict({key: value.float() for key, value in load_file(weights / FILES["probe"]).items()})
+    read_probe(probe, weights)
     model = comfy.sd.load_diffusion_model(str(weights / FILES["dit"]), model_options={"dtype": torch.float32})
     clip = load_miniature_clip(str(weights / FILES["text"]))
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / FILES["vae"])), dtype=torch.float32)

@@ -105,6 +105,11 @@ def export_probe(probe: Probe, folder: Path) -> Path:
     return path
 
 
+def read_probe(probe: Probe, folder: Path) -> None:
+    """Load what ``export_probe`` wrote into ``probe``."""
+    probe.load_state_dict({key: value.float() for key, value in load_file(folder / FILES["probe"]).items()})
+
+
 def export_reader(reader: Reader, folder: Path) -> Path:
     """Write the reader of latents: what the recipes that train on use again."""
     path = folder / FILES["reader"]

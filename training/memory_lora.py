@@ -107,7 +107,7 @@ def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int, 
     return Sequences(
         clean,
         torch.randn_like(clean),
-        _levels(size) * noisy,
+        noise_levels((size, 1), few=0.7) * noisy,
         weight,
         torch.stack([item["tokens"] for item in drawn]),
         owner.clamp(max=_ROWS - 1).expand(size, -1),
@@ -124,12 +124,6 @@ def _hidden(person: torch.Tensor, rng: random.Random) -> list[int]:
     """
     order = sorted(range(len(person)), key=lambda frame: (not bool(person[frame]), rng.random()))
     return order[_ACTIVE:]
-
-
-def _levels(size: int) -> torch.Tensor:
-    """Noise levels [size, 1]: mostly the four of the rollout, where it is decided who appears."""
-    few = torch.tensor((1.0, 0.9375, 0.8333, 0.625))[torch.randint(4, (size, 1))]
-    return torch.where(torch.rand(size, 1) < 0.7, few, noise_levels((size, 1)))
 
 
 def _draw(people: Takes, places: Takes, rng: random.Random, second: bool) -> dict[str, torch.Tensor]:

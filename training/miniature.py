@@ -7,7 +7,7 @@ Each stage resumes where it was killed and is skipped when it is done; a folder 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,17 @@ from torch import nn
 from ..miniature.probe import Probe
 from .curves import draw_curves
 from .dit import DitRecipe, Miniature, train_dit
-from .export import export_dit, export_probe, export_reader, export_vae, latent_statistics, read_dit, read_vae
+from .export import (
+    export_dit,
+    export_probe,
+    export_reader,
+    export_vae,
+    latent_statistics,
+    read_dit,
+    read_probe,
+    read_reader,
+    read_vae,
+)
 from .latents import encode_stories, load_stories
 from .loop import save_whole
 from .probe import ProbeRecipe, train_probe
@@ -48,34 +58,51 @@ def start_comfyui() -> None:
     sys.argv = own
 
 
-def _once(path: Path, model: nn.Module, make: Callable[[], object]) -> None:
-    """Run ``make``, which trains ``model`` in place, and keep the result at ``path``; load it if it is there."""
+def _once(path: Path, model: nn.Module, make: Callable[[], object], *, as_it_is: bool = False) -> None:
+    """Run ``make``, which trains ``model`` in place, and keep the result at ``path``; load it if it is there.
+
+    ``as_it_is``: keep the model untrained.
+    """
     if not path.exists():
-        make()
+        if not as_it_is:
+            make()
         save_whole(path, model.state_dict())
     model.load_state_dict(torch.load(path, weights_only=True))
     model.eval()
 
 
 def train_miniature(
-    recipe: MiniatureRecipe, folder: Path, weights: Path, curves: Path, *, start_from: Path | None = None
+    recipe: MiniatureRecipe,
+    folder: Path,
+    weights: Path,
+    curves: Path,
+    *,
+    start_from: Path | None = None,
+    keep: Collection[str] = (),
 ) -> None:
     """Run all stages in ``folder`` on the GPU if there is one, write the finished files under ``weights`` and the loss
-    curves as ``curves``. ``start_from`` names finished files whose VAE, DiT and text encoder are trained on.
+    curves as ``curves``. ``start_from`` names finished files whose VAE, DiT and text encoder are trained on; those of
+    "probe", "vae" and "reader" that ``keep`` names are taken from there as they are.
     """
     start_comfyui()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder.mkdir(parents=True, exist_ok=True)
-    probe = Probe().to(device)
-    _once(folder / "probe.pt", probe, lambda: train_probe(recipe.probe, probe, folder))
+    probe = Probe()
+    if start_from and "probe" in keep:
+        read_probe(probe, start_from)
+    probe.to(device)
+    _once(folder / "probe.pt", probe, lambda: train_probe(recipe.probe, probe, folder), as_it_is="probe" in keep)
     export_probe(probe, weights)
 
     vae = build_vae(recipe.vae.width)
     if start_from:
         read_vae(vae, start_from)
     vae.to(device)
-    _once(folder / "vae.pt", vae, lambda: train_vae(recipe.vae, vae, folder))
+    _once(folder / "vae.pt", vae, lambda: train_vae(recipe.vae, vae, folder), as_it_is="vae" in keep)
     scales = folder / "latent-statistics.pt"
+    if "vae" in keep:
+        # what read_vae gives has latents of zero mean and unit variance already
+        save_whole(scales, (torch.zeros(16, 1, 1, 1), torch.ones(16, 1, 1, 1)))
     if not scales.exists():
         save_whole(scales, latent_statistics(vae, recipe.seed))
     shift, scale = torch.load(scales, weights_only=True)
@@ -88,8 +115,14 @@ def train_miniature(
     if start_from:
         read_dit(model, start_from)
     model.to(device)
-    reader = Reader(recipe.reader.width).to(device)
-    _once(folder / "reader.pt", reader, lambda: train_reader(recipe.reader, reader, stories, openings, folder))
+    reader = read_reader(start_from) if start_from and "reader" in keep else Reader(recipe.reader.width)
+    reader.to(device)
+    _once(
+        folder / "reader.pt",
+        reader,
+        lambda: train_reader(recipe.reader, reader, stories, openings, folder),
+        as_it_is="reader" in keep,
+    )
     export_reader(reader, weights)
     _once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, reader, stories, openings, folder))
     export_dit(model, recipe.dit, weights)

@@ -21,12 +21,22 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
     parser.add_argument("--effort", type=float, default=1.0, help="scales the number of steps; 1 is the full recipe")
     parser.add_argument("--start-from", type=Path, default=None, help="finished weights to train on instead of nothing")
+    parser.add_argument("--keep", nargs="*", choices=("probe", "vae", "reader"), default=[], help="taken from there "
+                        "as they are")  # fmt: skip
+    parser.add_argument("--rate", type=float, default=1.0, help="scales the DiT's learning rates: what is trained on "
+                        "wants less")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="another seed is other stories and another run")
 
 
 def run_training(chosen: argparse.Namespace, weights: Path) -> None:
     """``miniature``. ``weights``: where the finished files go, unless named."""
-    recipe = scaled(MiniatureRecipe(), chosen.effort)
-    train_miniature(recipe, chosen.folder, chosen.weights or weights, chosen.curves, start_from=chosen.start_from)
+    recipe = scaled(MiniatureRecipe(seed=chosen.seed), chosen.effort)
+    dit = recipe.dit
+    dit = replace(dit, rate=dit.rate * chosen.rate, muon_rate=dit.muon_rate * chosen.rate, seed=chosen.seed)
+    train_miniature(
+        replace(recipe, dit=dit), chosen.folder, chosen.weights or weights, chosen.curves,
+        start_from=chosen.start_from, keep=chosen.keep,
+    )  # fmt: skip
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +85,9 @@ def scaled(recipe: MiniatureRecipe, effort: float) -> MiniatureRecipe:
     vae = replace(recipe.vae, image_steps=times(recipe.vae.image_steps), clip_steps=times(recipe.vae.clip_steps))
     return replace(
         recipe,
-        probe=replace(recipe.probe, steps=times(recipe.probe.steps)),
+        probe=replace(recipe.probe, clips=times(recipe.probe.clips), steps=times(recipe.probe.steps)),
         vae=vae,
         shards=times(recipe.shards),
+        reader=replace(recipe.reader, steps=times(recipe.reader.steps)),
         dit=replace(recipe.dit, steps=times(recipe.dit.steps)),
     )

@@ -139,10 +139,15 @@ def draw_layout(rng: random.Random) -> tuple[str, Layout]:
     return kind, _blocks_layout([_Block(0, 0, 0, "sink"), *bank, *clean, *noisy])
 
 
-def noise_levels(shape: tuple[int, ...]) -> torch.Tensor:
-    """Mostly where few-step sampling looks (shift 5), some of everything else."""
+FEW_STEPS = (1.0, 0.9375, 0.8333, 0.625)
+"""The noise levels at which a film is made in four steps."""
+
+
+def noise_levels(shape: tuple[int, ...], few: float = 0.4) -> torch.Tensor:
+    """``few`` of them are those of four-step sampling, the others mostly lie where more steps look (shift 5)."""
     u = torch.rand(shape)
-    return torch.where(torch.rand(shape) < 0.75, 5 * u / (1 + 4 * u), u)
+    spread = torch.where(torch.rand(shape) < 0.75, 5 * u / (1 + 4 * u), u)
+    return torch.where(torch.rand(shape) < few, torch.tensor(FEW_STEPS)[torch.randint(len(FEW_STEPS), shape)], spread)
 
 
 @dataclass(frozen=True)
