@@ -20,7 +20,7 @@ from ..miniature.text import TextEncoder
 from .latents import Stories
 from .loop import Metrics, Schedule, train
 from .reader import SHOWN, reading_loss, shown
-from .sequences import Batch, draw_batch
+from .sequences import FEW_STEPS, Batch, draw_batch
 
 _WORDLESS = 0.1
 
@@ -29,8 +29,9 @@ _WORDLESS = 0.1
 class DitRecipe:
     """Sizes and schedule of the DiT and the text encoder.
 
-    ``reading`` weighs what the reader sees in the guessed latents (see reader.py), ``own_context`` is the share of
-    sequences that go on from what the model itself makes of the frames before.
+    ``reading`` weighs what the reader sees in the guessed latents (see reader.py). ``own_context`` is the share of
+    sequences that go on from what the model itself makes of the frames before, ``own_steps`` the share of batches that
+    go on denoising what it has denoised itself.
     """
 
     dim: int = 192
@@ -45,6 +46,7 @@ class DitRecipe:
     muon_rate: float = 2e-3
     reading: float = 0.3
     own_context: float = 0.5
+    own_steps: float = 0.25
     seed: int = 0
 
 
@@ -234,6 +236,23 @@ def with_own_context(model: Miniature, batch: Batch, share: float) -> Batch:
     return replace(batch, clean=torch.where(own, guess[:, :, batch.twin.clamp(min=0)], batch.clean))
 
 
+@torch.no_grad()
+def with_own_steps(model: Miniature, batch: Batch, done: int) -> Batch:
+    """``batch`` as four-step sampling has it after ``done`` steps: its noisy frames are what ``model`` made of noise
+    until then, noised anew to the next level.
+
+    Nothing of the rendered frames is left in them, so only what a reader reads off can be learned from: a shape that
+    came out of the first step undecided is decided by the prompt, not by what it happens to look like (Xu et al.,
+    "ImageReward", 2023, section 4, teach samplers so).
+    """
+    learned = batch.sigma > 0
+    for level in FEW_STEPS[:done]:
+        batch = replace(batch, sigma=level * learned, noise=torch.randn_like(batch.noise))
+        guess = batch.noised() - level * velocity(model, batch, batch.tokens)
+        batch = replace(batch, clean=torch.where(learned[:, None, :, None, None], guess, batch.clean))
+    return replace(batch, sigma=FEW_STEPS[done] * learned, noise=torch.randn_like(batch.noise))
+
+
 def train_dit(
     recipe: DitRecipe, model: Miniature, reader: nn.Module, stories: Stories, openings: Stories, folder: Path
 ) -> None:
@@ -246,13 +265,17 @@ def train_dit(
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
         kind, batch = draw_batch(stories, openings, random.Random(f"{recipe.seed}/{step}"), recipe.batch)
         batch = with_own_context(model, batch.to(device), recipe.own_context)
+        own = float(torch.rand(())) < recipe.own_steps
+        if own:
+            batch = with_own_steps(model, batch, int(torch.randint(1, len(FEW_STEPS), ())))
         wordless = torch.rand(len(batch.tokens), device=device) < _WORDLESS
-        noised = batch.noised()
         v = velocity(model, batch, batch.tokens.masked_fill(wordless[:, None, None], 0))
-        value = loss(v, batch.noise - batch.clean, batch.weight)
         named = shown(batch.named).gather(1, batch.caption[..., None].expand(-1, -1, len(SHOWN)))
         told = (batch.sigma > 0) & ~wordless[:, None]
-        read = reading_loss(reader, noised - batch.sigma[:, None, :, None, None] * v, named, told)
+        read = reading_loss(reader, batch.noised() - batch.sigma[:, None, :, None, None] * v, named, told)
+        if own:
+            return read, {f"{kind} own": float(read.detach())}
+        value = loss(v, batch.noise - batch.clean, batch.weight)
         return value + recipe.reading * read, {kind: float(value.detach()), f"{kind} read": float(read.detach())}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01)

@@ -169,6 +169,25 @@ def test_own_context_changes_clean_frames_with_a_twin_and_nothing_else():
         assert ((share > 0.3) & (share < 1)).all()
 
 
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_own_steps_leave_nothing_of_the_picture_but_what_is_given(done):
+    torch.manual_seed(8)
+    model = recipe.Miniature(SMALL)
+    with torch.no_grad():
+        model.dit.head.head.weight.normal_(std=0.1)
+    for step in range(12):
+        _, batch = sequences.draw_batch(stories(4, 2, 21), stories(6, 1, 3), random.Random(step), 2)
+        given = batch.sigma == 0
+        torch.manual_seed(1)
+        own = recipe.with_own_steps(model, batch, done)
+        hidden = torch.where(given[:, None, :, None, None], batch.clean, torch.zeros_like(batch.clean))
+        torch.manual_seed(1)
+        blind = recipe.with_own_steps(model, recipe.replace(batch, clean=hidden), done)
+        assert torch.equal(own.clean, blind.clean), "the pictures to be learned were never looked at"
+        assert torch.equal(own.clean[:, :, 0][given[:, 0]], batch.clean[:, :, 0][given[:, 0]])
+        assert torch.equal(own.sigma, sequences.FEW_STEPS[done] * ~given)
+
+
 def test_after_a_cut_everybody_is_named_for_the_reader():
     told = stories(4, 2, 21)
     for step in range(60):
