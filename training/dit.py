@@ -278,5 +278,5 @@ def train_dit(
         value = loss(v, batch.noise - batch.clean, batch.weight)
         return value + recipe.reading * read, {kind: float(value.detach()), f"{kind} read": float(read.detach())}
 
-    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01)
+    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01, average=0.995)
     model.load_state_dict(train("dit", model, learn, schedule, folder, seed=recipe.seed))
