@@ -97,6 +97,8 @@ class LongreelCausalEngine(io.ComfyNode):
     ) -> io.NodeOutput:
         if clip is None:
             raise RolloutError("The loader gave no text encoder: connect one that belongs to the model.")
+        remembers = memory_settings(memory)
+        schedule = default_sigmas(model, steps, remembers) if sigmas is None else tuple(map(float, sigmas))
         engine = CausalEngine(
             model=model,
             clip=clip,
@@ -104,9 +106,9 @@ class LongreelCausalEngine(io.ComfyNode):
             width=width,
             height=height,
             fps=fps,
-            sigmas=default_sigmas(model, steps) if sigmas is None else tuple(float(sigma) for sigma in sigmas),
+            sigmas=schedule,
             loop=cast(Any, loop),
-            memory=memory_settings(memory),
+            memory=remembers,
             frames_per_block=frames_per_block,
         )
         engine.check()

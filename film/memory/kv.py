@@ -32,9 +32,9 @@ class CallKind(Enum):
 class Call:
     """One forward pass, planned on the host.
 
-    position: latent frame number of its first frame; place: where RoPE counts it, the same unless the sink is of earlier
-    shots; runs: (first frame of the call, first slot, frames) to be written; first_slot to ring_end: the contiguous slots
-    attention reads; renews_sink: whether some of `runs` are sink slots.
+    position: latent frame number of its first frame; place: where RoPE counts it, the same unless the sink is of
+    earlier shots; runs: (first frame of the call, first slot, frames) to be written; first_slot to ring_end: the
+    contiguous slots attention reads; renews_sink: whether some of `runs` are sink slots.
     """
 
     kind: CallKind
@@ -172,7 +172,7 @@ class KVMemory:
         return call
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Put keys (rotated at their absolute positions) and values [1, heads, frames * tokens, head_dim] in place."""
+        """Put keys (rotated at their place) and values [1, heads, frames * tokens, head_dim] in place."""
         call, tokens = self._current(), self.layout.tokens
         for source, slot, frames in call.runs:
             to_k, to_v = self.arena.span(layer, slot, frames)
