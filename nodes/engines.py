@@ -33,8 +33,17 @@ class LongreelCausalEngine(io.ComfyNode):
             display_name="Causal Engine",
             category=CATEGORY,
             description="Films block by block and remembers what it filmed, at a cost that does not grow with the "
-            "film. For Wan text-to-video models trained for it: MemFlow, LongLive, Self-Forcing, the miniature.",
-            search_aliases=["memflow", "longlive", "self forcing", "autoregressive", "causal wan", "infinite video"],
+            "film. For Wan text-to-video models trained for it: MemFlow, LongLive, Self-Forcing, ShotStream, the "
+            "miniature.",
+            search_aliases=[
+                "memflow",
+                "longlive",
+                "self forcing",
+                "autoregressive",
+                "causal wan",
+                "infinite video",
+                "shotstream",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A causal Wan text-to-video model from any loader, LoRA and all."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model (umt5_xxl for Wan)."),
@@ -43,7 +52,7 @@ class LongreelCausalEngine(io.ComfyNode):
                     "sigmas",
                     optional=True,
                     tooltip="A noise schedule of your own, from 1 down to 0; then `steps` does not count. Without it "
-                    "the model's own shift and even steps are used.",
+                    "the model's own shift and even steps are used, with the memory ShotStream its published ones.",
                 ),
                 io.Int.Input(
                     "width",
