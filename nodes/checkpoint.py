@@ -30,8 +30,8 @@ class LongreelLoadCausalCheckpoint(io.ComfyNode):
                     "checkpoint",
                     options=causal_sources(),
                     tooltip="A file or sharded folder of models/diffusion_models, such as self_forcing_dmd.pt, "
-                    "longlive_base.pt, MemFlow's base.pt or shotstream_merged.pt. The first time a .pt is opened, 2.8 GB "
-                    "are written.",
+                    "longlive_base.pt, MemFlow's base.pt or shotstream_merged.pt. The first time a .pt is opened, "
+                    "2.8 GB are written.",
                 ),
                 io.Combo.Input(
                     "lora",
