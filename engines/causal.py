@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..film.memory import MEMFLOW, MemorySettings, MemorySnapshot
 from ..film.memory.recall import Remembered
+from ..film.memory.shots import shotstream_sigmas
 from ..film.memory.snapshot import check as check_snapshot
 from ..film.reel import FilmedShot, Reel, ReelError, ReelLayout, check_layout
 from ..film.shot import Shot
@@ -33,14 +34,20 @@ from ..host.recall import prompt_keys
 from ..host.rollout import Prompt, check_sigmas, roll_out
 from ..host.streaming_vae import encode_image, wan_vae_version
 from ..host.wan import check_model, kv_layout
+from .earlier_shots import earlier_shots
 from .filming import EngineError
 from .remembering import MEMORY_LOG, pictures, remembered, wake
 
 __all__ = ["CausalEngine", "default_sigmas"]
 
 
-def default_sigmas(model: ModelPatcher, steps: int) -> tuple[float, ...]:
-    """The schedule of a few-step causal model: the model's own shift, `steps` even steps of time from 1 to 0."""
+def default_sigmas(model: ModelPatcher, steps: int, memory: MemorySettings = MEMFLOW) -> tuple[float, ...]:
+    """The schedule of a few-step causal model: the model's own shift, `steps` even steps of time from 1 to 0.
+
+    A model that remembers as ShotStream does has a shift and steps of its own, which its file does not tell.
+    """
+    if memory.sink_from == "shots":
+        return shotstream_sigmas(steps)
     sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     return tuple(float(sigma) for sigma in sigmas)
 
@@ -192,7 +199,11 @@ class CausalEngine:
         """
         check_layout(reel, self.layout())
         plan = plan_shot(reel.shots, shot, self.clock)
-        memory = self._memory_after(reel)
+        shown = None
+        if self.memory.sink_from == "shots" and plan.take_start:
+            # nothing of the last shot's memory outlives a cut
+            shown = earlier_shots(reel, self.memory.sink, self.vae, self._encode)
+        memory = self._memory_after(reel) if shown is None else None
         first_frame = None if picture is None else encode_image(self.vae, picture, self.width, self.height)
         rollout = roll_out(
             self.model,
@@ -208,6 +219,7 @@ class CausalEngine:
             loop=self.loop,
             on_block=lambda _, latents: report.block_done(latents),
             callback=lambda *_: report.step(),
+            shown=shown,
         )
         filmed = FilmedShot.store(
             shot,
@@ -230,6 +242,10 @@ class CausalEngine:
         Raises ReelError for a reel that remembers nothing or was filmed otherwise, or the text encoder's ValueError.
         """
         check_layout(reel, self.layout())
+        if self.memory.sink_from == "shots":
+            raise ReelError(
+                "ShotStream shows pictures of all earlier shots, whatever the prompt: there is nothing to retrieve."
+            )
         text = prompt_keys(self.model, self._encode(prompt), mask_padding=self.memory.mask_padding)
         found = remembered(reel, text)[:top]
         if not found:

@@ -1,7 +1,8 @@
 """Turn the released causal checkpoints into one safetensors file that ComfyUI's own loader opens as a causal Wan.
 
-Reads Self-Forcing, LongLive 1.0, MemFlow (base and LoRA), plain Wan and diffusers layouts, `.pt` and `.safetensors`,
-one file or a sharded folder. A `.pt` is a pickle: it is read weights-only, so code in it is refused and never run.
+Reads Self-Forcing, LongLive 1.0, MemFlow (base and LoRA), ShotStream, plain Wan and diffusers layouts, `.pt` and
+`.safetensors`, one file or a sharded folder. A `.pt` is a pickle: it is read weights-only, so code in it is refused and
+never run.
 Names and facts: shared/research/memflow.md 1.2-1.3. On the command line: `python -m longreel.host.checkpoints --help`.
 """
 

@@ -7,6 +7,7 @@ chose another. Our kernels run where LONGREEL_ATTENTION asks for them: their spe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.ldm.modules.attention
@@ -51,16 +52,23 @@ def attend(q: torch.Tensor, layer: int, memory: KVMemory, options: dict[str, Any
 
 
 def prep_tables(
-    call: Call, grid: torch.Size, layout: KVLayout, device: torch.device, options: dict[str, Any]
+    call: Call,
+    grid: torch.Size,
+    layout: KVLayout,
+    device: torch.device,
+    options: dict[str, Any],
+    turns: Sequence[float] = (),
 ) -> Tables | None:
     """The RoPE tables that QK preparation needs for a call over a grid of frames, rows and columns of tokens.
+
+    turns: radians added to the temporal angles of each frame, if any.
 
     None where it must not run: not asked for, or something of the user's wants the queries or other positions.
     """
     if not is_forced() or options.get("rope_options") or options.get("patches", {}).get("attn1_patch"):
         return None
     frames, rows, columns = grid
-    return rope_tables(frames, rows, columns, layout.head_dim, layout.theta, device, first=call.position)
+    return rope_tables(frames, rows, columns, layout.head_dim, layout.theta, device, first=call.place, turns=turns)
 
 
 def prepare(attn: Any, layer: int, x: torch.Tensor, memory: KVMemory, tables: Tables) -> torch.Tensor | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from comfy.sd import VAE
 from torch import Tensor
 
 from ..film.reel import Reel
 from ..film.takes import Take, stretches, takes
+from .keyframes import LEAD
 from .streaming_vae import StreamingDecoder, chunks_in
 
 # Latent frames read from disk at once.
@@ -39,6 +41,27 @@ def decoding_steps(reel: Reel, vae: VAE, start: int = 0, stop: int | None = None
     """About how many chunks `film_frames` decodes, for a progress bar."""
     parts = stretches(takes(reel.shots), start, stop)
     return sum(chunks_in(vae, _needed(reel, stretch.stop)) for stretch in parts)
+
+
+def take_picture(reel: Reel, vae: VAE, take: Take, frame: int) -> tuple[Tensor, int]:
+    """A frame that a take shows, decoded with the few latent frames before it only, and the latent frame it is of.
+
+    frame: from the first that is shown. Returns [1, H, W, 3] in 0..1 on the CPU, and the latent frame of the take.
+    Raises as film_frames.
+    """
+    compression, frame = reel.layout.temporal_compression, take.lead + frame
+    latent = _needed(reel, frame + 1) - 1
+    first, pieces = max(0, latent - LEAD), []
+    for shot in take.shots:
+        length = reel.shots[shot].latent_frames
+        if max(first, 0) < min(latent + 1, length):
+            pieces.append(reel.latents(shot, max(first, 0), min(latent + 1, length)))
+        first, latent = first - length, latent - length
+    latent += sum(reel.shots[shot].latent_frames for shot in take.shots)
+    decoded = torch.cat(list(StreamingDecoder(vae).decode(torch.cat(pieces, dim=2))))
+    # the last latent frame's pictures, of which the take's first has one
+    index = -1 if not latent else (frame - 1) % compression - compression
+    return decoded[index].float().cpu().unsqueeze(0), latent
 
 
 def _needed(reel: Reel, frames: int) -> int:

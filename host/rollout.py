@@ -28,7 +28,10 @@ from ..film.memory import (
     restore,
     snapshot,
 )
+from ..film.memory.shots import shot_turn
 from .noise import Noise, SeededNoise
+from .prompt_guider import SHOWN, Prompt, PromptGuider
+from .shot_context import ShotContext
 from .wan import CausalPass, check_model, install, kv_layout
 
 __all__ = ["Prompt", "Rollout", "RolloutError", "RolloutSampler", "check_sigmas", "roll_out"]
@@ -43,17 +46,6 @@ _KEY = "longreel_rollout"
 
 class RolloutError(ValueError):
     """A rollout that cannot be made as asked; the message is one sentence that says what to change."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A conditioning (ComfyUI's CONDITIONING) that holds from latent frame `at` of the take on.
-
-    It takes effect at the first block that starts at or after `at`.
-    """
-
-    at: int
-    conditioning: list[Any]
 
 
 @dataclass(frozen=True)
@@ -85,6 +77,7 @@ def roll_out(
     guidance: float = 1.0,
     on_block: OnBlock | None = None,
     callback: Callback | None = None,
+    shown: ShotContext | None = None,
 ) -> Rollout:
     """Film `shape` = [1, C, T, h, w] latents after what `memory` remembers.
 
@@ -95,7 +88,8 @@ def roll_out(
     seed: of the noise, which depends on it, the block's number in the take (from `first_block`) and the step only.
     noise: replaces the seeded noise. loop: "renoise" denoises fully and adds fresh noise at each step (the distilled
     models), "euler" follows the flow. on_block(block, latents [1, C, frames, h, w]) gets each finished block in LATENT
-    space, on the sampling device. callback: ComfyUI's (step, x0, x, total steps).
+    space, on the sampling device. callback: ComfyUI's (step, x0, x, total steps). shown: what a cut is shown of earlier
+    shots, for a sink that is of these; without it the film begins.
 
     Peak memory does not depend on T but for the latents. Nothing is kept on the model. Raises RolloutError,
     UnsupportedModelError, MemorySettingsError, MemoryMismatchError, and ComfyUI's InterruptProcessingException.
@@ -122,10 +116,13 @@ def roll_out(
         first_frame=first_frame,
         switches=[prompt.at for prompt in prompts],
         on_block=on_block,
+        shown=shown,
     )
+    if fault := sampler.shown.fault(shape, settings.sink):
+        raise RolloutError(fault)
     clone = model.clone()
     clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, _KEY, sampler.prepare)
-    guider = _PromptGuider(clone, prompts)
+    guider = PromptGuider(clone, prompts, sampler.shown)
     # ComfyUI plans its memory by this shape: what one pass holds, not the whole film
     block = torch.zeros((1, channels, frames_per_block, *shape[3:]))
     try:
@@ -155,6 +152,7 @@ class RolloutSampler(comfy.samplers.Sampler):
         first_frame: torch.Tensor | None = None,
         switches: Sequence[int] = (0,),
         on_block: OnBlock | None = None,
+        shown: ShotContext | None = None,
     ) -> None:
         """frames: latent frames to film, None takes the noise input's; switches: first frame of each prompt."""
         if frames_per_block < 1:
@@ -164,6 +162,8 @@ class RolloutSampler(comfy.samplers.Sampler):
             raise RolloutError(f"Unknown sampling loop {loop!r}; choose 'renoise' or 'euler'.")
         if start not in ("cut", "continue", "resume"):
             raise RolloutError(f"Unknown start {start!r}; choose 'cut', 'continue' or 'resume'.")
+        if memory is None and start != "cut" and settings.sink_from == "shots":
+            raise RolloutError("There is no shot to go on from; set the start to 'cut'.")
         if first_frame is not None and start != "cut" and memory is not None:
             raise RolloutError("Only a take that starts with a cut can be given a first frame; set its start to 'cut'.")
         if first_frame is not None and not 0 < first_frame.shape[2] <= frames_per_block:
@@ -171,6 +171,7 @@ class RolloutSampler(comfy.samplers.Sampler):
         self.settings, self.frames_per_block, self.loop = settings, frames_per_block, loop
         self.frames, self.noise, self.saved, self.start = frames, noise, memory, start
         self.first_frame, self.switches, self.on_block = first_frame, list(switches), on_block
+        self.shown = shown or ShotContext()
         self.log: list[dict[str, Any]] = []
         self._memory: KVMemory | None = None
 
@@ -199,6 +200,8 @@ class RolloutSampler(comfy.samplers.Sampler):
             # a recache is the longest pass
             longest = self.settings.window or self.memory.position + (self.frames or 0)
             noise_shape = [*noise_shape[:2], max(longest, noise_shape[2]), *noise_shape[3:]]
+        elif self.settings.sink_from == "shots":
+            noise_shape = [*noise_shape[:2], max(self.settings.sink, noise_shape[2]), *noise_shape[3:]]
         return executor(model, noise_shape, conds, **kwargs)
 
     def _allocate(self, model: comfy.model_patcher.ModelPatcher, shape: Sequence[int]) -> None:
@@ -290,7 +293,9 @@ class _BlockLoop:
     def film(self, total: int) -> torch.Tensor:
         """Film `total` latent frames."""
         plan, memory, step = self.plan, self.state.memory, self.plan.frames_per_block
-        if plan.start == "cut":
+        if plan.start == "cut" and memory.settings.sink_from == "shots":
+            self._show(plan.shown)
+        elif plan.start == "cut":
             memory.drop_window()
         if plan.start != "resume":
             self._switch(0)
@@ -310,9 +315,22 @@ class _BlockLoop:
                 plan.on_block(block, self.model.process_latent_out(latents))
         return output
 
+    def _show(self, shown: ShotContext) -> None:
+        """A cut: earlier shots' pictures become the sink, each under its own words."""
+        sink = self.state.memory.settings.sink
+        self.state.memory.begin_take(shown.take, shown.position, shown.shown(sink))
+        pictures = torch.zeros((1, self.like.shape[1], sink, *self.like.shape[3:]), device=self.like.device)
+        if shown.pictures is not None:
+            pictures = self.model.process_latent_in(shown.pictures.to(pictures))
+        if isinstance(self.guider, PromptGuider) and shown.captions:
+            self.guider.segment, self.state.rows = SHOWN, shown.rows()
+        self.state.new_prompt()
+        self._forward(CallKind.PICTURES, pictures, torch.zeros_like(self.sigmas[0]))
+        self.state.rows = []
+
     def _switch(self, segment: int) -> None:
         """Go on under another prompt: its own text keys, and the window's frames computed again."""
-        if isinstance(self.guider, _PromptGuider):
+        if isinstance(self.guider, PromptGuider):
             self.guider.segment = segment
         self.state.new_prompt()
         clean = self.state.memory.clean_latents()
@@ -345,32 +363,14 @@ class _BlockLoop:
     def _forward(self, kind: CallKind, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.state.kind, self.state.frames, self.state.calls = kind, x.shape[2], 0
+        memory = self.state.memory
+        if memory.settings.sink_from == "shots":
+            filmed = [shot_turn(memory.take)] * x.shape[2]
+            self.state.turns = self.plan.shown.turns(x.shape[2]) if kind is CallKind.PICTURES else filmed
         denoised: torch.Tensor = self.guider(x, sigma.reshape(1), **self.extra_args)
         if self.state.calls != 1:
             raise RolloutError("The prompt was not active in every step; remove its start and end percentages.")
         return denoised
-
-
-class _PromptGuider(comfy.samplers.CFGGuider):
-    """A guider without guidance that holds every prompt of the take, prepared by ComfyUI, and uses one at a time."""
-
-    def __init__(self, model: comfy.model_patcher.ModelPatcher, prompts: Sequence[Prompt]) -> None:
-        super().__init__(model)
-        self.segment = 0
-        self.inner_set_conds({str(index): prompt.conditioning for index, prompt in enumerate(prompts)})
-
-    def predict_noise(
-        self,
-        x: torch.Tensor,
-        timestep: torch.Tensor,
-        model_options: dict[str, Any] | None = None,
-        seed: int | None = None,
-    ) -> torch.Tensor:
-        """The denoised latents under the current prompt."""
-        conds = self.conds[str(self.segment)]
-        return comfy.samplers.sampling_function(
-            self.inner_model, x, timestep, None, conds, 1.0, model_options=model_options or {}, seed=seed
-        )
 
 
 def check_sigmas(sigmas: torch.Tensor) -> None:

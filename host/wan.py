@@ -7,7 +7,7 @@ the model itself is never changed. Facts: shared/research/memflow.md 1-3 and Com
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -52,7 +52,9 @@ class CausalPass:
 
     memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean and
     are told timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current
-    prompt per layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it.
+    prompt per layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it;
+    turns: radians added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the prompt
+    that each frame of it reads (the first, and how many), all where empty.
     """
 
     memory: KVMemory
@@ -62,6 +64,8 @@ class CausalPass:
     calls: int = 0
     text: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     tables: Tables | None = None
+    turns: list[float] = field(default_factory=list)
+    rows: list[tuple[int, int]] = field(default_factory=list)
 
     def new_prompt(self) -> None:
         """Forget the keys of the last prompt."""
@@ -161,12 +165,14 @@ def causal_forward(
 
     _cache_text(dit, context, state)
     call = state.memory.begin_call(state.kind, frames)
-    state.tables = prep_tables(call, grid, state.memory.layout, x.device, options)
+    state.tables = prep_tables(call, grid, state.memory.layout, x.device, options, state.turns)
     # fp32 positions: core builds them in the model's dtype, and bf16 has no integers beyond 256
     scale = options.get("rope_options", {}).get("scale_t", 1.0)
     rotation = dit.rope_encode(
-        frames, height, width, call.position * scale, device=x.device, dtype=torch.float32, transformer_options=options
+        frames, height, width, call.place * scale, device=x.device, dtype=torch.float32, transformer_options=options
     )
+    if state.turns:
+        rotation = _turned(rotation, state.turns, state.memory.layout.temporal_channels // 2)
     text = dit.text_embedding(context) if "dit" in options.get("patches_replace", {}) else None
     only_writes = state.kind is not CallKind.DENOISE
 
@@ -229,13 +235,33 @@ def _block(
 
     cross = block.cross_attn
     q = cross.norm_q(cross.q(block.norm3(x)))
-    k, v = state.text[layer]
-    attention = comfy.ldm.modules.attention.optimized_attention
-    x = x + cross.o(attention(q, k, v, heads=cross.num_heads, transformer_options=options))
+    x = x + cross.o(_read_text(cross, layer, q, state, options))
     for patch in options.get("patches", {}).get("attn2_patch", ()):
         x = patch({"x": x, "transformer_options": options})
 
     return add(x, block.ffn(_modulated(block.norm2, x, shift2, scale2)), gate2)
+
+
+def _read_text(
+    cross: Any, layer: int, q: torch.Tensor, state: CausalPass, options: TransformerOptions
+) -> torch.Tensor:
+    """Cross-attention of q [1, F * T, dim] over the prompt, frames that have rows of their own over these alone."""
+    k, v = state.text[layer]
+    attention = comfy.ldm.modules.attention.optimized_attention
+    attended = []
+    for frame, (first, count) in enumerate(state.rows or [(0, k.shape[1])]):
+        own = q if not state.rows else q.unflatten(1, (len(state.rows), -1))[:, frame]
+        read = (own, k[:, first : first + count], v[:, first : first + count])
+        attended.append(attention(*read, heads=cross.num_heads, transformer_options=options))
+    return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+
+
+def _turned(rotation: torch.Tensor, turns: Sequence[float], pairs: int) -> torch.Tensor:
+    """RoPE matrices [1, F * T, 1, all pairs, 2, 2] with the first `pairs` turned on by an angle per frame."""
+    angles = torch.tensor(turns, device=rotation.device).repeat_interleave(rotation.shape[1] // len(turns))
+    cos, sin = angles.cos(), angles.sin()
+    extra = torch.stack((cos, -sin, sin, cos), dim=-1).view(1, -1, 1, 1, 2, 2)
+    return torch.cat((extra @ rotation[:, :, :, :pairs], rotation[:, :, :, pairs:]), dim=3)
 
 
 def _modulated(norm: Any, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

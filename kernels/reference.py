@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -92,18 +92,22 @@ def rope_tables(
     theta: float = 10000.0,
     device: torch.device | None = None,
     first: int = 0,
+    turns: Sequence[float] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(cos, sin) of Wan's three RoPE axes: fp32 [positions | rows | columns, pairs of the axis, 2].
 
     The table of time begins with position `first`, so that it is no longer than a block however long the film is.
+    turns: radians added to all temporal angles of each position, none without.
     Height and width take a third of a head's channel pairs each, rounded down; time has the rest and comes first.
     Angles are computed in float64 on the CPU. Source: shared/research/kernels.md 3.4.
     """
     side = head_dim // 6
-    tables = []
+    tables: list[torch.Tensor] = []
     for start, size, pairs in ((first, positions, head_dim // 2 - 2 * side), (0, rows, side), (0, columns, side)):
         speed = theta ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
         angles = (start + torch.arange(size, dtype=torch.float64)).unsqueeze(1) * speed
+        if turns and not tables:
+            angles += torch.tensor(turns, dtype=torch.float64).unsqueeze(1)
         tables.append(torch.stack((angles.cos(), angles.sin()), dim=-1).float().to(device))
     return tables[0], tables[1], tables[2]
 

@@ -22,15 +22,16 @@ class LongreelLoadCausalCheckpoint(io.ComfyNode):
             node_id="LongreelLoadCausalCheckpoint",
             display_name="Load Causal Checkpoint",
             category=CATEGORY,
-            description="Opens the released files of Self-Forcing, LongLive and MemFlow, .pt and all, and plain Wan "
-            "text-to-video files. What ComfyUI cannot open is converted once and kept beside your models.",
-            search_aliases=["self forcing", "longlive", "memflow", "convert checkpoint", "pt loader"],
+            description="Opens the released files of Self-Forcing, LongLive, MemFlow and ShotStream, .pt and all, and "
+            "plain Wan text-to-video files. What ComfyUI cannot open is converted once and kept beside your models.",
+            search_aliases=["self forcing", "longlive", "memflow", "shotstream", "convert checkpoint", "pt loader"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=causal_sources(),
                     tooltip="A file or sharded folder of models/diffusion_models, such as self_forcing_dmd.pt, "
-                    "longlive_base.pt or MemFlow's base.pt. The first time a .pt is opened, 2.8 GB are written.",
+                    "longlive_base.pt, MemFlow's base.pt or shotstream_merged.pt. The first time a .pt is opened, "
+                    "2.8 GB are written.",
                 ),
                 io.Combo.Input(
                     "lora",

@@ -33,8 +33,17 @@ class LongreelCausalEngine(io.ComfyNode):
             display_name="Causal Engine",
             category=CATEGORY,
             description="Films block by block and remembers what it filmed, at a cost that does not grow with the "
-            "film. For Wan text-to-video models trained for it: MemFlow, LongLive, Self-Forcing, the miniature.",
-            search_aliases=["memflow", "longlive", "self forcing", "autoregressive", "causal wan", "infinite video"],
+            "film. For Wan text-to-video models trained for it: MemFlow, LongLive, Self-Forcing, ShotStream, the "
+            "miniature.",
+            search_aliases=[
+                "memflow",
+                "longlive",
+                "self forcing",
+                "autoregressive",
+                "causal wan",
+                "infinite video",
+                "shotstream",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A causal Wan text-to-video model from any loader, LoRA and all."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model (umt5_xxl for Wan)."),
@@ -43,7 +52,7 @@ class LongreelCausalEngine(io.ComfyNode):
                     "sigmas",
                     optional=True,
                     tooltip="A noise schedule of your own, from 1 down to 0; then `steps` does not count. Without it "
-                    "the model's own shift and even steps are used.",
+                    "the model's own shift and even steps are used, with the memory ShotStream its published ones.",
                 ),
                 io.Int.Input(
                     "width",
@@ -97,6 +106,8 @@ class LongreelCausalEngine(io.ComfyNode):
     ) -> io.NodeOutput:
         if clip is None:
             raise RolloutError("The loader gave no text encoder: connect one that belongs to the model.")
+        remembers = memory_settings(memory)
+        schedule = default_sigmas(model, steps, remembers) if sigmas is None else tuple(map(float, sigmas))
         engine = CausalEngine(
             model=model,
             clip=clip,
@@ -104,9 +115,9 @@ class LongreelCausalEngine(io.ComfyNode):
             width=width,
             height=height,
             fps=fps,
-            sigmas=default_sigmas(model, steps) if sigmas is None else tuple(float(sigma) for sigma in sigmas),
+            sigmas=schedule,
             loop=cast(Any, loop),
-            memory=memory_settings(memory),
+            memory=remembers,
             frames_per_block=frames_per_block,
         )
         engine.check()

@@ -172,7 +172,8 @@ def memory_input() -> io.DynamicCombo.Input:
         ],
         tooltip="What the model remembers. MemFlow: recent frames, the film's first ones, and a bank of old ones that "
         "match the prompt, best over cuts. LongLive: without the bank, faster. Self-Forcing: recent frames only. "
-        "unbounded: everything, growing with the film. Use the one the model was trained for.",
+        "unbounded: everything, growing with the film. ShotStream: this shot, and 6 pictures spread over the shots "
+        "before, anew at each cut; only for its own model. Use the one the model was trained for.",
     )
 
 

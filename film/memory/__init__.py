@@ -5,7 +5,7 @@ Example:
     memory = KVMemory(layout, MEMFLOW, frames_per_block=3, dtype=torch.bfloat16, device="cuda")
     call = memory.begin_call(CallKind.DENOISE, 3)
     for layer in range(layout.layers):
-        memory.write(layer, k, v)             # keys rotated at call.position
+        memory.write(layer, k, v)             # keys rotated at call.place
         keys, values = memory.read(layer, q)  # attend to these
     memory.end_call()
 """
@@ -20,6 +20,7 @@ from .settings import (
     MEMFLOW,
     PRESETS,
     SELF_FORCING,
+    SHOTSTREAM,
     UNBOUNDED,
     MemorySettings,
     MemorySettingsError,
@@ -31,6 +32,7 @@ __all__ = [
     "MEMFLOW",
     "PRESETS",
     "SELF_FORCING",
+    "SHOTSTREAM",
     "UNBOUNDED",
     "Call",
     "CallKind",

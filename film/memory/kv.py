@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -23,18 +24,22 @@ class CallKind(Enum):
     """The clean pass: they stay, and the film is `frames` longer afterwards."""
     RECACHE = "recache"
     """The newest frames again under a new prompt: they replace what the window holds of these frames."""
+    PICTURES = "pictures"
+    """The pictures of earlier shots that become the sink; they see one another only."""
 
 
 @dataclass(frozen=True)
 class Call:
     """One forward pass, planned on the host.
 
-    position: latent frame number of its first frame; runs: (first frame of the call, first slot, frames) to be written;
-    first_slot to ring_end: the contiguous slots attention reads; renews_sink: whether some of `runs` are sink slots.
+    position: latent frame number of its first frame; place: where RoPE counts it, the same unless the sink is of
+    earlier shots; runs: (first frame of the call, first slot, frames) to be written; first_slot to ring_end: the
+    contiguous slots attention reads; renews_sink: whether some of `runs` are sink slots.
     """
 
     kind: CallKind
     position: int
+    place: int
     frames: int
     runs: tuple[tuple[int, int, int], ...]
     first_slot: int
@@ -68,6 +73,8 @@ class KVMemory:
         self.bank = MemoryBank(self.arena, settings) if settings.bank else None
         self.position = 0
         self.sink: list[int] = []
+        self.take = 0
+        self.origin = 0
         self.ring_start = 0
         self.ring_count = 0
         self.text = torch.zeros((layout.layers, layout.heads, layout.head_dim), device=device)
@@ -108,7 +115,7 @@ class KVMemory:
         self.clean.append(latents.detach())
         if self.settings.window is None:
             return
-        spare = sum(part.shape[2] for part in self.clean) - self.settings.window
+        spare = sum(part.shape[2] for part in self.clean) - self._recached
         while spare >= self.clean[0].shape[2]:
             spare -= self.clean.pop(0).shape[2]
 
@@ -117,7 +124,14 @@ class KVMemory:
         if not self.clean:
             return None
         latents = torch.cat(self.clean, dim=2)
-        return latents if self.settings.window is None else latents[:, :, -self.settings.window :]
+        return latents if self.settings.window is None else latents[:, :, -self._recached :]
+
+    @property
+    def _recached(self) -> int:
+        """How many frames of a bounded window a recache passes: the sink's too, unless it is of earlier shots."""
+        settings = self.settings
+        assert settings.window is not None
+        return settings.window - (settings.sink if settings.sink_from == "shots" else 0)
 
     def drop_window(self) -> None:
         """A cut: forget the recent past, keep sink and bank; positions go on."""
@@ -125,10 +139,23 @@ class KVMemory:
         self.clean = []
         self._open = False
 
+    def begin_take(self, take: int, position: int, shown: Sequence[int]) -> None:
+        """A cut where the sink is of earlier shots: forget everything; a PICTURES call must follow and fills the sink.
+
+        take: number of the take that begins, from 0; position: latent frames filmed before it; shown: for each picture
+        the latent frame of the film that it is of, -1 for none.
+        """
+        self.drop_window()
+        self.take, self.position, self.sink = take, position, list(shown)
+        self.origin = position - len(shown)
+
     # A forward pass
 
     def begin_call(self, kind: CallKind, frames: int) -> Call:
         """Plan a pass over `frames` latent frames; the first pass of a block evicts and folds the bank."""
+        if kind is CallKind.PICTURES:
+            self._call = self._plan_pictures(frames)
+            return self._call
         first = kind is CallKind.RECACHE or not self._open
         if first:
             self.picked = {}
@@ -145,7 +172,7 @@ class KVMemory:
         return call
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Put keys (rotated at their absolute positions) and values [1, heads, frames * tokens, head_dim] in place."""
+        """Put keys (rotated at their place) and values [1, heads, frames * tokens, head_dim] in place."""
         call, tokens = self._current(), self.layout.tokens
         for source, slot, frames in call.runs:
             to_k, to_v = self.arena.span(layer, slot, frames)
@@ -264,17 +291,26 @@ class KVMemory:
         runs += self._ring_runs(sink, self.ring_count, frames - sink)
         ring = self.ring_count + frames - sink
         end = self.arena.ring_base + ring if ring else self.arena.sink_base + len(self.sink) + sink
-        return Call(kind, self.position, frames, tuple(runs), self._first_slot(), end, sink > 0)
+        place = self.position - self.origin
+        return Call(kind, self.position, place, frames, tuple(runs), self._first_slot(), end, sink > 0)
+
+    def _plan_pictures(self, frames: int) -> Call:
+        if frames != self.settings.sink or len(self.sink) != frames:
+            raise ValueError(f"A sink of {self.settings.sink} needs as many pictures after begin_take, not {frames}.")
+        base = self.arena.sink_base
+        return Call(CallKind.PICTURES, self.origin, 0, frames, ((0, base, frames),), base, base + frames, True)
 
     def _plan_recache(self, frames: int) -> Call:
         if not 0 < frames <= self.position:
             raise ValueError(f"A recache of {frames} frames needs as many finished ones; there are {self.position}.")
         first = self.position - frames
         renews = 0 < len(self.sink) <= frames and (first <= self.sink[0] or not self.settings.keep_sink)
+        renews = renews and self.settings.sink_from == "film"
         runs = [(0, self.arena.sink_base, len(self.sink))] if renews else []
         runs += self._ring_runs(frames - self.ring_count, 0, self.ring_count)
         end = self.arena.ring_base + self.ring_count if self.ring_count else self.arena.sink_base + len(self.sink)
-        return Call(CallKind.RECACHE, first, frames, tuple(runs), self._first_slot(), end, renews)
+        place = first - self.origin
+        return Call(CallKind.RECACHE, first, place, frames, tuple(runs), self._first_slot(), end, renews)
 
     def _record(self, call: Call) -> None:
         bank = self.bank
@@ -321,7 +357,8 @@ class KVMemory:
         renewed = call.kind is CallKind.RECACHE and call.renews_sink
         if not renewed:
             first = start - filled - len(self.sink)
-            moves = [first + seat - held for seat, held in enumerate(self.sink)]
+            held_at = range(self.origin, self.position) if self.settings.sink_from == "shots" else self.sink
+            moves = [first + seat - held for seat, held in zip(range(len(self.sink)), held_at)]
             delta[:, size : size + len(self.sink)] = torch.tensor(moves, dtype=torch.float32, device=device)
         self.seat_angles = temporal_angles(self.layout, delta)
         for layer in range(layers):

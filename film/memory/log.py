@@ -30,7 +30,7 @@ def observe(memory: KVMemory) -> dict[str, Any]:
         picks.append(dict(Counter(str(names[index]) for index in chosen.flatten().tolist())))
     return {
         "position": memory.position,
-        "sink": list(memory.sink),
+        "sink": sorted({frame for frame in memory.sink if frame >= 0}),
         "window": list(range(memory.position - memory.ring_count, memory.position)),
         "bank": bank.frames() if bank else [],
         "scores": scores,

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-__all__ = ["LONGLIVE", "MEMFLOW", "PRESETS", "SELF_FORCING", "UNBOUNDED", "MemorySettings", "MemorySettingsError"]
+__all__ = [
+    "LONGLIVE",
+    "MEMFLOW",
+    "PRESETS",
+    "SELF_FORCING",
+    "SHOTSTREAM",
+    "UNBOUNDED",
+    "MemorySettings",
+    "MemorySettingsError",
+]
 
 
 class MemorySettingsError(ValueError):
@@ -27,6 +36,8 @@ class MemorySettings:
     positions: "absolute" keeps every frame at the place it was filmed at; "relative" seats sink and bank directly
         before the window, so distances never leave the range [0, window + bank).
     keep_sink: False renews the sink from the recached frames when the prompt changes.
+    sink_from: "film" makes the film's first frames the sink; "shots" gives it single pictures spread over the shots
+        before, anew at each cut, at positions right before the window (ShotStream).
     mask_padding: leave the empty text rows out of the bank's scores.
     fresh_text: score with the new prompt at a prompt change (the original scores with zeros there).
     fold_once: let each recorded prototype enter the bank once (the original offers it again in every block).
@@ -46,6 +57,7 @@ class MemorySettings:
     mask_padding: bool = False
     fresh_text: bool = False
     fold_once: bool = False
+    sink_from: Literal["film", "shots"] = "film"
 
     def __post_init__(self) -> None:
         if min(self.sink, self.bank, self.active) < 0:
@@ -61,6 +73,13 @@ class MemorySettings:
             raise MemorySettingsError(f"Unknown record rule {self.record!r}; choose 'interactive' or 'single'.")
         if self.positions not in ("absolute", "relative"):
             raise MemorySettingsError(f"Unknown positions {self.positions!r}; choose 'absolute' or 'relative'.")
+        if self.sink_from not in ("film", "shots"):
+            raise MemorySettingsError(f"Unknown sink {self.sink_from!r}; choose 'film' or 'shots'.")
+        if self.sink_from == "shots" and (not self.sink or self.bank or self.active):
+            raise MemorySettingsError(
+                "A sink of pictures from earlier shots needs 1 frame or more and goes without bank and active frames; "
+                "set these to 0."
+            )
         if self.active and not self.bank and self.active < self.sink:
             raise MemorySettingsError("Sparse activation without a bank only loses the sink; set active frames to 0.")
 
@@ -73,8 +92,11 @@ class MemorySettings:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict of every field."""
-        return asdict(self)
+        """A JSON-able dict of every field, but for a usual sink_from: films made before it stay the same films."""
+        values = asdict(self)
+        if self.sink_from == "film":
+            del values["sink_from"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> MemorySettings:
@@ -89,10 +111,13 @@ SELF_FORCING = MemorySettings(window=21, sink=0, bank=0)
 LONGLIVE = MemorySettings(window=12, sink=3, bank=0)
 MEMFLOW = MemorySettings(window=12, sink=3, bank=3)
 UNBOUNDED = MemorySettings(window=None, sink=0, bank=0)
+# 6 pictures and a window of 21 behind them; a take beyond these 21 is seated as its authors' option for long ones does
+SHOTSTREAM = MemorySettings(window=27, sink=6, bank=0, positions="relative", sink_from="shots")
 
 PRESETS: Mapping[str, MemorySettings] = {
     "Self-Forcing": SELF_FORCING,
     "LongLive": LONGLIVE,
     "MemFlow": MEMFLOW,
     "unbounded": UNBOUNDED,
+    "ShotStream": SHOTSTREAM,
 }

@@ -16,7 +16,7 @@ __all__ = ["MemoryMismatchError", "MemorySnapshot", "restore", "snapshot"]
 
 _FORMAT = 1
 # settings that shape the arena; the others may change between two shots
-_STRUCTURAL = ("window", "sink", "bank", "positions")
+_STRUCTURAL = ("window", "sink", "bank", "positions", "sink_from")
 
 
 class MemoryMismatchError(ValueError):
@@ -74,6 +74,8 @@ def snapshot(memory: KVMemory) -> MemorySnapshot:
         "text_known": memory.text_known,
         "bank": memory.bank.meta() if memory.bank else None,
     }
+    if memory.settings.sink_from == "shots":
+        meta |= {"take": memory.take, "origin": memory.origin}
     return MemorySnapshot(tensors, meta)
 
 
@@ -118,6 +120,7 @@ def restore(
     memory.position, memory.sink = meta["position"], list(meta["sink"])
     memory.ring_start, memory.ring_count = meta["ring_start"], meta["ring_count"]
     memory.text_known = meta["text_known"]
+    memory.take, memory.origin = meta.get("take", 0), meta.get("origin", 0)
     return memory
 
 
@@ -134,8 +137,9 @@ def check(saved: MemorySnapshot, layout: KVLayout, settings: MemorySettings, *, 
             f"The saved memory was made with {saved.meta['frames_per_block']} frames per block, "
             f"not {frames_per_block}; set the same number again."
         )
+    then = MemorySettings.from_json(saved.meta["settings"])
     for name in _STRUCTURAL:
-        was, now = saved.meta["settings"][name], getattr(settings, name)
+        was, now = getattr(then, name), getattr(settings, name)
         if was != now:
             raise MemoryMismatchError(
                 f"The saved memory has {name} {was}, the memory settings now say {now}; set {was} again or film anew."

@@ -71,6 +71,12 @@ LAYOUTS = {
     "self-forcing": lambda w: {"generator_ema": renamed(w, lambda k: f"model._fsdp_wrapped_module.{k}")},
     "longlive": lambda w: {"generator": renamed(w, lambda k: f"model.{k}"), "step": 3},
     "memflow": lambda w: {"generator": renamed(w, lambda k: f"generator.model.{k}")},
+    "shotstream": lambda w: {
+        "generator": renamed(w, lambda k: f"model.{k}"),
+        "generator_ema": renamed(w, lambda k: f"model.{k}"),
+        "critic": {"model.head.modulation": torch.zeros(1)},
+        "step": 1,
+    },
     "compiled": lambda w: renamed(w, lambda k: f"_orig_mod.{k.replace('ffn', '_checkpoint_wrapped_module.ffn')}"),
     "bare": lambda w: w,
     "comfyui": lambda w: renamed(w, lambda k: f"model.diffusion_model.{k}"),
