@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from .cast_data import CastItem, fingerprint_of, picture_of
 from .cast_encode import PLAIN, Encoders, Variant, encode_dataset
 from .cast_sheet import Row, draw_sheet
 from .lora_recipe import Example, FlowMatcher, LoraRecipe, first_frame_of, train_lora
+from .lora_run import on_its_device
 from .processes import main_first
 
 _SAMPLES = 2
@@ -40,7 +40,7 @@ def train_cast(
     first_frame = first_frame_of(model.model.diffusion_model, model.model.latent_format.latent_channels)
     with main_first():
         examples = encode_dataset(items, encoders, first_frame, frames, size, folder / "encoded", shown=shown, say=say)
-    encoders = replace(encoders, model=_on_its_device(model))
+    encoders = replace(encoders, model=on_its_device(model))
     told = {"base": encoders.name, "recipe": "first frame", "frames": str(frames), "clips": str(len(items)),
             "dataset": fingerprint_of([item.text for item in items], [])}  # fmt: skip
     look = _sampler(encoders, items, examples, recipe, folder / "samples")
@@ -51,16 +51,6 @@ def train_cast(
 def newest_sample(folder: Path) -> Path | None:
     """The picture of what a run's LoRA films, as far as it has got; None before the first one."""
     return max((folder / "samples").glob("step-*.png"), default=None)
-
-
-def _on_its_device(model: Any) -> Any:
-    """The model, whole and by itself on its device: the encoders have done their work."""
-    import comfy.model_management
-
-    model = model.clone(disable_dynamic=True)
-    comfy.model_management.unload_all_models()
-    comfy.model_management.load_models_gpu([model], force_full_load=True)
-    return model
 
 
 def _sampler(

@@ -19,6 +19,16 @@ def quiet(line: str) -> None:
     """Only the first process speaks."""
 
 
+def on_its_device(model: Any) -> Any:
+    """The model, whole and by itself on its device: the encoders have done their work."""
+    import comfy.model_management
+
+    model = model.clone(disable_dynamic=True)
+    comfy.model_management.unload_all_models()
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    return model
+
+
 def run_lora(
     name: str,
     tree: nn.Module,

@@ -5,10 +5,9 @@ trains a cache-guided LoRA from such scenes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import TypeVar, cast, get_args
 
 import torch
 
@@ -16,12 +15,13 @@ from ..film.cache import CacheError, LayoutProfile
 from ..film.cache.profile import TimeMode
 from .clip import CLIP_FILE, ClipRecipe, train_clip
 from .export import FILES, read_reader, read_vae
-from .filmweaver import ALL_MODES, TEMPORAL_ONLY, Curriculum, TrainingScene, draw_sample, load_scenes
-from .filmweaver_recipe import WeaverMatcher, WeaverRecipe, train_weaver
+from .filmweaver import ALL_MODES, TEMPORAL_ONLY, Curriculum
+from .filmweaver_recipe import WeaverRecipe
 from .lora import WAN_LAYERS, WAN_SELF_ATTENTION, LoraError
 from .miniature import start_comfyui
 from .reader import Reading
 from .vae import VaeRecipe, build_vae
+from .weaver_run import train_scenes
 
 _Number = TypeVar("_Number", int, float)
 
@@ -110,21 +110,19 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     start_comfyui()
     import comfy.model_management
     import comfy.sd
+    import comfy.utils
 
     on_cpu = comfy.model_management.get_torch_device().type == "cpu"
     dtypes = {"bf16": torch.bfloat16, "float32": torch.float32, "fp8": torch.float8_e4m3fn}
     options = {"dtype": dtypes[chosen.base_dtype or ("float32" if on_cpu else "bf16")]}
+    path, vae, reading = chosen.model or weights / FILES["dit"], None, None
+    if chosen.model is None:
+        vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / FILES["vae"])), dtype=torch.float32)
+        reading = Reading(read_reader(weights), chosen.reading) if chosen.reading else None
     try:
-        scenes = load_scenes(chosen.data)
-        path = chosen.model or weights / FILES["dit"]
-        model = comfy.sd.load_diffusion_model(str(path), model_options=options, disable_dynamic=True)
-        comfy.model_management.load_models_gpu([model], force_full_load=True)
-        told = {"base": path.stem, "recipe": "filmweaver", "scenes": str(len(scenes)), "vae": scenes[0].vae}
-        recipe = recipe_of(chosen)
-        reading = Reading(read_reader(weights), chosen.reading) if chosen.model is None and chosen.reading else None
-        look = _sampler(scenes, recipe, weights, chosen.folder / "samples") if chosen.model is None else None
-        print(train_weaver(model.model.diffusion_model, scenes, recipe, chosen.folder, told,
-                           start_from=chosen.start_from, reading=reading, sample=look))  # fmt: skip
+        model = comfy.sd.load_diffusion_model(str(path), model_options=options)
+        print(train_scenes(model, chosen.data, recipe_of(chosen), chosen.folder, base=path.stem, vae=vae,
+                           start_from=chosen.start_from, reading=reading))  # fmt: skip
     except (LoraError, CacheError) as error:
         raise SystemExit(str(error)) from error
     except KeyboardInterrupt as stop:
@@ -159,34 +157,3 @@ def recipe_of(chosen: argparse.Namespace) -> WeaverRecipe:
 
 def _or(value: _Number | None, usual: _Number) -> _Number:
     return usual if value is None else value
-
-
-def _sampler(
-    scenes: list[TrainingScene], recipe: WeaverRecipe, weights: Path, folder: Path
-) -> Callable[[int, WeaverMatcher], None]:
-    """Draws one chunk of each mode as the LoRA films it so far, below what it should have been."""
-    import random
-
-    import comfy.latent_formats
-    import comfy.sd
-    import comfy.utils
-
-    from .evaluate import write_strip
-
-    vae: Any = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / FILES["vae"])), dtype=torch.float32)
-    process_out = comfy.latent_formats.Wan21().process_out
-    modes = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
-    told = [replace(recipe.second, modes=rates, drop_text=0, drop_cache=0) for rates in modes]
-    shown = [draw_sample(scenes, random.Random("shown"), curriculum, recipe.profile) for curriculum in told]
-
-    def look(step: int, matcher: WeaverMatcher) -> None:
-        rows = []
-        for sample in shown:
-            noise = torch.randn(1, *sample.target.shape, generator=torch.Generator().manual_seed(recipe.seed))
-            payloads = [] if sample.payload is None else [sample.payload]
-            made = matcher.sample([sample.text], payloads, noise, steps=12, shift=recipe.shift)
-            with torch.inference_mode():
-                rows += [vae.decode(process_out(latents))[0][::3] for latents in (sample.target[None], made.cpu())]
-        write_strip(rows, folder / f"step-{step:06}.png")
-
-    return look

@@ -15,6 +15,8 @@ from .cast_data import picture_of
 from .cast_sheet import Row, draw_sheet
 from .filmweaver import Curriculum, TrainingScene, draw_sample, load_scenes
 from .filmweaver_recipe import WeaverMatcher, WeaverRecipe, train_weaver
+from .lora_run import on_its_device
+from .reader import Reading
 
 _LOOK_STEPS = 12
 _PICTURES = 6
@@ -30,23 +32,28 @@ def train_scenes(
     base: str,
     vae: Any = None,
     empty: torch.Tensor | None = None,
+    start_from: Path | None = None,
+    reading: Reading | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train in ``folder`` on the scenes in ``data``; returns the LoRA's file. A run that was stopped goes on there.
 
     Args:
         model: MODEL as its loader gives it; it stays as it is. base: its name, for the file's metadata.
-        vae: shows what the LoRA films; None shows nothing. empty: the encoded empty caption [L, D].
+        vae: shows what the LoRA films; None shows nothing. empty, start_from, reading: as of ``train_weaver``.
 
     Raises:
         CacheError, LoraError: scenes, model and recipe do not fit; told before anything is trained.
     """
     scenes = load_scenes(data)
     check_modes(scenes, recipe)
-    model = _on_its_device(model)
+    model = on_its_device(model)
     told = {"base": base, "recipe": "filmweaver", "scenes": str(len(scenes)), "vae": scenes[0].vae}
     look = None if vae is None else _looker(scenes, recipe, model, vae, folder / "samples")
-    return train_weaver(model.model.diffusion_model, scenes, recipe, folder, told, empty=empty, sample=look, say=say)
+    return train_weaver(
+        model.model.diffusion_model, scenes, recipe, folder, told,
+        empty=empty, start_from=start_from, reading=reading, sample=look, say=say,
+    )  # fmt: skip
 
 
 def check_modes(scenes: Sequence[TrainingScene], recipe: WeaverRecipe) -> None:
@@ -122,13 +129,3 @@ def _decoded(vae: Any, latent_format: Any, latents: torch.Tensor) -> torch.Tenso
     """Frames [T, H, W, 3] of normalised latents [1, C, t, h, w]."""
     frames: torch.Tensor = vae.decode(latent_format.process_out(latents))
     return frames[0] if frames.ndim == 5 else frames
-
-
-def _on_its_device(model: Any) -> Any:
-    """The model, whole and by itself on its device: the encoders have done their work."""
-    import comfy.model_management
-
-    model = model.clone(disable_dynamic=True)
-    comfy.model_management.unload_all_models()
-    comfy.model_management.load_models_gpu([model], force_full_load=True)
-    return model
