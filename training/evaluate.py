@@ -17,8 +17,9 @@ import torch
 
 from ..miniature.probe import ATTRIBUTES, SIGHT, SPACING, Probe
 from ..miniature.stories import describe, random_scene
-from ..miniature.world import FPS, Beat, Scene, render
+from ..miniature.world import ACTIONS, FPS, Beat, Scene, render
 from .export import FILES, read_probe
+from .latents import OPENING
 
 SHIFT = 5.0
 """The causal checkpoints' shift of the noise schedule."""
@@ -149,6 +150,31 @@ def judge_prompts(
     if strip is not None:
         write_strip(rows, strip)
     return {name: value / count for name, value in sums.items()}
+
+
+@torch.inference_mode()
+def judge_openings(models: Models, count: int, *, steps: int = 4, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Share of frames read as the prompt says in first blocks alone, over ``count`` held-out one-character prompts:
+    what was learned of words, before any drift. By action, and over "all" of them.
+    """
+    rng = random.Random(f"openings {seed}")
+    rows: dict[str, list[dict[str, float]]] = {"all": [], **{action: [] for action in ACTIONS}}
+    for index in range(count):
+        scene = one_character_scene(rng)
+        wanted = expected(scene)
+        frames = film(models, describe(scene), OPENING, seed * 100_000 + index, steps=steps)
+        features = models.probe.features(frames.movedim(-1, 1))
+        row = {
+            name: (models.probe.heads[name](features).argmax(1) == values.index(wanted[name])).float().mean().item()
+            for name, values in ATTRIBUTES.items()
+        }
+        rows["all"].append(row)
+        rows[wanted["action"]].append(row)
+    return {
+        kind: {name: sum(row[name] for row in found) / len(found) for name in found[0]}
+        for kind, found in rows.items()
+        if found
+    }
 
 
 @torch.inference_mode()

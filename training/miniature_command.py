@@ -43,6 +43,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     """``evaluate``'s."""
     parser.add_argument("--weights", type=Path, help="the files to judge; default the miniature's")
     parser.add_argument("--prompts", type=int, default=200, help="films of 5 s to make")
+    parser.add_argument("--openings", type=int, default=0, help="first blocks to make, told by action")
     parser.add_argument("--clips", type=int, default=40, help="clips of 10 s to reconstruct")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 16], help="denoising steps of the causal rollout")
     parser.add_argument(
@@ -65,6 +66,9 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
     if chosen.clips:
         table = evaluate.judge_vae(models, chosen.clips, strip=strip("miniature-vae.png"))
         evaluate.print_table(f"Reconstructions of {chosen.clips} held-out clips of 10 s", table)
+    if chosen.openings:
+        table = evaluate.judge_openings(models, chosen.openings, steps=chosen.steps[0])
+        evaluate.print_table(f"First blocks from {chosen.openings} held-out prompts, {chosen.steps[0]} steps", table)
     ways = [(f"causal, {steps} steps", steps, True) for steps in chosen.steps]
     if chosen.bidirectional:
         ways.append(("all frames at once, 20 steps", 20, False))
