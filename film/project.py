@@ -12,7 +12,7 @@ import hashlib
 import re
 import time
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,18 +133,6 @@ class ProjectStore:
             with suppress(ReelError):
                 found.append(load_shot_file(path))
         return found
-
-    def prune(self, keep: Collection[str]) -> int:
-        """Deletes all shots but those of these fingerprints and returns how many bytes of tensors went.
-
-        A reel that still holds a deleted shot says so, in a clear sentence, when the shot is next needed.
-        """
-        freed = 0
-        for filmed in self.shots():
-            if filmed.fingerprint not in keep:
-                freed += filmed.file.nbytes
-                filmed.file.path.unlink(missing_ok=True)
-        return freed
 
     def explain(self, planned: Sequence[PlannedShot]) -> list[Decision]:
         """What is used again and what must be filmed, and why, in the order of the plan."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +90,8 @@ COMMANDS = {
 
 def main() -> None:
     """Read the command line and run the recipe it names."""
+    # Batch systems announce the end of a job with SIGTERM: it saves and stops a run as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(
         prog="python -m longreel.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -223,11 +223,14 @@ def _shot(
 def _copy(
     number: int, shots: Sequence[ShotEvidence], means: Sequence[torch.Tensor]
 ) -> tuple[float | None, str]:
-    """The copy score of a shot: against what it was shown, or else the likest earlier shot against the other ones."""
+    """The copy score of a shot: against what it was shown, or else the likest earlier shot against the other ones.
+
+    A shot that continues the one before shows the same by intent, so it has a score of the first kind only.
+    """
     shot = shots[number]
     if shot.shown is not None and shot.other is not None:
         return margin(shot.embeddings, shot.shown, shot.other), "shown"
-    if number < 2:
+    if number < 2 or shot.begins == "continue":
         return None, "earlier shots"
     earlier = torch.stack(list(means[:number]))
     likest = int(cosines(means[number][None], earlier)[0].argmax())

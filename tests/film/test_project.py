@@ -249,17 +249,6 @@ def test_a_project_that_cannot_be_written_says_so_and_keeps_the_shot(
     assert filmed.latents().shape == (1, 4, 3, 2, 4)
 
 
-def test_prune_keeps_what_it_is_told(store: ProjectStore, tmp_path: Path) -> None:
-    planned = fingerprint_story([shot("a"), shot("b")], SETTINGS)
-    film_all(store, planned, tmp_path)
-    second = store.find(planned[1].fingerprint)
-    assert second is not None
-    assert store.prune([planned[0].fingerprint]) == second.file.nbytes
-    assert [filmed.shot for filmed in store.shots()] == [planned[0].shot]
-    with pytest.raises(ReelError, match="is gone: film the shot again"):
-        second.latents()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Reasons
 

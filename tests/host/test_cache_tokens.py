@@ -198,7 +198,7 @@ def test_noise_levels_by_frame(mode):
     assert not torch.allclose(frames[0], frames[1])
     # a matrix product's rows may differ in the last bit on some processors
     assert torch.allclose(frames[1], frames[5], atol=1e-5)
-    assert torch.allclose(vec[-1], frames[1, 0]) == (mode == "shared")
+    assert torch.allclose(vec[-1], frames[1, 0], atol=1e-5) == (mode == "shared")
 
 
 def test_memory_is_declared(model):

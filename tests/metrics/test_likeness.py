@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -147,6 +148,12 @@ def test_copying_without_a_record_is_measured_against_earlier_shots():
     assert told.shots[1].copy_of == "shown"
 
 
+def test_a_shot_that_goes_on_is_no_copy_of_what_it_goes_on_from():
+    made = report([evidence(0, 0), evidence(1, 80), replace(evidence(2, 80), begins="continue")])
+    assert made.shots[2].copy is None
+    assert made.film["copy score"] is None
+
+
 def test_drift_and_motion_are_those_of_the_frames():
     frames = signs(10, 50, 10) + signs(10, 60, 20)
     frames[4] = FrameSigns(0.01, 0, 0.75, 0.75, (50, 0, 0), 10)
@@ -168,8 +175,7 @@ def test_drift_and_motion_are_those_of_the_frames():
 
 def test_a_shot_that_goes_on_has_no_cut():
     shots = [evidence(0, 0), evidence(1, 1)]
-    on = ShotEvidence(shots[1].span, "continue", *list(vars(shots[1]).values())[2:])
-    assert report([shots[0], on]).shots[1].cut is None
+    assert report([shots[0], replace(shots[1], begins="continue")]).shots[1].cut is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 40])
