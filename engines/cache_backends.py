@@ -60,9 +60,19 @@ class FilmWeaver:
             check_model(model, profile)
 
     def condition(self, scene: Scene) -> Conditioned:
-        """One payload for both prompts."""
+        """The prompt with both caches; keyframes guide apart from the text, the frames before are known to all."""
         payload = build_payload(scene.cache, scene.keyframes, scene.noise, scene.noise_seed)
-        return Conditioned(with_payload(scene.positive, payload), with_payload(scene.negative, payload), scene.frames)
+        positive = with_payload(scene.positive, payload)
+        if not scene.keyframes:
+            return Conditioned(positive, with_payload(scene.negative, payload), scene.frames)
+        before = build_payload(scene.cache, (), scene.noise, scene.noise_seed)
+        return Conditioned(
+            positive=positive,
+            middle=with_payload(scene.positive, before),
+            negative=with_payload(scene.negative, before),
+            text_first=True,
+            frames=scene.frames,
+        )
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ __all__ = ["Conditioned", "SamplerSettings", "sample_chunk", "schedule"]
 class SamplerSettings:
     """How a chunk is denoised.
 
-    steps, sampler, scheduler, cfg: as in core's KSampler. reference_cfg: guidance towards the pictures, for models that
-    take it apart from the text's (1 for none more). boundary: sigma (0..1) below which the second model goes on.
+    steps, sampler, scheduler, cfg: as in core's KSampler. reference_cfg: guidance towards the pictures, where it is
+    taken apart from the text's (1 for none more). boundary: sigma (0..1) below which the second model goes on.
     """
 
     steps: int = 30
@@ -35,14 +35,16 @@ class SamplerSettings:
 class Conditioned:
     """What a chunk is sampled with, as ComfyUI's CONDITIONING.
 
-    middle: negative text with the pictures, for models guided by text and pictures apart. frames: latent frames to
-    sample; trim: leading ones to cut off afterwards.
+    middle: where text and pictures guide apart, what is reached from the negative by the one of them that guides
+    first: the negative text with the pictures, or with ``text_first`` the prompt without them. frames: latent frames
+    to sample; trim: leading ones to cut off afterwards.
     """
 
     positive: list[Any]
     negative: list[Any]
     frames: int
     middle: list[Any] | None = None
+    text_first: bool = False
     trim: int = 0
 
 
@@ -90,7 +92,8 @@ def _guider(model: ModelPatcher, given: Conditioned, settings: SamplerSettings) 
     if given.middle is not None:
         dual = Guider_DualCFG(model)
         dual.set_conds(given.positive, given.middle, given.negative)
-        dual.set_cfg(settings.cfg, settings.reference_cfg)
+        weights = (settings.reference_cfg, settings.cfg) if given.text_first else (settings.cfg, settings.reference_cfg)
+        dual.set_cfg(*weights)
         return dual
     guider = CFGGuider(model)
     guider.set_conds(given.positive, given.negative)

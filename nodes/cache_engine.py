@@ -272,7 +272,7 @@ def _inputs() -> list[io.Input]:
             max=30.0,
             step=0.1,
             advanced=True,
-            tooltip="phantom: guidance by the pictures. More: characters look more like them.",
+            tooltip="filmweaver, phantom: guidance by the keyframes. More: characters look more like them. 1: none.",
         ),
         io.Float.Input(
             "boundary",

@@ -158,12 +158,21 @@ class WeaverMatcher:
         *,
         steps: int,
         shift: float = 5.0,
+        without: Sequence[Payload] = (),
+        guidance: float = 1.0,
     ) -> torch.Tensor:
-        """Chunks [B, C, chunk, h, w] by Euler steps from ``noise`` of that shape; no guidance."""
+        """Chunks [B, C, chunk, h, w] by Euler steps from ``noise`` of that shape.
+
+        guidance: away from what is filmed when ``without`` is all that is told; 1 for none.
+        """
         text = self.texts(texts)
         x = noise.to(self.device, torch.float32)
         for here, there in pairwise(Band(shift=shift).at(torch.linspace(1, 0, steps + 1)).tolist()):
-            x = x + (there - here) * self.velocity(x, torch.full((len(x),), here), text, payloads)
+            sigma = torch.full((len(x),), here)
+            v = self.velocity(x, sigma, text, payloads)
+            if guidance != 1:
+                v = v + (guidance - 1) * (v - self.velocity(x, sigma, text, without))
+            x = x + (there - here) * v
         return x
 
 

@@ -170,7 +170,7 @@ def _sentence(studio: Studio, sentence: str) -> torch.Tensor:
     return F.normalize(studio.embedder.text(sentence).mean(dim=0), dim=0)
 
 
-def open_studio(lora: Path, weights: Path, steps: int = 12) -> Studio:
+def open_studio(lora: Path, weights: Path, steps: int = 12, guidance: float = 1.0) -> Studio:
     """The miniature with a LoRA on it. Raises CacheError for a LoRA that is not FilmWeaver's."""
     import comfy.model_management
 
@@ -186,7 +186,7 @@ def open_studio(lora: Path, weights: Path, steps: int = 12) -> Studio:
     matcher = WeaverMatcher(model.model.diffusion_model, profile, bf16=True)
     vae = build_vae(VaeRecipe().width)
     read_vae(vae, weights)
-    return Studio(matcher, base.clip, load_embedder(weights / CLIP_FILE), vae.eval(), base.probe, steps)
+    return Studio(matcher, base.clip, load_embedder(weights / CLIP_FILE), vae.eval(), base.probe, steps, guidance)
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -197,6 +197,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="noise of the films")
     parser.add_argument("--variants", nargs="+", help="rows of the table; default all")
     parser.add_argument("--steps", type=int, default=12, help="denoising steps")
+    parser.add_argument("--guidance", type=float, default=5.0, help="by the keyframes, as reference_cfg; 1 for none")
     parser.add_argument("--injections", type=int, default=20, help="characters given as a picture, 0 for none")
     parser.add_argument("--retrievals", type=int, default=100, help="stories in which somebody was away, 0 for none")
     parser.add_argument("--folder", type=Path, required=True, help="results and strips; what is there already is kept")
@@ -223,14 +224,16 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
                     continue
                 path = chosen.folder / f"{name.replace(' ', '-')}-{seed}.json"
                 if not path.exists():
-                    studio = studios.setdefault(lora, open_studio(lora, weights, chosen.steps))
+                    studio = studios.setdefault(lora, open_studio(lora, weights, chosen.steps, chosen.guidance))
                     strip = path.with_suffix(".png") if seed == chosen.seeds[0] else None
                     _write(path, judge_stories(studio, variant, chosen.stories, seed, strip))
                 print(name, seed, path.read_text(encoding="utf-8"), flush=True)
             path = chosen.folder / f"injection-{seed}.json"
             if chosen.lora and chosen.injections:
                 if not path.exists():
-                    studio = studios.setdefault(chosen.lora, open_studio(chosen.lora, weights, chosen.steps))
+                    studio = studios.setdefault(
+                        chosen.lora, open_studio(chosen.lora, weights, chosen.steps, chosen.guidance)
+                    )
                     _write(path, judge_injection(studio, chosen.injections, seed, path.with_suffix(".png")))
                 print("injection", seed, path.read_text(encoding="utf-8"), flush=True)
     for name in loras:

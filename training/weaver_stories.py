@@ -50,7 +50,7 @@ class StoryShot:
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """What films and what judges. ``vae`` as the miniature's trainer has it."""
+    """What films and what judges. ``vae`` as the miniature's trainer has it; ``guidance`` by the keyframes, 1: none."""
 
     matcher: WeaverMatcher
     clip: Any
@@ -58,6 +58,7 @@ class Studio:
     vae: Any
     probe: Probe
     steps: int = 12
+    guidance: float = 1.0
 
     def text(self, prompt: str) -> torch.Tensor:
         """An encoded prompt [48, D]."""
@@ -151,8 +152,13 @@ def film_shots(
     generator = torch.Generator().manual_seed(seed)
     for chunk in range(chunks):
         payloads = _payloads(caches, keyframes, variant, seed * 10 + chunk)
+        before = _payloads(caches, [()] * len(shots), variant, seed * 10 + chunk)
         noise = torch.randn(len(shots), _CHANNELS, profile.chunk, *_SIZE, generator=generator)
-        latents = studio.matcher.sample(texts, payloads, noise, steps=studio.steps).cpu()
+        # Where there are no keyframes there is nothing to guide by.
+        guidance = studio.guidance if any(keyframes) else 1.0
+        latents = studio.matcher.sample(
+            texts, payloads, noise, steps=studio.steps, without=before, guidance=guidance
+        ).cpu()
         for index, one in enumerate(latents):
             made[index].append(one)
             caches[index] = push_chunk(caches[index], one)

@@ -23,9 +23,10 @@ from longreel.engines.cache_backends import (
 )
 from longreel.engines.filming import EngineError
 from longreel.engines.scene import Backend, Scene, check_told, chunks, spoken
-from longreel.film.cache import CacheNoise, Keyframe, Picture, StoryCache, push_chunk
+from longreel.film.cache import FILMWEAVER, CacheNoise, Keyframe, Picture, StoryCache, push_chunk
 from longreel.film.shot import TimedPrompt
 from longreel.film.takes import PromptSchedule, ShotPlan
+from longreel.host.cache_tokens import install
 from longreel.host.chunk import Conditioned, SamplerSettings, sample_chunk
 from longreel.host.streaming_vae import encode_image
 
@@ -255,11 +256,50 @@ def test_a_prompt_holds_from_the_piece_that_lies_mostly_after_it():
     assert spoken(PromptSchedule(((0, first), (6, second)), ()), [6, 6]) == [first, second]
 
 
-def test_filmweaver_tells_both_prompts_the_same_payload(vae):
-    given = FilmWeaver().condition(scene(vae, 3))
-    carried = [options["model_conds"]["longreel_cache"].cond for ((_, options),) in (given.positive, given.negative)]
-    assert carried[0] is carried[1]
-    assert [segment.kind for segment in carried[0].segments] == ["shot"] * 3
+def told_kinds(conditioning: list[Any]) -> list[str]:
+    ((_, options),) = conditioning
+    carried = options.get("model_conds", {}).get("longreel_cache")
+    return [] if carried is None else [segment.kind for segment in carried.cond.segments]
+
+
+def test_filmweaver_guides_by_keyframes_apart_and_knows_the_frames_before_in_all_of_them(vae):
+    told = scene(vae, 3, torch.randn(1, 16, 6, 6, 4))
+    given = FilmWeaver().condition(told)
+    assert given.text_first
+    assert given.middle is not None
+    assert told_kinds(given.positive) == ["shot"] * 3 + ["temporal"] * 3
+    assert told_kinds(given.middle) == told_kinds(given.negative) == ["temporal"] * 3
+    assert given.middle[0][0] is given.positive[0][0], "the prompt"
+    assert given.negative[0][0] is told.negative[0][0]
+    first = FilmWeaver().condition(scene(vae, 3))
+    assert first.middle is not None
+    assert told_kinds(first.middle) == [], "as the model was taught when there is nothing to tell"
+
+
+def test_text_and_keyframes_guide_with_weights_of_their_own(vae):
+    """One step to no noise gives the guess itself, in which guidance is a sum."""
+    model = install(wan(), FILMWEAVER)
+    told = replace(scene(vae, 2), frames=FILMWEAVER.chunk)
+    given = FilmWeaver().condition(told)
+    assert given.middle is not None
+    noise = torch.randn(1, 16, given.frames, 6, 4, generator=torch.Generator().manual_seed(9))
+
+    def guess(what: Conditioned, cfg: float, reference_cfg: float) -> torch.Tensor:
+        return sample_chunk([model], what, noise, SamplerSettings(1, cfg, "euler", reference_cfg=reference_cfg), 0)
+
+    both, bare, nothing = (
+        guess(Conditioned(one, one, given.frames), 1.0, 1.0) for one in (given.positive, given.middle, given.negative)
+    )
+    assert (both - bare).abs().max() > 1e-3
+    assert torch.allclose(guess(given, 2.0, 3.0), nothing + 2 * (bare - nothing) + 3 * (both - bare), atol=1e-4)
+    assert torch.allclose(guess(given, 1.0, 3.0), bare + 3 * (both - bare), atol=1e-4)
+    assert torch.equal(guess(given, 1.0, 1.0), both)
+
+
+def test_filmweaver_without_keyframes_is_guided_by_the_text_alone(vae):
+    given = FilmWeaver().condition(scene(vae, 0, torch.randn(1, 16, 6, 6, 4)))
+    assert given.middle is None
+    assert told_kinds(given.positive) == told_kinds(given.negative) == ["temporal"] * 3
 
 
 @pytest.mark.parametrize("name", BACKENDS)
