@@ -66,13 +66,18 @@ class Probe(nn.Module):
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
         """[N, 256] of frames [N, 3, 64, 64] in 0..1."""
-        x = frames * 2 - 1
+        return self.looks(frames)[-1]
+
+    def looks(self, frames: torch.Tensor) -> list[torch.Tensor]:
+        """All that is made of frames, from the finest maps to ``features``."""
+        x, seen = frames * 2 - 1, []
         for level, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = F.gelu(norm(layer(x)))
             if level == 2:
                 # outlines of bodies: another look at 8 x 8, where a body is two or three cells wide
                 x = x + F.gelu(self.closer(x))
-        return F.gelu(self.neck(x.flatten(1)))
+            seen.append(x)
+        return [*seen, F.gelu(self.neck(x.flatten(1)))]
 
     def read_action(self, features: torch.Tensor) -> torch.Tensor:
         """Logits [B, 6] of features [B, SIGHT, 256], spaced ``SPACING`` pixel frames."""

@@ -44,7 +44,8 @@ class WeaverRecipe:
 
     ``first_steps`` updates of stage 1 under ``first``, ``steps`` of stage 2 under ``second``, ``rollout_steps`` of
     stage 3, in which a history is the model's own with probability ``rollout_share``. Each update sees ``batch``
-    samples, ``at_once`` of them in one pass: those are of one mode and size. ``average``: decay of the moving average.
+    samples, ``at_once`` of them in one pass: those are of one mode and size. ``muon_rate``: of Muon, which trains the
+    matrices where it is not 0; AdamW trains the rest at ``rate``. ``average``: decay of the moving average.
     ``final_share``: of the rate, at the end of a cosine; 1 keeps it constant. ``subject``: how much more than scenery
     the subjects weigh in the loss, where scenes say where they are; 0 is the paper's. ``precision``: "auto" is bf16 on
     a GPU that has it, else float32. ``checkpointing`` recomputes blocks in the backward pass: a quarter more time for a
@@ -66,6 +67,7 @@ class WeaverRecipe:
     batch: int = 16
     at_once: int = 1
     rate: float = 1e-4
+    muon_rate: float = 0.0
     warmup: int = 500
     final_share: float = 1.0
     weight_decay: float = 0.01

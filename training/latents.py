@@ -103,6 +103,20 @@ def _stacked(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
 
 
+def story_scenes(seed: int, index: int) -> list[Scene]:
+    """The two scenes of story ``index`` of those that ``encode_stories`` draws with ``seed``."""
+    return _scene_pair(random.Random(_name(seed, index, SHARD)))
+
+
+def opening_scene(seed: int, index: int) -> Scene:
+    """The scene of opening ``index``, as above."""
+    return random_scene(random.Random(f"opening {_name(seed, index, OPENING_SHARD)}"), 1.0)
+
+
+def _name(seed: int, index: int, shard: int) -> str:
+    return f"{seed}/{index // shard}/{index % shard}"
+
+
 def encode_stories(
     vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, shards: int, folder: Path, seed: int
 ) -> None:
@@ -111,12 +125,12 @@ def encode_stories(
     """
     folder.mkdir(parents=True, exist_ok=True)
 
-    def story(name: str) -> dict[str, torch.Tensor]:
-        rng = random.Random(name)
+    def story(index: int) -> dict[str, torch.Tensor]:
+        rng = random.Random(_name(seed, index, SHARD))
         return _stacked([_encode_take(vae, shift, scale, rng, scene, LATENTS) for scene in _scene_pair(rng)])
 
-    def opening(name: str) -> dict[str, torch.Tensor]:
-        rng = random.Random(f"opening {name}")
+    def opening(index: int) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"opening {_name(seed, index, OPENING_SHARD)}")
         return _stacked([_encode_take(vae, shift, scale, rng, random_scene(rng, 1.0), OPENING)])
 
     for shard in range(shards):
@@ -125,7 +139,7 @@ def encode_stories(
             if path.exists():
                 continue
             part = path.with_suffix(".part")
-            save_file(_stacked([make(f"{seed}/{shard}/{i}") for i in range(size)]), part)
+            save_file(_stacked([make(shard * size + i) for i in range(size)]), part)
             part.replace(path)
 
 

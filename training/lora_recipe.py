@@ -85,6 +85,7 @@ class LoraRecipe:
     batch: int = 4
     at_once: int = 1
     rate: float = 1e-4
+    muon_rate: float = 0.0
     warmup: int = 20
     final_share: float = 1.0
     weight_decay: float = 0.03

@@ -68,7 +68,7 @@ def run_lora(
             tree.train()
 
     schedule = Schedule(
-        steps, recipe.rate, warmup=recipe.warmup, final_share=recipe.final_share,
+        steps, recipe.rate, muon_rate=recipe.muon_rate, warmup=recipe.warmup, final_share=recipe.final_share,
         weight_decay=recipe.weight_decay, clip=recipe.clip, average=recipe.average,
     )  # fmt: skip
     tree.train()

@@ -1,5 +1,5 @@
-"""Everything the miniature is made of, from nothing, in order: probe, VAE, latents, reader, DiT with text encoder,
-exported files.
+"""Everything the miniature is made of, from nothing, in order: probe, VAE, latents, reader, DiT with text encoder, the
+VAE's decoder once more, exported files.
 
 Each stage resumes where it was killed and is skipped when it is done; a folder holds its checkpoints and logs.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from ..miniature.probe import Probe
 from .curves import draw_curves
+from .decoder import DecoderRecipe, train_decoder
 from .dit import DitRecipe, Miniature, train_dit
 from .export import (
     export_dit,
@@ -44,6 +45,7 @@ class MiniatureRecipe:
     shards: int = 24
     reader: ReaderRecipe = field(default_factory=ReaderRecipe)
     dit: DitRecipe = field(default_factory=DitRecipe)
+    decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
     seed: int = 0
 
 
@@ -82,7 +84,8 @@ def train_miniature(
 ) -> None:
     """Run all stages in ``folder`` on the GPU if there is one, write the finished files under ``weights`` and the loss
     curves as ``curves``. ``start_from`` names finished files whose VAE, DiT and text encoder are trained on; those of
-    "probe", "vae" and "reader" that ``keep`` names are taken from there as they are.
+    "probe", "vae" and "reader" that ``keep`` names are taken from there as they are; "decoder" leaves out the last
+    stage.
     """
     start_comfyui()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,4 +129,17 @@ def train_miniature(
     export_reader(reader, weights)
     _once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, reader, stories, openings, folder))
     export_dit(model, recipe.dit, weights)
+
+    if "decoder" not in keep:
+        # A probe of its own, of which the one that judges knows nothing.
+        eye = Probe().to(device)
+        second = replace(recipe.probe, seed=recipe.probe.seed + 1)
+        _once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"))
+        read_vae(vae, weights)  # with latents of the scale that stories and openings have
+        _once(
+            folder / "decoder.pt",
+            vae,
+            lambda: train_decoder(recipe.decoder, vae, model, eye, stories, openings, recipe.seed, folder),
+        )
+        export_vae(vae, torch.zeros(16, 1, 1, 1), torch.ones(16, 1, 1, 1), weights)
     draw_curves(folder, curves)

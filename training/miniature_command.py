@@ -21,8 +21,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
     parser.add_argument("--effort", type=float, default=1.0, help="scales the number of steps; 1 is the full recipe")
     parser.add_argument("--start-from", type=Path, default=None, help="finished weights to train on instead of nothing")
-    parser.add_argument("--keep", nargs="*", choices=("probe", "vae", "reader"), default=[], help="taken from there "
-                        "as they are")  # fmt: skip
+    parser.add_argument("--keep", nargs="*", choices=("probe", "vae", "reader", "decoder"), default=[],
+                        help="taken from there as they are")  # fmt: skip
     parser.add_argument("--rate", type=float, default=1.0, help="scales the DiT's learning rates: what is trained on "
                         "wants less")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="another seed is other stories and another run")
@@ -94,4 +94,5 @@ def scaled(recipe: MiniatureRecipe, effort: float) -> MiniatureRecipe:
         shards=times(recipe.shards),
         reader=replace(recipe.reader, steps=times(recipe.reader.steps)),
         dit=replace(recipe.dit, steps=times(recipe.dit.steps)),
+        decoder=replace(recipe.decoder, steps=times(recipe.decoder.steps), pool=times(recipe.decoder.pool)),
     )

@@ -82,8 +82,10 @@ def _spoil(clips: torch.Tensor) -> torch.Tensor:
     return clips.lerp(soft, share) + grain * torch.randn_like(clips)
 
 
-def train_probe(recipe: ProbeRecipe, probe: Probe, folder: Path) -> None:
-    """Train ``probe`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``."""
+def train_probe(recipe: ProbeRecipe, probe: Probe, folder: Path, name: str = "probe") -> None:
+    """Train ``probe`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``. name: of its
+    files there.
+    """
     device = next(probe.parameters()).device
     pool, known = draw_clips(random.Random(f"{recipe.seed}"), recipe.clips)
     pool = (pool * 255).round().to(torch.uint8)
@@ -106,7 +108,7 @@ def train_probe(recipe: ProbeRecipe, probe: Probe, folder: Path) -> None:
         return value, metrics
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, average=0.995)
-    probe.load_state_dict(train("probe", probe, loss_at, schedule, folder, seed=recipe.seed))
+    probe.load_state_dict(train(name, probe, loss_at, schedule, folder, seed=recipe.seed))
 
 
 @torch.no_grad()

@@ -87,6 +87,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="samples per update: default 16, miniature 8")
     parser.add_argument("--at-once", type=int, help="samples per pass: default 1, miniature 4")
     parser.add_argument("--rate", type=float, help="learning rate: default 1e-4, miniature 1e-3")
+    parser.add_argument("--muon-rate", type=float, help="of Muon, for matrices: default 0 (AdamW), miniature 2e-3")
     parser.add_argument("--warmup", type=int, help="updates until the full rate: default 500, miniature 50")
     parser.add_argument("--start-from", type=Path, help="a finished LoRA of the same layers and rank to train on")
     parser.add_argument("--modes", type=float, nargs=4, help="how often stage 2 draws no cache, temporal, shot, both")
@@ -147,7 +148,9 @@ def recipe_of(chosen: argparse.Namespace) -> WeaverRecipe:
         steps=_or(chosen.steps, 1600 if small else usual.steps),
         rollout_steps=chosen.rollout_steps, shift=chosen.shift,
         batch=chosen.batch or (8 if small else usual.batch), at_once=chosen.at_once or (4 if small else 1),
-        rate=chosen.rate or (1e-3 if small else usual.rate), warmup=_or(chosen.warmup, 50 if small else usual.warmup),
+        rate=chosen.rate or (1e-3 if small else usual.rate),
+        muon_rate=_or(chosen.muon_rate, 2e-3 if small else usual.muon_rate),
+        warmup=_or(chosen.warmup, 50 if small else usual.warmup),
         final_share=0.1 if small else 1.0, average=0.99 if small else usual.average,
         subject=_or(chosen.subject, 4.0 if small else usual.subject),
         checkpointing=not (chosen.no_checkpointing or small), precision=chosen.precision,

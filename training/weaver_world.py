@@ -71,7 +71,7 @@ def draw_world_scene(rng: random.Random, shots: int = SHOTS) -> tuple[WorldShot,
             place = rng.choice(PLACES)
             if all(any(is_held_out(one, other) for one in cast) for other in PLACES):
                 cast = cast[:1]
-        says_same = len(leads) == 1 and number > 0 and rng.random() < 0.7
+        says_same = len(leads) == 1 and number > 0 and rng.random() < 0.9
         scene = one_beat(rng, place, cast, still=rng.random() < 0.7)
         same = frozenset({0}) if says_same else frozenset()
         drawn.append(WorldShot(scene, describe(scene, same=same, place_first=rng.random() < 0.25), rng.choice(LENGTHS)))
