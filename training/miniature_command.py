@@ -67,8 +67,9 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         table = evaluate.judge_vae(models, chosen.clips, strip=strip("miniature-vae.png"))
         evaluate.print_table(f"Reconstructions of {chosen.clips} held-out clips of 10 s", table)
     if chosen.openings:
-        table = evaluate.judge_openings(models, chosen.openings, steps=chosen.steps[0])
-        evaluate.print_table(f"First blocks from {chosen.openings} held-out prompts, {chosen.steps[0]} steps", table)
+        for way, steps in ((f"{chosen.steps[0]} steps", chosen.steps[0]), ("rendered, through the VAE", None)):
+            table = evaluate.judge_openings(models, chosen.openings, steps=steps)
+            evaluate.print_table(f"First blocks of {chosen.openings} held-out prompts, {way}", table)
     ways = [(f"causal, {steps} steps", steps, True) for steps in chosen.steps]
     if chosen.bidirectional:
         ways.append(("all frames at once, 20 steps", 20, False))

@@ -14,8 +14,9 @@ def models():
     return evaluate.load(REPOSITORY / "miniature" / "weights")
 
 
-def test_openings_are_read_by_action(models):
-    table = evaluate.judge_openings(models, 3)
+@pytest.mark.parametrize("steps", [4, None])
+def test_openings_are_read_by_action(models, steps):
+    table = evaluate.judge_openings(models, 3, steps=steps)
     assert set(table) <= {"all", *evaluate.ACTIONS}
     assert set(table["all"]) == {"colour", "body", "headgear", "place"}
     assert table["all"]["place"] == 1.0
