@@ -196,7 +196,7 @@ class LongreelCacheConditioning(io.ComfyNode):
                 io.Conditioning.Output(display_name="negative"),
                 io.Conditioning.Output(
                     display_name="middle",
-                    tooltip="phantom: cond2 of core's Dual CFG Guider. Others: the same as negative.",
+                    tooltip="filmweaver, phantom: cond2 of core's Dual CFG Guider. Others: the same as negative.",
                 ),
                 io.Latent.Output(display_name="latent"),
                 io.Int.Output(display_name="trim", tooltip="Latent frames to cut off the front after sampling."),
