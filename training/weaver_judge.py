@@ -197,7 +197,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="noise of the films")
     parser.add_argument("--variants", nargs="+", help="rows of the table; default all")
     parser.add_argument("--steps", type=int, default=12, help="denoising steps")
-    parser.add_argument("--guidance", type=float, default=5.0, help="by the keyframes, as reference_cfg; 1 for none")
+    parser.add_argument("--guidance", type=float, default=3.0, help="by the keyframes, as reference_cfg; 1 for none")
     parser.add_argument("--injections", type=int, default=20, help="characters given as a picture, 0 for none")
     parser.add_argument("--retrievals", type=int, default=100, help="stories in which somebody was away, 0 for none")
     parser.add_argument("--folder", type=Path, required=True, help="results and strips; what is there already is kept")
