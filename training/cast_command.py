@@ -15,11 +15,12 @@ from .cast_encode import Encoders, variants
 from .cast_run import train_cast
 from .cast_sources import list_clips
 from .cast_world import MINIATURE_TRIGGER, world_clips
-from .export import FILES
+from .export import FILES, read_reader
 from .lora import WAN_LAYERS, LoraError
 from .lora_recipe import LoraRecipe
 from .miniature import start_comfyui
 from .processes import ProcessError, processes
+from .reader import Reading
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +77,9 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=usual.batch, help="clips per update")
     parser.add_argument("--at-once", type=int, help="clips per pass: more is faster and takes more memory; default 1")
     parser.add_argument("--rate", type=float, help="learning rate: default 1e-4, miniature 1e-3")
+    parser.add_argument("--muon-rate", type=float, help="of Muon, for matrices: default 0 (AdamW), miniature 2e-3")
+    parser.add_argument("--reading", type=float, default=0.3, help="miniature only: weight of the loss made of what a "
+                        "reader sees in guessed latents, 0 for none")  # fmt: skip
     parser.add_argument("--clip", type=float, help="largest gradient norm: default 0.05, miniature 1")
     parser.add_argument("--weight-decay", type=float, default=usual.weight_decay, help="more keeps the LoRA smaller")
     parser.add_argument("--frames", type=int, help="of each clip: default 21 as published, miniature 81")
@@ -99,11 +103,13 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         start_comfyui()
         if not small and not (chosen.text and chosen.vae):
             raise LoraError("Your own --model needs its --text encoder and its --vae too.")
+        usual = LoraRecipe()
         recipe = LoraRecipe(
             rank=chosen.rank or (16 if small else 128), alpha=float(chosen.rank or (16 if small else 128)),
             dropout=chosen.dropout, layers=chosen.layers, expert=chosen.expert, boundary=chosen.boundary,
             shift=chosen.shift, steps=chosen.steps, batch=chosen.batch,
             at_once=chosen.at_once or (chosen.batch if small else 1), rate=chosen.rate or (1e-3 if small else 1e-4),
+            muon_rate=(2e-3 if small else usual.muon_rate) if chosen.muon_rate is None else chosen.muon_rate,
             clip=chosen.clip or (1.0 if small else 0.05), weight_decay=chosen.weight_decay,
             checkpointing=not (chosen.no_checkpointing or small), precision=chosen.precision,
             save_every=chosen.save_every, sample_every=chosen.sample_every, seed=chosen.seed,
@@ -113,7 +119,8 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         frames = chosen.frames or (81 if small else 21)
         size = tuple(chosen.size) if chosen.size else None
         shown = variants(chosen.recoloured, chosen.mirrored)
-        print(train_cast(items, encoders, recipe, chosen.folder, frames, size=size, shown=shown))
+        reading = Reading(read_reader(weights), chosen.reading) if small and chosen.reading else None
+        print(train_cast(items, encoders, recipe, chosen.folder, frames, size=size, shown=shown, reading=reading))
 
 
 def _open(chosen: argparse.Namespace, weights: Path) -> Encoders:

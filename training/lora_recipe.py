@@ -26,6 +26,7 @@ from .lora import WAN_LAYERS, LoraError, adapt, choose_layers
 from .lora_memory import plan_memory
 from .lora_run import quiet, run_lora
 from .processes import main_first, processes
+from .reader import Reading
 
 Expert = Literal["both", "high", "low"]
 Precision = Literal["auto", "bf16", "float32"]
@@ -68,10 +69,11 @@ class Band:
 class LoraRecipe:
     """A run. Defaults are FFGo's for one expert of Wan 2.2 I2V A14B (brief 2.4).
 
-    ``steps`` updates of ``batch`` examples each, ``at_once`` of them in one pass. ``average``: decay of the moving
-    average. ``final_share``: of the rate, at the end of a cosine; 1 keeps it constant. ``precision``: "auto" is bf16 on
-    a GPU that has it, else float32. ``checkpointing`` recomputes blocks in the backward pass: a quarter more time for
-    a fraction of the memory. ``save_every``, ``sample_every``: steps, 0 never.
+    ``steps`` updates of ``batch`` examples each, ``at_once`` of them in one pass. ``muon_rate``: of Muon, which trains
+    the matrices where it is not 0; AdamW trains the rest at ``rate``. ``average``: decay of the moving average.
+    ``final_share``: of the rate, at the end of a cosine; 1 keeps it constant. ``precision``: "auto" is bf16 on a GPU
+    that has it, else float32. ``checkpointing`` recomputes blocks in the backward pass: a quarter more time for a
+    fraction of the memory. ``save_every``, ``sample_every``: steps, 0 never.
     """
 
     rank: int = 128
@@ -145,12 +147,12 @@ class _Precise(Protocol):
 
 
 class FlowMatcher:
-    """A model, how it is given its first frame, and the precision it runs in."""
+    """A model, how it is given its first frame, the precision it runs in, and who else looks at its guesses."""
 
-    def __init__(self, dit: nn.Module, first_frame: FirstFrame, bf16: bool):
+    def __init__(self, dit: nn.Module, first_frame: FirstFrame, bf16: bool, reading: Reading | None = None):
         # Never adapted, and in the precision of the blocks (core keeps the patch embedding in float32).
         weight: torch.Tensor = dit.get_parameter("head.modulation")
-        self.dit, self.first_frame, self.device = dit, first_frame, weight.device
+        self.dit, self.first_frame, self.device, self.reading = dit, first_frame, weight.device, reading
         # A base in float32 is cast layer by layer under autocast; any other is fed what it computes in.
         self.autocast = bf16 and weight.dtype == torch.float32
         self.dtype = torch.bfloat16 if bf16 and not self.autocast else torch.float32
@@ -180,11 +182,16 @@ class FlowMatcher:
         return x
 
     def loss(self, examples: Sequence[Example], sigma: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of the velocity over what is not given."""
+        """Mean squared error of the velocity over what is not given, and what is read off the guesses there."""
         clean = torch.stack([example.latents for example in examples]).to(self.device, torch.float32)
-        error = self.velocity(self.noised(sigma, noise, examples), sigma, examples) - (noise - clean)
+        noised = self.noised(sigma, noise, examples)
+        v = self.velocity(noised, sigma, examples)
         start = 1 if self.first_frame == "clean" else 0
-        return error[:, :, start:].square().mean()
+        value = (v - (noise - clean))[:, :, start:].square().mean()
+        if self.reading:
+            guess = noised - sigma.to(self.device)[:, None, None, None, None] * v
+            value = value + self.reading.likeness(guess[:, :, start:], clean[:, :, start:])
+        return value
 
     @torch.no_grad()
     def sample(self, example: Example, band: Band, steps: int, seed: int) -> torch.Tensor:
@@ -228,6 +235,7 @@ def train_lora(
     folder: Path,
     metadata: Mapping[str, str],
     *,
+    reading: Reading | None = None,
     sample: Callable[[int, FlowMatcher], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
@@ -235,7 +243,7 @@ def train_lora(
 
     ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far and
     may stop the run. Of many processes (see training/loop.py) the first calls it and writes; each learns from a batch
-    of its own.
+    of its own. ``reading``: a further loss.
 
     Raises:
         LoraError: no examples, a model that cannot be given a first frame, or a folder with another recipe's run.
@@ -250,10 +258,11 @@ def train_lora(
         recompute(tree)
     device = next(dit.parameters()).device
     bf16 = uses_bf16(recipe.precision, device)
-    matcher = FlowMatcher(tree, first_frame, bf16)
+    matcher = FlowMatcher(tree, first_frame, bf16, reading)
     first = processes().is_main_process
     with main_first():
-        remember_recipe({**asdict(recipe), "examples": len(examples)}, folder)
+        told = {"examples": len(examples), "reading": reading.weight if reading else 0.0}
+        remember_recipe({**asdict(recipe), **told}, folder)
     if not first:
         say = quiet
     say(plan_memory(dit, adapter, examples, at_once=recipe.at_once, bf16=bf16,

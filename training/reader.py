@@ -32,7 +32,7 @@ _NOISE = 0.4
 class Reading:
     """A further loss of a recipe: what ``reader`` reads off guessed latents, weighing ``weight``."""
 
-    reader: nn.Module
+    reader: Reader
     weight: float
 
     def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
@@ -44,6 +44,17 @@ class Reading:
         every = torch.ones(len(known), guess.shape[2], dtype=torch.bool, device=guess.device)
         told = told[:, None].expand(-1, guess.shape[2], -1)
         return self.weight * reading_loss(self.reader, guess[known], told, every)
+
+    def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """Where nobody has named what latents show: how differently the reader sees ``guess`` and ``clean``
+        [B, 16, F, h, w], in its last maps, which say where, and in its words.
+        """
+        maps = self.reader.maps(guess.transpose(1, 2).flatten(0, 1))
+        with torch.no_grad():
+            wanted = self.reader.maps(clean.transpose(1, 2).flatten(0, 1))
+            named = self.reader.told(wanted).sigmoid()
+        unlike = (maps - wanted).square().mean() / wanted.square().mean()
+        return self.weight * (unlike + F.binary_cross_entropy_with_logits(self.reader.told(maps), named))
 
 
 @dataclass(frozen=True)
@@ -67,11 +78,20 @@ class Reader(nn.Module):
         self.norms = nn.ModuleList([nn.GroupNorm(8, width) for _ in range(3)])
         self.words = nn.Linear(2 * width, len(SHOWN))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
+        """What is seen where: [N, width, h, w]."""
         x = self.enter(x)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = x + layer(F.gelu(norm(x)))
-        return self.words(torch.cat([x.amax(dim=(2, 3)), x.mean(dim=(2, 3))], dim=1))
+        return x
+
+    def told(self, maps: torch.Tensor) -> torch.Tensor:
+        """Logits of such maps."""
+        logits: torch.Tensor = self.words(torch.cat([maps.amax(dim=(2, 3)), maps.mean(dim=(2, 3))], dim=1))
+        return logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.told(self.maps(x))
 
 
 def shown(tokens: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from longreel.training.lora_recipe import (
     first_frame_of,
     train_lora,
 )
+from longreel.training.reader import Reader, Reading
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -86,6 +87,29 @@ def test_a_clean_first_frame_is_given_at_noise_level_zero_and_not_learned():
     changed = noise.clone()
     changed[:, :, 0] += 1
     assert matcher.loss(clips, sigma, changed) == matcher.loss(clips, sigma, noise)
+
+
+def test_a_reader_finds_no_fault_in_the_truth_and_its_place_counts():
+    reading = Reading(Reader(16).requires_grad_(False), 0.5)
+    generator = torch.Generator().manual_seed(4)
+    clean = torch.randn(2, 16, 3, 4, 4, generator=generator)
+    named = reading.reader(clean.transpose(1, 2).flatten(0, 1)).sigmoid()
+    entropy = torch.nn.functional.binary_cross_entropy(named, named)  # of what the reader itself is unsure about
+    assert torch.isclose(reading.likeness(clean, clean), 0.5 * entropy, atol=1e-6)
+    elsewhere = clean.roll(2, dims=-1)  # the same things in another place
+    assert reading.likeness(elsewhere, clean) > reading.likeness(clean + 0.01, clean) > 0.5 * entropy
+
+
+def test_what_is_read_is_a_further_loss_of_what_is_not_given():
+    reading, clips = Reading(Reader(16).requires_grad_(False), 0.5), examples(2)
+    dit = model()
+    plain, read = (FlowMatcher(dit, "clean", bf16=False, reading=look) for look in (None, reading))
+    sigma, noise = torch.tensor([0.3, 0.8]), torch.randn(2, 16, 3, 4, 4)
+    noised = plain.noised(sigma, noise, clips)
+    guess = noised - sigma[:, None, None, None, None] * plain.velocity(noised, sigma, clips)
+    clean = torch.stack([clip.latents for clip in clips])
+    further = reading.likeness(guess[:, :, 1:], clean[:, :, 1:])
+    assert torch.isclose(read.loss(clips, sigma, noise), plain.loss(clips, sigma, noise) + further)
 
 
 @torch.no_grad()
