@@ -6,8 +6,11 @@ whose activations for decoded and for true pictures should agree (Johnson et al.
 Style Transfer", 2016). It is not the one that judges. The encoder stays as it is, and with it everything that was
 trained on its latents.
 
-Three kinds of samples: rendered clips of any moment through the encoder, those that turn, sway, jump and stretch more
-often; openings and starts of takes that the DiT has finished from a noise level at which their content is still told.
+Four kinds of samples: rendered clips of any moment through the encoder, those that turn, sway, jump and stretch more
+often; openings and starts of takes that the DiT has finished from a noise level at which their content is still told;
+and films that it has made of nothing. Of these there is no true picture, but it is known whom they were to show, and
+the eye should find that: an outline that the latents hold and the decoder leaves soft costs as much as a wrong one.
+The decoder cannot invent it, as it reads no prompt.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..miniature.probe import Probe
-from ..miniature.stories import random_scene
+from ..miniature.probe import ATTRIBUTES, Probe
+from ..miniature.stories import describe, random_scene
 from ..miniature.world import FPS, Scene, render
 from .dit import Miniature, predict
+from .evaluate import Models, expected, one_character_scene, schedule
 from .latents import Stories, opening_scene, story_scenes
 from .loop import Metrics, Schedule, train
+from .onlooker import told_loss
 from .sequences import FEW_STEPS
 from .vae import decode, encode, psnr
 
@@ -35,22 +40,29 @@ _SECONDS = 8.0
 _CHARACTER_WEIGHT = 6.0
 _TAKE = 9
 """Latent frames of a take's start."""
+_FILM, _PART, _LEAD = 15, 7, 2
+"""Latent frames of a film, of the part that is decoded, and of those at the part's start whose pictures do not count:
+the decoder takes the first for the film's first.
+"""
 
 
 @dataclass(frozen=True)
 class DecoderRecipe:
     """``steps`` updates, each of ``clips`` rendered clips of ``frames`` pictures out of a pool of ``pool``, of
-    ``openings`` openings or of ``takes`` takes. ``own``: shares of the last two. ``likeness`` weighs the eye.
+    ``openings`` openings, of ``takes`` takes or of parts of ``takes`` films out of ``films``. ``own``: shares of the
+    last three. ``likeness`` weighs how the eye sees, ``told`` what it reads off films.
     """
 
     steps: int = 1800
     pool: int = 2200
+    films: int = 400
     clips: int = 4
     frames: int = 17
     openings: int = 8
     takes: int = 2
-    own: tuple[float, float] = (0.35, 0.2)
+    own: tuple[float, float, float] = (0.2, 0.15, 0.25)
     likeness: float = 0.5
+    told: float = 0.5
     rate: float = 3e-4
     muon_rate: float = 6e-4
     seed: int = 0
@@ -89,6 +101,35 @@ def draw_pool(vae: Any, recipe: DecoderRecipe) -> Drawn:
         clips.append(((drawn.clips + 1) * 127.5).round().byte())
         masks.append((drawn.masks * 255).round().byte())
     return Drawn(torch.cat(clips), torch.cat(masks), torch.cat(latents))
+
+
+@dataclass(frozen=True)
+class Films:
+    """What the finished miniature films: latents [N, 16, 15, 8, 8], and whom and where its prompts name [N, 4], as
+    class numbers in the order of ``ATTRIBUTES``.
+    """
+
+    latents: torch.Tensor
+    named: torch.Tensor
+
+
+@torch.inference_mode()
+def draw_films(models: Models, count: int, seed: int) -> Films:
+    """Rolled out in four steps from prompts of one character, those that turn, sway, jump and stretch more often."""
+    from ..host.rollout import Prompt, roll_out
+
+    latents, named = [], []
+    for index in range(count):
+        rng = random.Random(f"decoder films {seed} {index}")
+        action = rng.choices(list(_MOVING), list(_MOVING.values()))[0]
+        while (wanted := expected(scene := one_character_scene(rng, held_out=False)))["action"] != action:
+            pass
+        text = models.clip.encode_from_tokens_scheduled(models.clip.tokenize(describe(scene)))
+        shape, levels = (1, 16, _FILM, 8, 8), schedule(len(FEW_STEPS))
+        made = roll_out(models.model, [Prompt(0, text)], shape, levels, seed=seed * 100_000 + index).latents
+        latents.append(models.model.model.process_latent_in(made)[0].half().cpu())
+        named.append(torch.tensor([values.index(wanted[name]) for name, values in ATTRIBUTES.items()]))
+    return Films(torch.stack(latents), torch.stack(named))
 
 
 def _moving(rng: random.Random, seconds: float) -> tuple[Scene, float]:
@@ -142,11 +183,13 @@ def train_decoder(
     eye: Probe,
     stories: Stories,
     openings: Stories,
+    films: Films,
     seed: int,
     folder: Path,
 ) -> None:
     """Train the decoder of ``vae`` in place, on the device it is on, resuming from ``folder``; it ends with averaged
-    weights. ``vae``'s latents are those of ``stories`` and ``openings``, which were drawn with ``seed``.
+    weights. ``vae``'s latents are those of ``stories`` and ``openings``, which were drawn with ``seed``, and of
+    ``films``, which ``model`` has made.
     """
     device = next(vae.parameters()).device
     for name, parameter in vae.named_parameters():
@@ -180,17 +223,27 @@ def train_decoder(
         latents = finished(model, z.float().to(device), tokens.to(device), rng.choice((2, 3)))
         return Drawn.of(scenes, 4 * latents.shape[2] - 3, latents)
 
+    def drawn_by(latents: torch.Tensor) -> torch.Tensor:
+        latents = latents.to(device, memory_format=torch.channels_last_3d)
+        with torch.autocast(device.type, torch.bfloat16):
+            made: torch.Tensor = decode(vae, latents).float()
+        return made
+
+    def filmed(rng: random.Random) -> tuple[torch.Tensor, Metrics]:
+        chosen = [rng.randrange(len(films.latents)) for _ in range(recipe.takes)]
+        start = rng.choice((0, rng.randint(1, _FILM - _PART)))
+        made = drawn_by(films.latents[chosen, :, start : start + _PART].float())
+        told = told_loss(eye, made[:, :, 1 + 4 * _LEAD if start else 0 :], films.named[chosen].to(device))
+        return recipe.told * told, {"film told": float(told.detach())}
+
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
         rng = random.Random(f"decoder {recipe.seed}/{step}")
-        first, second = recipe.own
-        kind, draw = rng.choices(
-            (("rendered", rendered), ("opening", opened), ("take", begun)), (1 - first - second, first, second)
-        )[0]
+        kinds = {"rendered": rendered, "opening": opened, "take": begun, "film": None}
+        kind, draw = rng.choices(list(kinds.items()), (1 - sum(recipe.own), *recipe.own))[0]
+        if draw is None:
+            return filmed(rng)
         drawn = draw(rng)
-        clips = drawn.clips.to(device)
-        latents = drawn.latents.to(device, memory_format=torch.channels_last_3d)
-        with torch.autocast(device.type, torch.bfloat16):
-            made = decode(vae, latents).float()
+        clips, made = drawn.clips.to(device), drawn_by(drawn.latents)
         error = made - clips
         weight = 1 + _CHARACTER_WEIGHT * drawn.masks.to(device)
         value = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()

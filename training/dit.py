@@ -19,6 +19,7 @@ from torch import nn
 from ..miniature.text import TextEncoder
 from .latents import Stories
 from .loop import Metrics, Schedule, train
+from .onlooker import Onlooker
 from .reader import SHOWN, reading_loss, shown
 from .sequences import FEW_STEPS, Batch, draw_batch
 
@@ -254,10 +255,19 @@ def with_own_steps(model: Miniature, batch: Batch, done: int) -> Batch:
 
 
 def train_dit(
-    recipe: DitRecipe, model: Miniature, reader: nn.Module, stories: Stories, openings: Stories, folder: Path
+    recipe: DitRecipe,
+    model: Miniature,
+    reader: nn.Module,
+    stories: Stories,
+    openings: Stories,
+    folder: Path,
+    *,
+    onlooker: Onlooker | None = None,
+    name: str = "dit",
 ) -> None:
     """Train ``model`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``; it ends with
-    averaged weights. ``reader`` is a trained one (``training.reader``).
+    averaged weights. ``reader`` is a trained one (``training.reader``); an ``onlooker`` looks at what came of own
+    steps, too. name: of its files in ``folder``.
     """
     device = next(model.parameters()).device
     reader.requires_grad_(False).eval()
@@ -272,11 +282,16 @@ def train_dit(
         v = velocity(model, batch, batch.tokens.masked_fill(wordless[:, None, None], 0))
         named = shown(batch.named).gather(1, batch.caption[..., None].expand(-1, -1, len(SHOWN)))
         told = (batch.sigma > 0) & ~wordless[:, None]
-        read = reading_loss(reader, batch.noised() - batch.sigma[:, None, :, None, None] * v, named, told)
+        guess = batch.noised() - batch.sigma[:, None, :, None, None] * v
+        read = reading_loss(reader, guess, named, told)
+        if own and onlooker:
+            seen = onlooker.loss(batch, guess, ~wordless)
+            figures = {f"{kind} own": float(read.detach()), f"{kind} seen": float(seen.detach())}
+            return recipe.reading * read + seen, figures
         if own:
             return read, {f"{kind} own": float(read.detach())}
         value = loss(v, batch.noise - batch.clean, batch.weight)
         return value + recipe.reading * read, {kind: float(value.detach()), f"{kind} read": float(read.detach())}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01, average=0.995)
-    model.load_state_dict(train("dit", model, learn, schedule, folder, seed=recipe.seed))
+    model.load_state_dict(train(name, model, learn, schedule, folder, seed=recipe.seed))

@@ -16,8 +16,9 @@ from torch import nn
 
 from ..miniature.probe import Probe
 from .curves import draw_curves
-from .decoder import DecoderRecipe, train_decoder
+from .decoder import DecoderRecipe, draw_films, train_decoder
 from .dit import DitRecipe, Miniature, train_dit
+from .evaluate import load
 from .export import (
     export_dit,
     export_probe,
@@ -136,10 +137,11 @@ def train_miniature(
         second = replace(recipe.probe, seed=recipe.probe.seed + 1)
         _once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"))
         read_vae(vae, weights)  # with latents of the scale that stories and openings have
-        _once(
-            folder / "decoder.pt",
-            vae,
-            lambda: train_decoder(recipe.decoder, vae, model, eye, stories, openings, recipe.seed, folder),
-        )
+
+        def learn_to_draw() -> None:
+            films = draw_films(load(weights), recipe.decoder.films, recipe.decoder.seed)
+            train_decoder(recipe.decoder, vae, model, eye, stories, openings, films, recipe.seed, folder)
+
+        _once(folder / "decoder.pt", vae, learn_to_draw)
         export_vae(vae, torch.zeros(16, 1, 1, 1), torch.ones(16, 1, 1, 1), weights)
     draw_curves(folder, curves)

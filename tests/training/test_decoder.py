@@ -10,10 +10,22 @@ import torch
 from longreel.miniature.probe import Probe
 from longreel.miniature.world import FPS, render
 from longreel.training import latents as stored
-from longreel.training.decoder import DecoderRecipe, draw_pool, finished, likeness_loss, train_decoder
+from longreel.training.decoder import (
+    DecoderRecipe,
+    Films,
+    draw_films,
+    draw_pool,
+    finished,
+    likeness_loss,
+    train_decoder,
+)
 from longreel.training.dit import DitRecipe, Miniature
+from longreel.training.evaluate import load
 from longreel.training.vae import build_vae
 
+from ..server.harness import REPOSITORY
+
+WEIGHTS = REPOSITORY / "miniature" / "weights"
 SEED = 5
 ONE = torch.ones(16, 1, 1, 1)
 
@@ -62,18 +74,28 @@ def test_finished_latents_keep_more_of_what_they_were_the_later_they_are_taken_u
     assert kept[0] < kept[1] < kept[2]
 
 
-def test_only_the_decoder_learns_and_from_all_three_kinds(folder, tmp_path):
+def test_only_the_decoder_learns_and_from_all_four_kinds(folder, tmp_path):
     stories, openings = stored.load_stories(folder), stored.load_stories(folder, "openings")
     torch.manual_seed(1)
     model, eye, vae = Miniature(DitRecipe(dim=48, ffn_dim=48, layers=1, heads=1)), Probe(), build_vae(4)
     start = {key: value.clone() for key, value in vae.state_dict().items()}
-    recipe = DecoderRecipe(steps=4, pool=2, clips=1, openings=1, takes=1, own=(0.4, 0.3), seed=1)
-    train_decoder(recipe, vae, model, eye, stories, openings, SEED, tmp_path)
+    films = Films(torch.randn(2, 16, 15, 8, 8).half(), torch.zeros(2, 4, dtype=torch.long))
+    recipe = DecoderRecipe(steps=12, pool=2, clips=1, openings=1, takes=1, own=(0.3, 0.25, 0.25), seed=1)
+    train_decoder(recipe, vae, model, eye, stories, openings, films, SEED, tmp_path)
     changed = [key for key, value in vae.state_dict().items() if not torch.equal(value, start[key])]
     assert changed
     assert all(key.startswith(("decoder", "conv2")) for key in changed)
     logged = json.loads((tmp_path / "decoder.jsonl").read_text())
-    assert {"rendered psnr", "opening psnr", "take psnr"} <= logged.keys()
+    assert {"rendered psnr", "opening psnr", "take psnr", "film told"} <= logged.keys()
+
+
+def test_films_are_the_same_for_the_same_seed():
+    models = load(WEIGHTS)
+    films = draw_films(models, 2, seed=3)
+    assert films.latents.shape == (2, 16, 15, 8, 8)
+    again = draw_films(models, 1, seed=3)
+    assert torch.equal(again.latents[0], films.latents[0])
+    assert torch.equal(again.named[0], films.named[0])
 
 
 def test_a_pool_holds_what_the_encoder_makes_of_its_clips():

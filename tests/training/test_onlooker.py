@@ -1,0 +1,89 @@
+"""The onlooker looks at the right pictures of the right sequences, and knows whom their captions name."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from longreel.miniature.probe import ATTRIBUTES, Probe
+from longreel.miniature.text import pad, tokenize
+from longreel.miniature.world import FPS, Actor, Beat, Character, Scene, render
+from longreel.training.evaluate import expected
+from longreel.training.export import read_probe, read_vae
+from longreel.training.onlooker import Onlooker, numbers, told_loss
+from longreel.training.sequences import BLOCK, Batch, draw_layout
+from longreel.training.vae import VaeRecipe, build_vae, encode
+
+from ..server.harness import REPOSITORY
+
+WEIGHTS = REPOSITORY / "miniature" / "weights"
+RED, BLUE = Character("red", "box", "crown"), Character("blue", "star", "top hat")
+
+
+def scene(who: Character) -> Scene:
+    return Scene("desert", (Actor(who, "middle"),), (Beat(0.0, ("stands",)),))
+
+
+@pytest.fixture(scope="module")
+def eye():
+    """The shipped probe stands for any."""
+    eye = Probe().eval().requires_grad_(False)
+    read_probe(eye, WEIGHTS)
+    return eye
+
+
+def test_captions_name_one_of_each_or_nobody():
+    told = [
+        "A red box with a crown stands in the middle in the desert.",
+        "In the desert, a red box with a crown stands.",
+        "A red box with a crown stands on the left and a blue star with a top hat walks on the right in the desert.",
+        "The same character stands in the middle in the desert.",
+    ]
+    found = numbers(torch.stack([pad(tokenize(text)) for text in told]))
+    wanted = [values.index(expected(scene(RED))[name]) for name, values in ATTRIBUTES.items()]
+    assert found[0].tolist() == found[1].tolist() == wanted
+    assert found[2].tolist() == [-1, -1, -1, wanted[3]]
+    assert found[3].tolist() == [-1, -1, -1, wanted[3]]
+
+
+def test_an_eye_that_is_told_whom_a_film_shows_prefers_that_film(eye):
+    pictures = [render(scene(who), torch.arange(5) / FPS).frames for who in (RED, BLUE)]
+    made = torch.stack(pictures).transpose(1, 2) * 2 - 1
+    named = torch.tensor(
+        [[values.index(expected(scene(who))[name]) for name, values in ATTRIBUTES.items()] for who in (RED, BLUE)]
+    )
+    assert told_loss(eye, made, named) < 0.05
+    assert told_loss(eye, made, named.flip(0)) > 1
+
+
+@pytest.mark.parametrize("kind", ["opening", "start", "middle", "cut"])
+def test_true_latents_are_seen_as_named_whatever_the_layout(eye, kind):
+    """Guesses that are the truth cost little, such of somebody else much; who is not told is not looked at."""
+    vae = build_vae(VaeRecipe().width).requires_grad_(False)
+    read_vae(vae, WEIGHTS)
+    rng = random.Random(0)
+    while (drawn := draw_layout(rng))[0] != kind:
+        pass
+    layout = drawn[1]
+    with torch.no_grad():
+        clips = [render(scene(who), torch.arange(81) / FPS).frames.transpose(0, 1) * 2 - 1 for who in (RED, BLUE)]
+        takes = encode(vae, torch.stack(clips))[:, :, layout.frame]
+    tokens = torch.stack([
+        pad(tokenize(f"A {who.colour} {who.body} with a {who.headgear} stands in the desert.")) for who in (RED, BLUE)
+    ])[:, None]  # fmt: skip
+    sigma = layout.noisy.float()[None].expand(2, -1)
+    batch = Batch(
+        takes, torch.zeros_like(takes), sigma, sigma[:, None, :, None, None], tokens, tokens,
+        torch.zeros(2, len(layout.frame), dtype=torch.long), layout.position[None].expand(2, -1), layout.sees,
+        layout.twin,
+    )  # fmt: skip
+    onlooker, everybody = Onlooker(vae, eye, 2.0), torch.tensor([True, True])
+    guess = takes.clone().requires_grad_()
+    right = onlooker.loss(batch, guess, everybody)
+    assert right < 0.5 < onlooker.loss(batch, takes.flip(0), everybody)
+    right.backward()
+    touched = (guess.grad.abs().sum(dim=(1, 3, 4)) > 0).any(dim=0)
+    assert touched.sum() == BLOCK
+    assert layout.noisy[touched].all()
+    assert onlooker.loss(batch, takes, torch.tensor([False, False])) == 0
