@@ -6,8 +6,8 @@ One reference is a character; two are two characters, or one and its place; thre
 bareheaded character, its headgear and their place; four are two characters, one bareheaded, the headgear and the
 place. On the canvas a headgear follows its wearer.
 
-Captions say what is done and where it is done, never who does it: who is meant can be known from the first frame
-only, so that a base without the LoRA cannot do it from the text.
+Captions name what is pictured by its kind, as FFGo's do (brief 1.3), but no colour: how a thing looks can be known from
+the first frame only, so that neither the base nor a LoRA that reads the text alone films the cast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from ..film.first_frame import Reference
 from ..miniature.drawing import sprite
-from ..miniature.stories import PLACE_PHRASES, POSITION_PHRASES, SAME, character_phrase, random_scene
+from ..miniature.stories import PLACE_PHRASES, POSITION_PHRASES, character_phrase, random_scene
 from ..miniature.world import BODIES, COLOURS, FPS, SIZE, Actor, Beat, Character, Scene, render
 from .cast_data import CastClip, CastSettings, CastSource, fingerprint_of
 
@@ -63,14 +63,13 @@ def draw_cast(rng: random.Random, references: int, *, held_out: bool = False) ->
 
 
 def caption_of(cast: CastScene) -> str:
-    """What happens, to whoever and wherever the pictures show."""
+    """What happens, with the kinds of what the pictures show."""
     beat = cast.scene.beats[0]
     doing = [
-        f"{SAME} {action} {POSITION_PHRASES[actor.position]}"
+        f"a {actor.character.body} with a {actor.character.headgear} {action} {POSITION_PHRASES[actor.position]}"
         for actor, action in zip(cast.scene.actors, beat.actions, strict=True)
     ]
-    where = "in the same place" if cast.plate else PLACE_PHRASES[cast.scene.place]
-    sentence = f"{' and '.join(doing)} {where}."
+    sentence = f"{' and '.join(doing)} {PLACE_PHRASES[cast.scene.place]}."
     camera = "" if beat.camera == "still" else f" The camera {beat.camera}."
     return sentence[0].upper() + sentence[1:] + camera
 

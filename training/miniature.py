@@ -1,5 +1,5 @@
-"""Everything the miniature is made of, from nothing, in order: probe, VAE, latents, reader, DiT with text encoder, the
-VAE's decoder once more, exported files.
+"""Everything the miniature is made of, from nothing, in order: probe, VAE, latents, reader, DiT with text encoder, a
+second probe as an eye, before which the DiT and then the VAE's decoder learn once more, exported files.
 
 Each stage resumes where it was killed and is skipped when it is done; a folder holds its checkpoints and logs.
 """
@@ -32,6 +32,7 @@ from .export import (
 )
 from .latents import encode_stories, load_stories
 from .loop import save_whole
+from .onlooker import Onlooker
 from .probe import ProbeRecipe, train_probe
 from .reader import Reader, ReaderRecipe, train_reader
 from .vae import VaeRecipe, build_vae, train_vae
@@ -46,6 +47,9 @@ class MiniatureRecipe:
     shards: int = 24
     reader: ReaderRecipe = field(default_factory=ReaderRecipe)
     dit: DitRecipe = field(default_factory=DitRecipe)
+    sight: DitRecipe = field(
+        default_factory=lambda: DitRecipe(steps=700, rate=3e-4, muon_rate=6e-4, own_context=0.7, own_steps=0.5)
+    )
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
     seed: int = 0
 
@@ -85,8 +89,8 @@ def train_miniature(
 ) -> None:
     """Run all stages in ``folder`` on the GPU if there is one, write the finished files under ``weights`` and the loss
     curves as ``curves``. ``start_from`` names finished files whose VAE, DiT and text encoder are trained on; those of
-    "probe", "vae" and "reader" that ``keep`` names are taken from there as they are; "decoder" leaves out the last
-    stage.
+    "probe", "vae" and "reader" that ``keep`` names are taken from there as they are; "sight" and "decoder" leave out
+    what the DiT and the VAE learn in the end.
     """
     start_comfyui()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -131,12 +135,22 @@ def train_miniature(
     _once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, reader, stories, openings, folder))
     export_dit(model, recipe.dit, weights)
 
-    if "decoder" not in keep:
-        # A probe of its own, of which the one that judges knows nothing.
-        eye = Probe().to(device)
+    read_vae(vae, weights)  # with latents of the scale that stories and openings have
+    # A probe of its own, of which the one that judges knows nothing.
+    eye = Probe().to(device)
+    if not {"sight", "decoder"} <= set(keep):
         second = replace(recipe.probe, seed=recipe.probe.seed + 1)
         _once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"))
-        read_vae(vae, weights)  # with latents of the scale that stories and openings have
+        eye.requires_grad_(False)
+    if "sight" not in keep:
+
+        def learn_to_be_seen() -> None:
+            onlooker = Onlooker(vae.requires_grad_(False), eye)
+            train_dit(recipe.sight, model, reader, stories, openings, folder, onlooker=onlooker, name="sight")
+
+        _once(folder / "sight.pt", model, learn_to_be_seen)
+        export_dit(model, recipe.dit, weights)
+    if "decoder" not in keep:
 
         def learn_to_draw() -> None:
             films = draw_films(load(weights), recipe.decoder.films, recipe.decoder.seed)

@@ -21,7 +21,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
     parser.add_argument("--effort", type=float, default=1.0, help="scales the number of steps; 1 is the full recipe")
     parser.add_argument("--start-from", type=Path, default=None, help="finished weights to train on instead of nothing")
-    parser.add_argument("--keep", nargs="*", choices=("probe", "vae", "reader", "decoder"), default=[],
+    parser.add_argument("--keep", nargs="*", choices=("probe", "vae", "reader", "sight", "decoder"), default=[],
                         help="taken from there as they are")  # fmt: skip
     parser.add_argument("--rate", type=float, default=1.0, help="scales the DiT's learning rates: what is trained on "
                         "wants less")  # fmt: skip
@@ -33,8 +33,9 @@ def run_training(chosen: argparse.Namespace, weights: Path) -> None:
     recipe = scaled(MiniatureRecipe(seed=chosen.seed), chosen.effort)
     dit = recipe.dit
     dit = replace(dit, rate=dit.rate * chosen.rate, muon_rate=dit.muon_rate * chosen.rate, seed=chosen.seed)
+    sight = replace(recipe.sight, seed=chosen.seed)
     train_miniature(
-        replace(recipe, dit=dit), chosen.folder, chosen.weights or weights, chosen.curves,
+        replace(recipe, dit=dit, sight=sight), chosen.folder, chosen.weights or weights, chosen.curves,
         start_from=chosen.start_from, keep=chosen.keep,
     )  # fmt: skip
 
@@ -95,5 +96,9 @@ def scaled(recipe: MiniatureRecipe, effort: float) -> MiniatureRecipe:
         shards=times(recipe.shards),
         reader=replace(recipe.reader, steps=times(recipe.reader.steps)),
         dit=replace(recipe.dit, steps=times(recipe.dit.steps)),
-        decoder=replace(recipe.decoder, steps=times(recipe.decoder.steps), pool=times(recipe.decoder.pool)),
+        sight=replace(recipe.sight, steps=times(recipe.sight.steps)),
+        decoder=replace(
+            recipe.decoder, steps=times(recipe.decoder.steps), pool=times(recipe.decoder.pool),
+            films=times(recipe.decoder.films),
+        ),
     )
