@@ -176,14 +176,15 @@ class LongreelTrainCastLora(io.ComfyNode):
                     "recoloured",
                     default=False,
                     advanced=True,
-                    tooltip="On: each clip is learned in all six orders of red, green and blue, so few clips teach to "
-                    "look instead of to remember. Only for captions that name no colour.",
+                    tooltip="On: clips with a plate are learned in all six orders of red, green and blue, so few clips "
+                    "teach to look instead of to remember. Only for captions that name no colour.",
                 ),
                 io.Boolean.Input(
                     "mirrored",
                     default=False,
                     advanced=True,
-                    tooltip="On: clips are also learned left to right, with left and right exchanged in captions.",
+                    tooltip="On: clips without a plate are also learned left to right, with left and right exchanged "
+                    "in captions.",
                 ),
                 io.Boolean.Input(
                     "checkpointing",

@@ -84,9 +84,10 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weight-decay", type=float, default=usual.weight_decay, help="more keeps the LoRA smaller")
     parser.add_argument("--frames", type=int, help="of each clip: default 21 as published, miniature 81")
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="default the canvases' own")
-    parser.add_argument("--recoloured", action="store_true", help="learn each clip in all 6 orders of red, green and "
-                        "blue: for captions that name no colours")  # fmt: skip
-    parser.add_argument("--mirrored", action="store_true", help="learn clips left to right too, captions exchanged")
+    parser.add_argument("--recoloured", action="store_true", help="learn clips whose place is pictured in all 6 orders "
+                        "of red, green and blue: for captions that name no colours")  # fmt: skip
+    parser.add_argument("--mirrored", action="store_true", help="learn clips whose place is only named left to right, "
+                        "too, captions exchanged")  # fmt: skip
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of the forward pass")
     parser.add_argument("--no-checkpointing", action="store_true", help="faster, for much more memory")
     parser.add_argument("--save-every", type=int, default=usual.save_every, help="steps between LoRA files, 0 never")

@@ -86,11 +86,12 @@ class CastSource:
 
 @dataclass(frozen=True)
 class CastItem:
-    """One finished line of a dataset."""
+    """One finished line of a dataset. ``plate``: whether the place is pictured, as it is wherever nothing says so."""
 
     clip: Path
     canvas: Path
     text: str
+    plate: bool = True
 
     @property
     def id(self) -> str:
@@ -169,7 +170,9 @@ def load_dataset(folder: Path) -> list[CastItem]:
     items = []
     for line in json.loads(found[0].read_text(encoding="utf-8")):
         clip, canvas = (_inside(folder, line[key]) for key in ("file_path", "image_path"))
-        items.append(CastItem(clip, canvas, line["text"]))
+        record = folder / "items" / f"{clip.stem}.json"
+        plate = json.loads(record.read_text(encoding="utf-8"))["plate"] if record.exists() else True
+        items.append(CastItem(clip, canvas, line["text"], plate))
     return items
 
 

@@ -18,6 +18,8 @@ from ..film.first_frame import COLLAGE_FRAMES
 from .cast_data import CastDataError, CastItem, fingerprint_of, pixels_of, read_frames
 from .lora_recipe import Example, FirstFrame
 
+_AS_IT_IS = (0, 1, 2)
+
 
 @dataclass(frozen=True)
 class Encoders:
@@ -39,8 +41,14 @@ class Variant:
     clip left to right (its canvas as it was), with the caption's left and right exchanged.
     """
 
-    channels: tuple[int, int, int] = (0, 1, 2)
+    channels: tuple[int, int, int] = _AS_IT_IS
     mirrored: bool = False
+
+    def fits(self, plate: bool) -> bool:
+        """Whether the canvas still tells all: the colours of a place have to be pictured (``plate``), and which way
+        round it is must not be.
+        """
+        return not self.mirrored if plate else self.channels == _AS_IT_IS
 
     def frames(self, pixels: torch.Tensor) -> torch.Tensor:
         """The clip [T, H, W, 3]."""
@@ -62,13 +70,9 @@ PLAIN = (Variant(),)
 
 
 def variants(recoloured: bool, mirrored: bool) -> tuple[Variant, ...]:
-    """Each clip as it is, and in the five other orders of its colours, and every other one of these left to right."""
-    orders = [(a, b, c) for a, b, c in permutations(range(3))] if recoloured else [(0, 1, 2)]
-    if not mirrored:
-        return tuple(Variant(order) for order in orders)
-    if not recoloured:
-        return (*PLAIN, Variant(mirrored=True))
-    return tuple(Variant(order, bool(number % 2)) for number, order in enumerate(orders))
+    """Each clip as it is, in the five other orders of its colours, and left to right; of each clip those that fit."""
+    orders = [(a, b, c) for a, b, c in permutations(_AS_IT_IS)] if recoloured else [_AS_IT_IS]
+    return (*(Variant(order) for order in orders), *([Variant(mirrored=True)] if mirrored else []))
 
 
 def encode_dataset(
@@ -85,15 +89,15 @@ def encode_dataset(
     """Encode every clip's first ``frames`` frames at ``size`` (width, height; None: the canvas's own) into ``folder``.
 
     The collage stands in frames 0 to 3, then the clip goes on with its own frame 4: nothing is moved. Files already
-    there are kept while clip, caption, size and models stay the same. ``shown``: the ways in which each is learned; all
-    clips in the first way come first.
+    there are kept while clip, caption, size and models stay the same. ``shown``: the ways in which each is learned that
+    fits them; all clips in the first way come first.
 
     Raises:
         CastDataError: a clip is too short, or a side is no multiple of 16.
     """
     folder.mkdir(parents=True, exist_ok=True)
     examples = []
-    wanted = [(item, variant, way) for way, variant in enumerate(shown) for item in items]
+    wanted = [(item, variant, way) for way, variant in enumerate(shown) for item in items if variant.fits(item.plate)]
     for number, (item, variant, way) in enumerate(wanted, start=1):
         name = f"{item.id}.{way}" if way else item.id
         path = folder / f"{name}.safetensors"

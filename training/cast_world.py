@@ -66,7 +66,7 @@ def caption_of(cast: CastScene) -> str:
     """What happens, with the kinds of what the pictures show."""
     beat = cast.scene.beats[0]
     doing = [
-        f"a {actor.character.body} with a {actor.character.headgear} {action} {POSITION_PHRASES[actor.position]}"
+        f"the same {actor.character.body} with a {actor.character.headgear} {action} {POSITION_PHRASES[actor.position]}"
         for actor, action in zip(cast.scene.actors, beat.actions, strict=True)
     ]
     sentence = f"{' and '.join(doing)} {PLACE_PHRASES[cast.scene.place]}."

@@ -13,8 +13,9 @@ from longreel.host.miniature_clip import load_miniature_clip
 from longreel.training import cast_command
 from longreel.training.cast_data import load_dataset, pixels_of
 from longreel.training.cast_encode import Encoders, encode_dataset
-from longreel.training.export import FILES
+from longreel.training.export import FILES, export_reader
 from longreel.training.lora_recipe import first_frame_of
+from longreel.training.reader import Reader, ReaderRecipe
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -39,6 +40,7 @@ def weights(tmp_path_factory):
         path = folder / FILES[name]
         path.parent.mkdir(parents=True)
         save_file(tensors, path, metadata=tiny_models.dit_metadata() if name == "dit" else None)
+    export_reader(Reader(ReaderRecipe().width), folder)
     return folder
 
 
@@ -89,17 +91,21 @@ def test_what_is_encoded(data, weights, tmp_path):
 def test_variants_are_kept_and_counted(data, weights, tmp_path, capsys):
     train(data, tmp_path, weights, "--steps 1 --sample-every 0")
     train(data, tmp_path / "more", weights, "--steps 1 --sample-every 0 --recoloured --mirrored")
-    assert "encoded 24/24 clip-003.5" in capsys.readouterr().out
+    assert "encoded 16/16 clip-001.6" in capsys.readouterr().out
+    # Two clips with plates in six colours each, two without, left to right.
+    assert [item.plate for item in load_dataset(data)] == [False, False, True, True]
     plain, more = tmp_path / "encoded", tmp_path / "more" / "encoded"
-    assert len(list(more.iterdir())) == 24
-    one, same, other = (load_file(path) for path in (plain / "clip-001.safetensors", more / "clip-001.safetensors",
-                                                     more / "clip-001.1.safetensors"))  # fmt: skip
+    assert len(list(more.iterdir())) == 16
+    one, same, turned = (load_file(path) for path in (plain / "clip-001.safetensors", more / "clip-001.safetensors",
+                                                      more / "clip-001.6.safetensors"))  # fmt: skip
     assert torch.equal(one["latents"], same["latents"])
-    assert not torch.allclose(one["latents"][:, 0], other["latents"][:, 0], atol=1e-3), "other colours"
-    assert not torch.equal(one["text"], other["text"]), "left and right exchanged"
+    assert torch.equal(one["latents"][:, 0], turned["latents"][:, 0]), "the same canvas"
+    assert not torch.equal(one["text"], turned["text"]), "left and right exchanged"
+    other = load_file(more / "clip-003.1.safetensors")
+    assert not torch.allclose(load_file(plain / "clip-003.safetensors")["latents"], other["latents"], atol=1e-3)
     train(data, tmp_path / "more", weights, "--steps 1 --sample-every 0 --recoloured --mirrored")
     assert "encoded" not in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="has examples 24, not 4"):
+    with pytest.raises(SystemExit, match="has examples 16, not 4"):
         train(data, tmp_path / "more", weights, "--steps 1")
 
 

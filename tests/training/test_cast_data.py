@@ -97,7 +97,10 @@ def test_variants_of_a_clip():
         (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0),
     }  # fmt: skip
     both = variants(True, True)
-    assert (both[0], len(both), sum(one.mirrored for one in both)) == (Variant(), 6, 3)
+    assert (both[0], len(both), sum(one.mirrored for one in both)) == (Variant(), 7, 1)
+    # A pictured place tells its colours and which way round it is; of one that is only named the base knows both.
+    assert sum(one.fits(True) for one in both) == 6
+    assert [one for one in both if one.fits(False)] == [Variant(), Variant(mirrored=True)]
     pixels = torch.rand(2, 4, 6, 3)
     turned = Variant((2, 1, 0), mirrored=True)
     assert torch.equal(turned.frames(pixels), pixels.flip(2).flip(3))
@@ -159,7 +162,7 @@ def test_casts_of_one_to_four_whose_looks_only_the_first_frame_tells(held_out):
         assert not set(caption.lower().replace(".", "").split()) & set(COLOURS)
         assert PLACE_PHRASES[cast.scene.place] in caption
         for actor in cast.scene.actors:
-            assert f"a {actor.character.body} with a {actor.character.headgear}" in caption.lower()
+            assert f"the same {actor.character.body} with a {actor.character.headgear}" in caption.lower()
     clip = film_cast(draw_cast(random.Random(3), 4), SMALL)
     assert len(clip.references) == 3
     assert clip.plate is not None
