@@ -21,6 +21,7 @@ FILES = {
     "probe": "probe/longreel-miniature-probe.safetensors",
     "reader": "probe/longreel-miniature-reader.safetensors",
     "memory": "loras/longreel-miniature-memory.safetensors",
+    "filmweaver": "loras/longreel-miniature-filmweaver.safetensors",
 }
 
 

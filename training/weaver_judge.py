@@ -24,7 +24,7 @@ from ..miniature.world import BODIES, COLOURS, PLACES, Character, render
 from .cast_world import empty_place
 from .clip import CLIP_FILE, box_of, cut_out
 from .evaluate import expected, load, write_strip
-from .export import read_vae
+from .export import FILES, read_vae
 from .filmweaver_recipe import WeaverMatcher
 from .miniature import start_comfyui
 from .vae import VaeRecipe, build_vae
@@ -191,7 +191,7 @@ def open_studio(lora: Path, weights: Path, steps: int = 12, guidance: float = 1.
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     """``weaver-judge``'s."""
-    parser.add_argument("--lora", type=Path, help="a LoRA that weaver-lora trained on the miniature")
+    parser.add_argument("--lora", type=Path, help="that weaver-lora trained on the miniature; default the shipped one")
     parser.add_argument("--without-noise", type=Path, help="one that was trained with --no-cache-noise")
     parser.add_argument("--stories", type=int, default=20, help="stories of five shots")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="noise of the films")
@@ -207,7 +207,8 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
 def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
     """``weaver-judge``: every result is written as soon as it is known, and not computed again."""
     start_comfyui()
-    loras = {name: (chosen.lora, variant) for name, variant in VARIANTS.items()}
+    shown = chosen.lora or weights / FILES["filmweaver"]
+    loras = {name: (shown, variant) for name, variant in VARIANTS.items()}
     loras["without noise augmentation"] = (chosen.without_noise, WITHOUT_NOISE)
     table: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
@@ -229,11 +230,9 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
                     _write(path, judge_stories(studio, variant, chosen.stories, seed, strip))
                 print(name, seed, path.read_text(encoding="utf-8"), flush=True)
             path = chosen.folder / f"injection-{seed}.json"
-            if chosen.lora and chosen.injections:
+            if chosen.injections:
                 if not path.exists():
-                    studio = studios.setdefault(
-                        chosen.lora, open_studio(chosen.lora, weights, chosen.steps, chosen.guidance)
-                    )
+                    studio = studios.setdefault(shown, open_studio(shown, weights, chosen.steps, chosen.guidance))
                     _write(path, judge_injection(studio, chosen.injections, seed, path.with_suffix(".png")))
                 print("injection", seed, path.read_text(encoding="utf-8"), flush=True)
     for name in loras:
