@@ -78,6 +78,8 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at-once", type=int, help="clips per pass: more is faster and takes more memory; default 1")
     parser.add_argument("--rate", type=float, help="learning rate: default 1e-4, miniature 1e-3")
     parser.add_argument("--muon-rate", type=float, help="of Muon, for matrices: default 0 (AdamW), miniature 2e-3")
+    parser.add_argument("--subject", type=float, help="how much more than scenery the cast weighs, where the dataset "
+                        "says where it is: default 0 as published, miniature 9")  # fmt: skip
     parser.add_argument("--reading", type=float, default=0.3, help="miniature only: weight of the loss made of what a "
                         "reader sees in guessed latents, 0 for none")  # fmt: skip
     parser.add_argument("--clip", type=float, help="largest gradient norm: default 0.05, miniature 1")
@@ -114,6 +116,7 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
             clip=chosen.clip or (1.0 if small else 0.05), weight_decay=chosen.weight_decay,
             checkpointing=not (chosen.no_checkpointing or small), precision=chosen.precision,
             save_every=chosen.save_every, sample_every=chosen.sample_every, seed=chosen.seed,
+            subject=(9.0 if small else usual.subject) if chosen.subject is None else chosen.subject,
         )  # fmt: skip
         items = load_dataset(chosen.data)
         encoders = _open(chosen, weights)

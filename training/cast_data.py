@@ -3,8 +3,8 @@
 ``train_data.json`` is the published metadata (a list of ``file_path``, ``text``, ``image_path``, ``type``), with paths
 relative to its folder; it is all that training needs, so a published folder can be trained on as it is. Beside it lie
 ``combined_images/video_<id>/combined.png`` (the canvas), ``train_materials/video_<id>/`` with ``main_entity.png`` (the
-plate) and ``object.png`` or ``object_<k>.png`` (cut-outs, RGBA), ``videos/<id>.mp4``, our records ``items/<id>.json``
-and ``contact_sheet.png`` for a human check.
+plate) and ``object.png`` or ``object_<k>.png`` (cut-outs, RGBA), ``videos/<id>.mp4``, our records ``items/<id>.json``,
+``subjects/<id>.mp4`` (white where the cast is) where a source knows, and ``contact_sheet.png`` for a human check.
 
 Building is resumable: a clip whose record matches its source is kept, everything else is made again.
 Source: shared/research/ffgo.md 1.2 (canvas), 2.2 (layout).
@@ -62,7 +62,7 @@ class CastSettings:
 @dataclass(frozen=True, eq=False)
 class CastClip:
     """What a source gives of one clip: its frames [T, H, W, 3] in 0..1 and frames per second, what is seen in it, an
-    empty scene [H, W, 3] or None, and what happens.
+    empty scene [H, W, 3] or None, what happens, and where the cast is [T, H, W] in 0..1, if that is known.
     """
 
     frames: torch.Tensor
@@ -70,6 +70,7 @@ class CastClip:
     references: tuple[Reference, ...]
     plate: torch.Tensor | None
     caption: str
+    subjects: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,15 @@ class CastSource:
 
 @dataclass(frozen=True)
 class CastItem:
-    """One finished line of a dataset. ``plate``: whether the place is pictured, as it is wherever nothing says so."""
+    """One finished line of a dataset. ``plate``: whether the place is pictured, as it is wherever nothing says so;
+    ``subjects``: a video that is white where the cast is.
+    """
 
     clip: Path
     canvas: Path
     text: str
     plate: bool = True
+    subjects: Path | None = None
 
     @property
     def id(self) -> str:
@@ -172,7 +176,8 @@ def load_dataset(folder: Path) -> list[CastItem]:
         clip, canvas = (_inside(folder, line[key]) for key in ("file_path", "image_path"))
         record = folder / "items" / f"{clip.stem}.json"
         plate = json.loads(record.read_text(encoding="utf-8"))["plate"] if record.exists() else True
-        items.append(CastItem(clip, canvas, line["text"], plate))
+        subjects = folder / "subjects" / clip.name
+        items.append(CastItem(clip, canvas, line["text"], plate, subjects if subjects.exists() else None))
     return items
 
 
@@ -246,8 +251,13 @@ def _build(source: CastSource, settings: CastSettings, folder: Path) -> dict[str
     for path in (folder / canvas, materials / "main_entity.png"):
         path.parent.mkdir(parents=True, exist_ok=True)
     _, height, width, _ = clip.frames.shape
-    with VideoWriter(folder / video, width, height, clip.fps, crf=10) as writer:
-        writer.write(clip.frames[: settings.frames])
+    films = {folder / video: clip.frames}
+    if clip.subjects is not None:
+        films[folder / "subjects" / video.name] = clip.subjects[..., None].expand(-1, -1, -1, 3)
+    for path, frames in films.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with VideoWriter(path, width, height, clip.fps, crf=10) as writer:
+            writer.write(frames[: settings.frames])
     picture_of(drawn.picture[0]).save(folder / canvas)
     if clip.plate is not None:
         picture_of(clip.plate).save(materials / "main_entity.png")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -102,7 +103,8 @@ def encode_dataset(
         name = f"{item.id}.{way}" if way else item.id
         path = folder / f"{name}.safetensors"
         told = [item.text, frames, size, first_frame, encoders.name + encoders.mark]
-        mark = fingerprint_of([*told, astuple(variant)] if way else told, [item.clip, item.canvas])
+        files = [item.clip, item.canvas, *([item.subjects] if item.subjects else [])]
+        mark = fingerprint_of([*told, astuple(variant)] if way else told, files)
         if not path.exists() or _mark_of(path) != mark:
             tensors = _encode(item, variant, encoders, first_frame, frames, size)
             part = folder / f"{name}.part"
@@ -110,7 +112,8 @@ def encode_dataset(
             part.replace(path)
             say(f"encoded {number}/{len(wanted)} {name}")
         loaded = load_file(path)
-        examples.append(Example(loaded["latents"], loaded["text"], loaded.get("known")))
+        turn = items.index(item)
+        examples.append(Example(loaded["latents"], loaded["text"], loaded.get("known"), loaded.get("subject"), turn))
     return examples
 
 
@@ -141,6 +144,9 @@ def _encode(
         "latents": _latents(encoders, target_frames(canvas, clip)),
         "text": encoders.clip.encode_from_tokens(encoders.clip.tokenize(variant.caption(item.text)))[0],
     }
+    if item.subjects:
+        masks = variant.frames(read_frames(item.subjects, frames, picture.size)[0]).amax(dim=-1)
+        tensors["subject"] = _coverage(masks, tensors["latents"])
     if first_frame == "concat":
         # What is not known is mid-grey to the VAE, as core's WanImageToVideo has it.
         grey = torch.full_like(clip, 0.5)
@@ -151,6 +157,13 @@ def _encode(
 def _latents(encoders: Encoders, video: torch.Tensor) -> torch.Tensor:
     normalised: torch.Tensor = encoders.model.model.process_latent_in(encoders.vae.encode(video))
     return normalised[0]
+
+
+def _coverage(masks: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Where masks [T, H, W] are in latents [C, F, h, w], the first of which is one picture: [F, h, w] of 0..1."""
+    _, frames, *size = latents.shape
+    first = F.adaptive_max_pool2d(masks[:1], size)
+    return torch.cat([first, F.adaptive_max_pool3d(masks[None, 1:], (frames - 1, *size))[0]])
 
 
 def _mark_of(path: Path) -> str:

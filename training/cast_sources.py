@@ -7,7 +7,8 @@ The list is a JSON file, all paths relative to it:
 
 An entity has one of ``picture`` (a cut-out with transparency), ``mask`` (white marks it on the clip's first frame) or
 ``box`` ([x, y, width, height] on the first frame). Cut-outs, masks, plates and captions come from whatever made them:
-a segmentation, image-edit or text-generation workflow, or a person. ``plate`` may be left out.
+a segmentation, image-edit or text-generation workflow, or a person. ``plate`` may be left out; ``subjects`` may name a
+video as long as the clip that is white where the cast is, so that it weighs more in training.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def _source(entry: Mapping[str, Any], folder: Path, settings: CastSettings) -> C
     named = [
         entry["clip"],
         entry.get("plate"),
+        entry.get("subjects"),
         *(entity.get(way) for entity in entities for way in ("picture", "mask")),
     ]
     files = [folder / file for file in named if file]
@@ -97,7 +99,10 @@ def _load(entry: Mapping[str, Any], folder: Path, settings: CastSettings) -> Cas
     first = read_frames(folder / entry["clip"], 1)[0][0]  # entities are marked in the clip's own pixels
     plate = _open(folder / entry["plate"], "RGB") if entry.get("plate") else None
     references = tuple(_reference(entity, first, folder) for entity in entry["entities"])
-    return CastClip(frames, fps, references, plate, str(entry.get("caption", "")))
+    subjects = None
+    if entry.get("subjects"):
+        subjects = read_frames(folder / entry["subjects"], settings.frames, size)[0].amax(dim=-1)
+    return CastClip(frames, fps, references, plate, str(entry.get("caption", "")), subjects)
 
 
 def _reference(entity: Mapping[str, Any], first: torch.Tensor, folder: Path) -> Reference:

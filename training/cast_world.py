@@ -86,11 +86,12 @@ def world_clips(count: int, settings: CastSettings, *, seed: int = 0, held_out: 
 
 
 def film_cast(cast: CastScene, settings: CastSettings) -> CastClip:
-    """The clip, its cut-outs and its plate."""
-    frames = render(cast.scene, torch.arange(settings.frames) / FPS, SIZE).frames
-    large = F.interpolate(frames, scale_factor=_ENLARGED, mode="nearest").movedim(1, -1)
+    """The clip, its cut-outs, its plate and where its cast is."""
+    drawn = render(cast.scene, torch.arange(settings.frames) / FPS, SIZE)
+    shown = torch.cat([drawn.frames, drawn.masks.amax(dim=1, keepdim=True)], dim=1)
+    large = F.interpolate(shown, scale_factor=_ENLARGED, mode="nearest").movedim(1, -1)
     plate = empty_place(cast.scene) if cast.plate else None
-    return CastClip(large, FPS, tuple(cut_outs(cast)), plate, caption_of(cast))
+    return CastClip(large[..., :3], FPS, tuple(cut_outs(cast)), plate, caption_of(cast), large[..., 3])
 
 
 def cut_outs(cast: CastScene) -> list[Reference]:

@@ -82,7 +82,9 @@ def test_what_is_encoded(data, weights, tmp_path):
     files = sorted((tmp_path / "encoded").glob("*.safetensors"))
     assert len(files) == 4
     first, second = (load_file(path) for path in files[:2])
-    assert set(first) == {"latents", "text"}
+    assert set(first) == {"latents", "text", "subject"}
+    assert first["subject"].shape == (3, 8, 8)
+    assert 0.1 < first["subject"].mean() < 0.9
     assert first["latents"].shape == (16, 3, 8, 8)
     assert first["text"].shape == (48, 128)
     assert not torch.equal(first["latents"][:, 0], second["latents"][:, 0])
@@ -101,6 +103,7 @@ def test_variants_are_kept_and_counted(data, weights, tmp_path, capsys):
     assert torch.equal(one["latents"], same["latents"])
     assert torch.equal(one["latents"][:, 0], turned["latents"][:, 0]), "the same canvas"
     assert not torch.equal(one["text"], turned["text"]), "left and right exchanged"
+    assert torch.equal(turned["subject"], one["subject"].flip(-1))
     other = load_file(more / "clip-003.1.safetensors")
     assert not torch.allclose(load_file(plain / "clip-003.safetensors")["latents"], other["latents"], atol=1e-3)
     train(data, tmp_path / "more", weights, "--steps 1 --sample-every 0 --recoloured --mirrored")

@@ -83,6 +83,9 @@ def test_clips_survive_the_codec_and_start_with_the_canvas(world):
     exact = source.load().frames[:, 1::4, 1::4]  # every pixel is stored 4 x 4 times
     stored, _ = read_frames(item.clip, 9, (64, 64))
     assert (stored - exact).abs().mean() < 4 / 255
+    where = source.load().subjects[:, 1::4, 1::4]
+    assert 0.05 < where.mean() < 0.5
+    assert (read_frames(item.subjects, 9, (64, 64))[0].amax(dim=-1) - where).abs().mean() < 8 / 255
     canvas = pixels_of(Image.open(item.canvas))
     video = target_frames(canvas, stored)
     assert len(video) == 9
@@ -221,10 +224,23 @@ def test_own_clips_with_masks_boxes_and_cut_outs(own_clips, tmp_path):
         assert mug.getchannel("A").getbbox() == (20, 10, 60, 40)
     with Image.open(tmp_path / "data/train_materials/video_kitchen/object_2.png") as spoon:
         assert spoon.getchannel("A").getbbox() == (70, 5, 90, 35)
+    assert items[0].subjects is None
     # A picture that is replaced is noticed.
     Image.new("RGB", (96, 48), "navy").save(tmp_path / "empty.png")
     _, told = build(tmp_path / "data", list_clips(own_clips(), settings), settings)
     assert told[0].startswith("1/1 kitchen")
+
+
+def test_own_clips_may_say_where_their_cast_is(own_clips, tmp_path):
+    where = torch.zeros(12, 48, 96, 3)
+    where[:, 10:40, 20:60] = 1
+    with VideoWriter(tmp_path / "where.mp4", 96, 48, 24) as writer:
+        writer.write(where)
+    settings = CastSettings(96, 48, 9)
+    (item,), _ = build(tmp_path / "data", list_clips(own_clips(subjects="where.mp4"), settings), settings)
+    found = read_frames(item.subjects)[0].amax(dim=-1)
+    assert found.shape == (9, 48, 96)
+    assert (found - where[:9, ..., 0]).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize(

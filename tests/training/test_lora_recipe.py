@@ -113,6 +113,33 @@ def test_what_is_read_is_a_further_loss_of_what_is_not_given():
 
 
 @torch.no_grad()
+def test_known_subjects_weigh_more():
+    clips = examples(2)
+    where = torch.zeros(3, 4, 4)
+    where[1, :2] = 1
+    clips[0] = replace(clips[0], subject=where)
+    matcher = FlowMatcher(model(), "clean", bf16=False)
+    sigma, noise = torch.tensor([0.3, 0.8]), torch.randn(2, 16, 3, 4, 4)
+    clean = torch.stack([clip.latents for clip in clips])
+    error = (matcher.velocity(matcher.noised(sigma, noise, clips), sigma, clips) - (noise - clean)).square().mean(dim=1)
+    weight = torch.ones(2, 3, 4, 4)
+    weight[0, 1, :2] = 5
+    wanted = (error * weight)[:, 1:].sum() / weight[:, 1:].sum()
+    assert torch.isclose(matcher.loss(clips, sigma, noise, subject=4), wanted)
+    assert torch.isclose(matcher.loss(clips, sigma, noise), error[:, 1:].mean())
+
+
+def test_ways_of_a_clip_take_turns_in_its_place():
+    """Three clips, the first in two ways, the last in four: each comes as often, and every way of it as often."""
+    clips = [replace(one, clip=number) for one, number in zip(examples(7), (0, 1, 2, 0, 2, 2, 2), strict=True)]
+    drawn = [one for draw in range(18) for one in draw_examples(clips, QUICK, draw)]
+    for turn in range(12):
+        assert {one.clip for one in drawn[3 * turn : 3 * turn + 3]} == {0, 1, 2}
+    counts = [sum(one is clip for one in drawn) for clip in clips]
+    assert counts == [6, 12, 3, 6, 3, 3, 3]
+
+
+@torch.no_grad()
 def test_extra_channels_are_mask_and_first_frame_as_core_orders_them():
     import comfy.model_base
 
