@@ -6,9 +6,11 @@ or several (``torchrun`` does too, and on CPUs); they share the draws of every u
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,7 +34,17 @@ def processes() -> Any:
         raise ProcessError("Training runs on accelerate, which is not installed: run `pip install accelerate` in "
                            "ComfyUI's environment.") from error  # fmt: skip
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.cuda.is_available()
-    return PartialState(cpu=on_cpu)
+    state = PartialState(cpu=on_cpu)
+    _leave_at_exit()
+    return state
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Take leave of the others before the interpreter is gone: threads of the group that outlive it abort it."""
+    from accelerate import PartialState
+
+    atexit.register(PartialState().destroy_process_group)
 
 
 @contextmanager
