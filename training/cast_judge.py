@@ -44,25 +44,41 @@ def right_references(probe: Probe, film: torch.Tensor, cast: CastScene) -> list[
     return [*right, _reads(probe.read(film), place=cast.scene.place)] if cast.plate else right
 
 
+def right_attributes(probe: Probe, film: torch.Tensor, cast: CastScene) -> dict[str, list[bool]]:
+    """Colour, body and headgear of every character and the place of the same film, whatever of it is pictured."""
+    right: dict[str, list[bool]] = {"colour": [], "body": [], "headgear": []}
+    for index, actor in enumerate(cast.scene.actors):
+        reading = probe.read(_half(film, index) if len(cast.scene.actors) > 1 else film)
+        for name, found in right.items():
+            found.append(_reads(reading, **{name: getattr(actor.character, name)}))
+    return right | {"place": [_reads(probe.read(film), place=cast.scene.place)]}
+
+
 def judge_casts(
     film_of: Callable[[CastScene, int], torch.Tensor], probe: Probe, count: int, *, seed: int = 0
 ) -> dict[str, float]:
     """Shares over ``count`` casts that training never shows, of 1, 2, 3, 4, 1, ... references.
 
     ``film_of(cast, seed)`` gives the frames without the collage. "every reference" is the share of films in which all
-    are right, by number of references and over all; "each" the share of references that are.
+    are right, by number of references and over all; "each" the share of references that are; "colour", "body",
+    "headgear" and "place" say what of them.
     """
     films: dict[int, list[bool]] = {number: [] for number in range(1, MOST_REFERENCES + 1)}
     each: list[bool] = []
+    attributes: dict[str, list[bool]] = {}
     for index in range(count):
         number = index % MOST_REFERENCES + 1
         cast = draw_cast(random.Random(f"cast judged {seed} {index}"), number, held_out=True)
-        right = right_references(probe, film_of(cast, seed * 100_000 + index), cast)
+        film = film_of(cast, seed * 100_000 + index)
+        right = right_references(probe, film, cast)
         films[number].append(all(right))
         each += right
+        for name, found in right_attributes(probe, film, cast).items():
+            attributes.setdefault(name, []).extend(found)
     whole = [verdict for verdicts in films.values() for verdict in verdicts]
     row = {"every reference": sum(whole) / len(whole), "each": sum(each) / len(each)}
-    return row | {f"of {number}": sum(found) / len(found) for number, found in films.items() if found}
+    row |= {f"of {number}": sum(found) / len(found) for number, found in films.items() if found}
+    return row | {name: sum(found) / len(found) for name, found in attributes.items()}
 
 
 def true_film(cast: CastScene, _: int) -> torch.Tensor:

@@ -33,7 +33,20 @@ def test_true_clips_are_nearly_always_right(probe):
     assert row["each"] > 0.9
     assert row["every reference"] > 0.7
     assert row["of 1"] == 1
-    assert set(row) == {"every reference", "each", "of 1", "of 2", "of 3", "of 4"}
+    assert set(row) == {
+        "every reference", "each", "of 1", "of 2", "of 3", "of 4", "colour", "body", "headgear", "place",
+    }  # fmt: skip
+    assert min(row[name] for name in ("colour", "body", "headgear", "place")) > 0.9
+
+
+def test_what_of_a_character_is_wrong(probe):
+    cast = draw_cast(random.Random(1), 1)
+    film, (actor,) = cast_judge.true_film(cast, 0), cast.scene.actors
+    told = {"colour": [True], "body": [True], "headgear": [True], "place": [True]}
+    assert cast_judge.right_attributes(probe, film, cast) == told
+    other = replace(actor.character, body="star" if actor.character.body != "star" else "box")
+    changed = replace(cast, scene=replace(cast.scene, actors=(replace(actor, character=other),)))
+    assert cast_judge.right_attributes(probe, film, changed) == told | {"body": [False]}
 
 
 def test_every_reference_is_asked_for(probe):
