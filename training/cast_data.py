@@ -255,7 +255,6 @@ def _build(source: CastSource, settings: CastSettings, folder: Path) -> dict[str
     if clip.subjects is not None:
         films[folder / "subjects" / video.name] = clip.subjects[..., None].expand(-1, -1, -1, 3)
     for path, frames in films.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
         with VideoWriter(path, width, height, clip.fps, crf=10) as writer:
             writer.write(frames[: settings.frames])
     picture_of(drawn.picture[0]).save(folder / canvas)

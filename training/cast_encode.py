@@ -98,8 +98,13 @@ def encode_dataset(
     """
     folder.mkdir(parents=True, exist_ok=True)
     examples = []
-    wanted = [(item, variant, way) for way, variant in enumerate(shown) for item in items if variant.fits(item.plate)]
-    for number, (item, variant, way) in enumerate(wanted, start=1):
+    wanted = [
+        (clip, item, way, variant)
+        for way, variant in enumerate(shown)
+        for clip, item in enumerate(items)
+        if variant.fits(item.plate)
+    ]
+    for number, (clip, item, way, variant) in enumerate(wanted, start=1):
         name = f"{item.id}.{way}" if way else item.id
         path = folder / f"{name}.safetensors"
         told = [item.text, frames, size, first_frame, encoders.name + encoders.mark]
@@ -112,8 +117,7 @@ def encode_dataset(
             part.replace(path)
             say(f"encoded {number}/{len(wanted)} {name}")
         loaded = load_file(path)
-        turn = items.index(item)
-        examples.append(Example(loaded["latents"], loaded["text"], loaded.get("known"), loaded.get("subject"), turn))
+        examples.append(Example(loaded["latents"], loaded["text"], loaded.get("known"), loaded.get("subject"), clip))
     return examples
 
 

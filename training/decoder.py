@@ -27,12 +27,13 @@ from ..miniature.probe import ATTRIBUTES, Probe
 from ..miniature.stories import describe, random_scene
 from ..miniature.world import FPS, Scene, render
 from .dit import Miniature, predict
-from .evaluate import Models, expected, one_character_scene, schedule
+from .evaluate import Models, one_character_scene, schedule
 from .latents import Stories, opening_scene, story_scenes
 from .loop import Metrics, Schedule, train
 from .onlooker import told_loss
+from .probe import labels
 from .sequences import FEW_STEPS
-from .vae import decode, encode, psnr
+from .vae import draw, encode, psnr
 
 _MOVING = {"spins": 0.35, "sways": 0.2, "jumps": 0.15, "stretches": 0.15, "walks": 0.1, "stands": 0.05}
 """How often a rendered clip shows each action: what is drawn softly is shown more."""
@@ -40,7 +41,7 @@ _SECONDS = 8.0
 _CHARACTER_WEIGHT = 6.0
 _TAKE = 9
 """Latent frames of a take's start."""
-_FILM, _PART, _LEAD = 15, 7, 2
+_FILM, _PART, _LEAD = 15, 7, 3
 """Latent frames of a film, of the part that is decoded, and of those at the part's start whose pictures do not count:
 the decoder takes the first for the film's first.
 """
@@ -122,13 +123,14 @@ def draw_films(models: Models, count: int, seed: int) -> Films:
     for index in range(count):
         rng = random.Random(f"decoder films {seed} {index}")
         action = rng.choices(list(_MOVING), list(_MOVING.values()))[0]
-        while (wanted := expected(scene := one_character_scene(rng, held_out=False)))["action"] != action:
+        while (scene := one_character_scene(rng, held_out=False)).beats[0].actions[0] != action:
             pass
         text = models.clip.encode_from_tokens_scheduled(models.clip.tokenize(describe(scene)))
         shape, levels = (1, 16, _FILM, 8, 8), schedule(len(FEW_STEPS))
         made = roll_out(models.model, [Prompt(0, text)], shape, levels, seed=seed * 100_000 + index).latents
         latents.append(models.model.model.process_latent_in(made)[0].half().cpu())
-        named.append(torch.tensor([values.index(wanted[name]) for name, values in ATTRIBUTES.items()]))
+        wanted = labels(scene, 0.0)
+        named.append(torch.tensor([wanted[name] for name in ATTRIBUTES]))
     return Films(torch.stack(latents), torch.stack(named))
 
 
@@ -223,27 +225,22 @@ def train_decoder(
         latents = finished(model, z.float().to(device), tokens.to(device), rng.choice((2, 3)))
         return Drawn.of(scenes, 4 * latents.shape[2] - 3, latents)
 
-    def drawn_by(latents: torch.Tensor) -> torch.Tensor:
-        latents = latents.to(device, memory_format=torch.channels_last_3d)
-        with torch.autocast(device.type, torch.bfloat16):
-            made: torch.Tensor = decode(vae, latents).float()
-        return made
-
     def filmed(rng: random.Random) -> tuple[torch.Tensor, Metrics]:
         chosen = [rng.randrange(len(films.latents)) for _ in range(recipe.takes)]
         start = rng.choice((0, rng.randint(1, _FILM - _PART)))
-        made = drawn_by(films.latents[chosen, :, start : start + _PART].float())
-        told = told_loss(eye, made[:, :, 1 + 4 * _LEAD if start else 0 :], films.named[chosen].to(device))
+        made = draw(vae, films.latents[chosen, :, start : start + _PART].float().to(device))
+        told = told_loss(eye, made[:, :, 4 * _LEAD - 3 if start else 0 :], films.named[chosen].to(device))
         return recipe.told * told, {"film told": float(told.detach())}
+
+    kinds = {"rendered": rendered, "opening": opened, "take": begun}
 
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
         rng = random.Random(f"decoder {recipe.seed}/{step}")
-        kinds = {"rendered": rendered, "opening": opened, "take": begun, "film": None}
-        kind, draw = rng.choices(list(kinds.items()), (1 - sum(recipe.own), *recipe.own))[0]
-        if draw is None:
+        kind = rng.choices((*kinds, "film"), (1 - sum(recipe.own), *recipe.own))[0]
+        if kind == "film":
             return filmed(rng)
-        drawn = draw(rng)
-        clips, made = drawn.clips.to(device), drawn_by(drawn.latents)
+        drawn = kinds[kind](rng)
+        clips, made = drawn.clips.to(device), draw(vae, drawn.latents.to(device))
         error = made - clips
         weight = 1 + _CHARACTER_WEIGHT * drawn.masks.to(device)
         value = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()

@@ -29,7 +29,7 @@ from .loop import Metrics
 from .lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, read_lora
 from .lora_memory import plan_memory
 from .lora_recipe import Band, recompute, remember_recipe, uses_bf16
-from .lora_run import quiet, run_lora
+from .lora_run import mean_error, quiet, run_lora
 from .processes import main_first, processes
 from .reader import Reading
 
@@ -142,9 +142,7 @@ class WeaverMatcher:
         noised = (1 - level) * clean + level * noise
         v = self.velocity(noised, sigma, text, payloads)
         error = (v - (noise - clean)).square().mean(dim=1)
-        known = [torch.zeros(error.shape[1:]) if one.subject is None else one.subject for one in samples]
-        weight = 1 + subject * torch.stack(known).to(self.device)
-        value = (error * weight).sum() / weight.sum()
+        value = mean_error(error, [one.subject for one in samples], subject)
         if self.reading:
             # whom nothing tells of, no guess can show
             told = [None if one.text is None or one.payload is None else one.shown for one in samples]

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from .loop import Metrics
 from .lora import WAN_LAYERS, LoraError, adapt, choose_layers
 from .lora_memory import plan_memory
-from .lora_run import quiet, run_lora
+from .lora_run import mean_error, quiet, run_lora
 from .processes import main_first, processes
 from .reader import Reading
 
@@ -197,9 +197,8 @@ class FlowMatcher:
         v = self.velocity(noised, sigma, examples)
         start = 1 if self.first_frame == "clean" else 0
         error = (v - (noise - clean)).square().mean(dim=1)[:, start:]
-        known = [torch.zeros(one.latents.shape[1:]) if one.subject is None else one.subject for one in examples]
-        weight = 1 + subject * torch.stack(known).to(self.device)[:, start:]
-        value = (error * weight).sum() / weight.sum()
+        known = [None if one.subject is None else one.subject[start:] for one in examples]
+        value = mean_error(error, known, subject)
         if self.reading:
             guess = noised - sigma.to(self.device)[:, None, None, None, None] * v
             value = value + self.reading.likeness(guess[:, :, start:], clean[:, :, start:])

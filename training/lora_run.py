@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,13 @@ from .processes import processes
 
 def quiet(line: str) -> None:
     """Only the first process speaks."""
+
+
+def mean_error(error: torch.Tensor, subjects: Sequence[torch.Tensor | None], weight: float) -> torch.Tensor:
+    """The mean of squared errors [B, F, h, w], known ``subjects`` [F, h, w] weighing 1 + ``weight`` times as much."""
+    known = [torch.zeros(error.shape[1:]) if one is None else one for one in subjects]
+    weights = 1 + weight * torch.stack(known).to(error.device)
+    return (error * weights).sum() / weights.sum()
 
 
 def on_its_device(model: Any) -> Any:

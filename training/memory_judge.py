@@ -29,7 +29,7 @@ from .export import FILES, read_vae
 from .loop import save_whole
 from .memory_data import scene_of
 from .miniature import start_comfyui
-from .vae import VaeRecipe, build_vae, decode
+from .vae import VaeRecipe, build_vae, draw
 
 IDENTITY = ("colour", "body", "headgear")
 LEAD, RETURN = 1, 4
@@ -127,9 +127,7 @@ def read_stories(
 
 def _decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Pictures [T, 64, 64, 3] in 0..1 of latents [16, n, 8, 8]; the first two, which lack a past, are left out."""
-    with torch.autocast("cpu", torch.bfloat16):
-        clip = decode(vae, latents[None].contiguous(memory_format=torch.channels_last_3d))
-    return (clip[0].float().permute(1, 2, 3, 0)[2:] / 2 + 0.5).clamp(0, 1)
+    return (draw(vae, latents[None])[0].permute(1, 2, 3, 0)[2:] / 2 + 0.5).clamp(0, 1)
 
 
 def _identity(reading: Reading, told: Mapping[str, str]) -> dict[str, float]:

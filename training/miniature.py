@@ -135,10 +135,10 @@ def train_miniature(
     _once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, reader, stories, openings, folder))
     export_dit(model, recipe.dit, weights)
 
-    read_vae(vae, weights)  # with latents of the scale that stories and openings have
     # A probe of its own, of which the one that judges knows nothing.
     eye = Probe().to(device)
     if not {"sight", "decoder"} <= set(keep):
+        read_vae(vae, weights)  # with latents of the scale that stories and openings have
         second = replace(recipe.probe, seed=recipe.probe.seed + 1)
         _once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"))
         eye.requires_grad_(False)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from ..miniature.probe import ATTRIBUTES, Probe
 from .reader import SHOWN, shown
 from .sequences import BLOCK, Batch
-from .vae import decode
+from .vae import draw
 
 _LEAD = 2
 """Latent frames before a block that are decoded with it, so that the decoder is under way."""
@@ -46,9 +46,8 @@ class Onlooker:
             return guess.new_zeros(())
         lead = _before(batch, first)
         latents = torch.cat([batch.clean[chosen][:, :, lead], guess[chosen, :, first : first + BLOCK]], dim=2)
-        with torch.autocast(latents.device.type, torch.bfloat16):
-            pictures = decode(self.vae, latents.contiguous(memory_format=torch.channels_last_3d)).float()
-        return self.weight * told_loss(self.eye, pictures[:, :, 1 + 4 * (_LEAD - 1) if lead else 0 :], named[chosen])
+        pictures = draw(self.vae, latents)
+        return self.weight * told_loss(self.eye, pictures[:, :, 4 * _LEAD - 3 if lead else 0 :], named[chosen])
 
 
 def numbers(tokens: torch.Tensor) -> torch.Tensor:

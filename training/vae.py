@@ -155,6 +155,13 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     return _run(_run(_run(x, vae.decoder.middle), vae.decoder.upsamples), vae.decoder.head)
 
 
+def draw(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """``decode`` as training does it, on the latents' device in bfloat16 and channels-last; float32."""
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        clip: torch.Tensor = decode(vae, latents.contiguous(memory_format=torch.channels_last_3d)).float()
+    return clip
+
+
 class ClipSource:
     """Rendered clips with their character masks, endless, different at every step, the same for the same seed and
     step.

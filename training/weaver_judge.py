@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,11 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
     loras = {name: (shown, variant) for name, variant in VARIANTS.items()}
     loras["without noise augmentation"] = (chosen.without_noise, WITHOUT_NOISE)
     table: dict[str, dict[str, float]] = {}
+
+    @cache
+    def studio_of(lora: Path) -> Studio:
+        return open_studio(lora, weights, chosen.steps, chosen.guidance)
+
     with torch.inference_mode():
         if chosen.retrievals:
             from ..host.embedder import load_embedder
@@ -218,22 +224,19 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
             embedder = load_embedder(weights / CLIP_FILE)
             print(f"Right keyframe first: {100 * judge_retrieval(embedder, chosen.retrievals):.0f} % of "
                   f"{chosen.retrievals} stories", flush=True)  # fmt: skip
-        studios: dict[Path, Studio] = {}
         for seed in chosen.seeds:
             for name, (lora, variant) in loras.items():
                 if lora is None or (chosen.variants and name not in chosen.variants):
                     continue
                 path = chosen.folder / f"{name.replace(' ', '-')}-{seed}.json"
                 if not path.exists():
-                    studio = studios.setdefault(lora, open_studio(lora, weights, chosen.steps, chosen.guidance))
                     strip = path.with_suffix(".png") if seed == chosen.seeds[0] else None
-                    _write(path, judge_stories(studio, variant, chosen.stories, seed, strip))
+                    _write(path, judge_stories(studio_of(lora), variant, chosen.stories, seed, strip))
                 print(name, seed, path.read_text(encoding="utf-8"), flush=True)
             path = chosen.folder / f"injection-{seed}.json"
             if chosen.injections:
                 if not path.exists():
-                    studio = studios.setdefault(shown, open_studio(shown, weights, chosen.steps, chosen.guidance))
-                    _write(path, judge_injection(studio, chosen.injections, seed, path.with_suffix(".png")))
+                    _write(path, judge_injection(studio_of(shown), chosen.injections, seed, path.with_suffix(".png")))
                 print("injection", seed, path.read_text(encoding="utf-8"), flush=True)
     for name in loras:
         paths = [chosen.folder / f"{name.replace(' ', '-')}-{seed}.json" for seed in chosen.seeds]
