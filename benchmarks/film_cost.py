@@ -100,13 +100,13 @@ def length() -> None:
 @torch.inference_mode()
 def bare(storyboard: str, seeds: int) -> float:
     """Seconds of the quick start's shots without graph, reel, progress or previews: rollout, decode, file."""
+    engine = open_engine()  # first: it starts ComfyUI, which what is imported below asks for its device
     from longreel.film.storyboard import parse_storyboard
     from longreel.film.takes import plan_story, schedule_prompts
     from longreel.host.rollout import Prompt, roll_out
     from longreel.host.streaming_vae import StreamingDecoder
     from longreel.host.video_file import VideoWriter
 
-    engine = open_engine()
     shots = parse_storyboard(storyboard).shots
     plans = plan_story(shots, engine.clock)
 

@@ -47,6 +47,17 @@ class Reading:
         return names[int(numbers.mode().values)]
 
 
+def half(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    """The left (0) or right (1) half of pictures [N, C, H, W], its inner edge drawn out to their width: of two
+    characters, who are left and right, a probe of one is shown each by itself.
+    """
+    width = pictures.shape[-1]
+    middle = width // 2
+    if side == 0:
+        return F.pad(pictures[..., :middle], (0, width - middle, 0, 0), mode="replicate")
+    return F.pad(pictures[..., middle:], (middle, 0, 0, 0), mode="replicate")
+
+
 class Probe(nn.Module):
     """Convolutions per frame, heads for attributes, and a temporal network over frame features for the action."""
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ..film.first_frame import COLLAGE_FRAMES, build_prompt
-from ..miniature.probe import Probe, Reading
+from ..miniature.probe import Probe, Reading, half
 from ..miniature.stories import describe
 from ..miniature.world import FPS, SIZE, render
 from . import evaluate
@@ -37,7 +36,7 @@ def right_references(probe: Probe, film: torch.Tensor, cast: CastScene) -> list[
     """
     right = []
     for index, actor in enumerate(cast.scene.actors):
-        who, reading = actor.character, probe.read(_half(film, index) if len(cast.scene.actors) > 1 else film)
+        who, reading = actor.character, _read_one(probe, film, cast, index)
         body = _reads(reading, colour=who.colour, body=who.body)
         headgear = _reads(reading, headgear=who.headgear)
         right += [body, headgear] if index in cast.bareheaded else [body and headgear]
@@ -48,7 +47,7 @@ def right_attributes(probe: Probe, film: torch.Tensor, cast: CastScene) -> dict[
     """Colour, body and headgear of every character and the place of the same film, whatever of it is pictured."""
     right: dict[str, list[bool]] = {"colour": [], "body": [], "headgear": []}
     for index, actor in enumerate(cast.scene.actors):
-        reading = probe.read(_half(film, index) if len(cast.scene.actors) > 1 else film)
+        reading = _read_one(probe, film, cast, index)
         for name, found in right.items():
             found.append(_reads(reading, **{name: getattr(actor.character, name)}))
     return right | {"place": [_reads(probe.read(film), place=cast.scene.place)]}
@@ -148,15 +147,11 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         evaluate.print_table(f"{chosen.prompts} held-out prompts without a first frame", prompts)
 
 
-def _half(film: torch.Tensor, index: int) -> torch.Tensor:
-    """The left (0) or right half of the frames, its inner edge drawn out to their width."""
-    width = film.shape[2]
-    pictures = film.movedim(-1, 1)
-    if index == 0:
-        wide = F.pad(pictures[..., : width // 2], (0, width - width // 2, 0, 0), mode="replicate")
-    else:
-        wide = F.pad(pictures[..., width // 2 :], (width // 2, 0, 0, 0), mode="replicate")
-    return wide.movedim(1, -1)
+def _read_one(probe: Probe, film: torch.Tensor, cast: CastScene, index: int) -> Reading:
+    """What the probe makes of the film's part in which that actor is."""
+    if len(cast.scene.actors) == 1:
+        return probe.read(film)
+    return probe.read(half(film.movedim(-1, 1), index).movedim(1, -1))
 
 
 def _reads(reading: Reading, **expected: str) -> bool:

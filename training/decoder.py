@@ -23,15 +23,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..miniature.probe import ATTRIBUTES, Probe
+from ..miniature.probe import Probe
 from ..miniature.stories import describe, random_scene
+from ..miniature.text import pad, tokenize
 from ..miniature.world import FPS, Scene, render
 from .dit import Miniature, predict
-from .evaluate import Models, one_character_scene, schedule
+from .evaluate import Models, schedule
 from .latents import Stories, opening_scene, story_scenes
 from .loop import Metrics, Schedule, train
-from .onlooker import told_loss
-from .probe import labels
+from .onlooker import numbers, told_loss
 from .sequences import FEW_STEPS
 from .vae import draw, encode, psnr
 
@@ -106,8 +106,8 @@ def draw_pool(vae: Any, recipe: DecoderRecipe) -> Drawn:
 
 @dataclass(frozen=True)
 class Films:
-    """What the finished miniature films: latents [N, 16, 15, 8, 8], and whom and where its prompts name [N, 4], as
-    class numbers in the order of ``ATTRIBUTES``.
+    """What the finished miniature films: latents [N, 16, 15, 8, 8], and whom and where its prompts name [N, 2, 4], as
+    ``onlooker.numbers`` has it.
     """
 
     latents: torch.Tensor
@@ -116,21 +116,23 @@ class Films:
 
 @torch.inference_mode()
 def draw_films(models: Models, count: int, seed: int) -> Films:
-    """Rolled out in four steps from prompts of one character, those that turn, sway, jump and stretch more often."""
+    """Rolled out in four steps from prompts of one character or two; turning, swaying, jumping and stretching ones more
+    often.
+    """
     from ..host.rollout import Prompt, roll_out
 
     latents, named = [], []
     for index in range(count):
         rng = random.Random(f"decoder films {seed} {index}")
         action = rng.choices(list(_MOVING), list(_MOVING.values()))[0]
-        while (scene := one_character_scene(rng, held_out=False)).beats[0].actions[0] != action:
+        while action not in (scene := random_scene(rng, 1.0)).beats[0].actions:
             pass
-        text = models.clip.encode_from_tokens_scheduled(models.clip.tokenize(describe(scene)))
+        prompt = describe(scene)
+        text = models.clip.encode_from_tokens_scheduled(models.clip.tokenize(prompt))
         shape, levels = (1, 16, _FILM, 8, 8), schedule(len(FEW_STEPS))
         made = roll_out(models.model, [Prompt(0, text)], shape, levels, seed=seed * 100_000 + index).latents
         latents.append(models.model.model.process_latent_in(made)[0].half().cpu())
-        wanted = labels(scene, 0.0)
-        named.append(torch.tensor([wanted[name] for name in ATTRIBUTES]))
+        named.append(numbers(pad(tokenize(prompt))[None])[0])
     return Films(torch.stack(latents), torch.stack(named))
 
 
@@ -229,7 +231,8 @@ def train_decoder(
         chosen = [rng.randrange(len(films.latents)) for _ in range(recipe.takes)]
         start = rng.choice((0, rng.randint(1, _FILM - _PART)))
         made = draw(vae, films.latents[chosen, :, start : start + _PART].float().to(device))
-        told = told_loss(eye, made[:, :, 4 * _LEAD - 3 if start else 0 :], films.named[chosen].to(device))
+        pictures = made[:, :, 4 * _LEAD - 3 if start else 0 :]
+        told = told_loss(eye, pictures, films.named[chosen].to(device))
         return recipe.told * told, {"film told": float(told.detach())}
 
     kinds = {"rendered": rendered, "opening": opened, "take": begun}

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..miniature.probe import ATTRIBUTES, Probe
+from ..miniature.probe import ATTRIBUTES, Probe, half
+from ..miniature.text import WORDS
 from .reader import SHOWN, shown
 from .sequences import BLOCK, Batch
 from .vae import draw
 
+_AND = WORDS.index("and") + 1
 _LEAD = 2
 """Latent frames before a block that are decoded with it, so that the decoder is under way."""
 
@@ -34,45 +36,58 @@ class Onlooker:
     most: int = 6
 
     def loss(self, batch: Batch, guess: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-        """Of one block of ``guess`` [B, 16, F, h, w]: any where clean frames come before it, else the first. Only of
-        sequences that are ``told`` [B] their captions, and whose captions name one character.
+        """Of one block of ``guess`` [B, 16, F, h, w]. Only of sequences that are ``told`` [B] their captions, and whose
+        captions name one character or two; of two each half of the pictures is looked at.
         """
         learned = (batch.sigma.amax(dim=0) > 0).nonzero().flatten()
-        blocks = len(learned) // BLOCK if (batch.twin >= 0).any() else 1
-        first = int(learned[int(torch.randint(blocks, ())) * BLOCK])
+        first = int(learned[int(torch.randint(len(learned) // BLOCK, ())) * BLOCK])
         named = numbers(batch.named[torch.arange(len(guess)), batch.caption[:, first]])
-        chosen = (told & (named >= 0).all(dim=1)).nonzero().flatten()[: self.most]
+        chosen = (told & (named[:, 0] >= 0).all(dim=1)).nonzero().flatten()[: self.most]
         if not len(chosen):
             return guess.new_zeros(())
-        lead = _before(batch, first)
-        latents = torch.cat([batch.clean[chosen][:, :, lead], guess[chosen, :, first : first + BLOCK]], dim=2)
-        pictures = draw(self.vae, latents)
-        return self.weight * told_loss(self.eye, pictures[:, :, 4 * _LEAD - 3 if lead else 0 :], named[chosen])
+        lead = _before(batch, guess, first)[chosen]
+        latents = torch.cat([lead, guess[chosen, :, first : first + BLOCK]], dim=2)
+        pictures = draw(self.vae, latents)[:, :, max(4 * lead.shape[2] - 3, 0) :]
+        return self.weight * told_loss(self.eye, pictures, named[chosen])
 
 
 def numbers(tokens: torch.Tensor) -> torch.Tensor:
-    """Class numbers [B, 4], in the order of ``ATTRIBUTES``, that captions [B, 48] name; -1 where they name none or two
-    values.
+    """Class numbers [B, 2, 4], in the order of ``ATTRIBUTES``, that captions [B, 48] name of their first and of their
+    second character, and of the place of both; -1 where they name none or two values.
     """
-    words = shown(tokens) > 0
+    second = (tokens == _AND).cumsum(dim=1) > 0
+    people = [shown(tokens.masked_fill(hidden, 0)) > 0 for hidden in (second, ~second)]
+    both = [shown(tokens) > 0] * 2
     found = []
-    for values in ATTRIBUTES.values():
-        named = torch.stack([words[:, [SHOWN.index(word) for word in one.split()]].all(dim=1) for one in values], dim=1)
-        found.append(torch.where(named.sum(dim=1) == 1, named.float().argmax(dim=1), -1))
-    return torch.stack(found, dim=1)
+    for name, values in ATTRIBUTES.items():
+        words = torch.stack(both if name == "place" else people, dim=1)
+        named = torch.stack([words[..., [SHOWN.index(word) for word in one.split()]].all(dim=-1) for one in values], -1)
+        found.append(torch.where(named.sum(dim=-1) == 1, named.float().argmax(dim=-1), -1))
+    return torch.stack(found, dim=-1)
 
 
 def told_loss(eye: Probe, made: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
-    """How far ``eye`` is from reading ``named`` [B, 4] off every picture of clips [B, 3, T, 64, 64] in -1..1."""
-    features = eye.features((made.transpose(1, 2).flatten(0, 1) + 1) / 2)
-    wanted = dict(zip(ATTRIBUTES, named.repeat_interleave(made.shape[2], dim=0).unbind(1), strict=True))
-    return torch.stack([F.cross_entropy(head(features), wanted[name]) for name, head in eye.heads.items()]).mean()
+    """How far ``eye`` is from reading ``named`` [B, 2, 4], as ``numbers`` gives them, off every picture of clips
+    [B, 3, T, 64, 64] in -1..1.
+    """
+    two = (named[:, 1] >= 0).all(dim=1)
+    seen, wanted = [made[~two]], [named[~two, 0]]
+    for side in range(2 if two.any() else 0):
+        seen.append(half(made[two].flatten(1, 2), side).unflatten(1, made.shape[1:3]))
+        wanted.append(named[two, side])
+    features = eye.features((torch.cat(seen).transpose(1, 2).flatten(0, 1) + 1) / 2)
+    told = dict(zip(ATTRIBUTES, torch.cat(wanted).repeat_interleave(made.shape[2], dim=0).unbind(1), strict=True))
+    return torch.stack([F.cross_entropy(head(features), told[name]) for name, head in eye.heads.items()]).mean()
 
 
-def _before(batch: Batch, first: int) -> list[int]:
-    """The clean frames just before the block at ``first``, in order; none before a take's first block."""
+def _before(batch: Batch, guess: torch.Tensor, first: int) -> torch.Tensor:
+    """The latent frames [B, 16, n, h, w] just before the block at ``first``, at most ``_LEAD``: of a rollout's
+    sequences the clean ones, none before a take's first block; of whole clips what is guessed of them.
+    """
+    if not (batch.twin >= 0).any():
+        return guess[:, :, max(first - _LEAD, 0) : first]
     clean = batch.sigma.amax(dim=0) == 0
     position = batch.position[0]
     wanted = [position[first] - back for back in range(_LEAD, 0, -1)]
     found = [(clean & batch.sees[first] & (position == at)).nonzero().flatten().tolist() for at in wanted]
-    return [frames[0] for frames in found] if all(found) else []
+    return batch.clean[:, :, [frames[0] for frames in found] if all(found) else []]

@@ -79,7 +79,7 @@ def test_only_the_decoder_learns_and_from_all_four_kinds(folder, tmp_path):
     torch.manual_seed(1)
     model, eye, vae = Miniature(DitRecipe(dim=48, ffn_dim=48, layers=1, heads=1)), Probe(), build_vae(4)
     start = {key: value.clone() for key, value in vae.state_dict().items()}
-    films = Films(torch.randn(2, 16, 15, 8, 8).half(), torch.zeros(2, 4, dtype=torch.long))
+    films = Films(torch.randn(2, 16, 15, 8, 8).half(), torch.tensor([[[0] * 4, [-1] * 4]] * 2))
     recipe = DecoderRecipe(steps=12, pool=2, clips=1, openings=1, takes=1, own=(0.3, 0.25, 0.25), seed=1)
     train_decoder(recipe, vae, model, eye, stories, openings, films, SEED, tmp_path)
     changed = [key for key, value in vae.state_dict().items() if not torch.equal(value, start[key])]

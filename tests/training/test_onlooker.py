@@ -42,9 +42,11 @@ def test_captions_name_one_of_each_or_nobody():
     ]
     found = numbers(torch.stack([pad(tokenize(text)) for text in told]))
     wanted = [values.index(expected(scene(RED))[name]) for name, values in ATTRIBUTES.items()]
-    assert found[0].tolist() == found[1].tolist() == wanted
-    assert found[2].tolist() == [-1, -1, -1, wanted[3]]
-    assert found[3].tolist() == [-1, -1, -1, wanted[3]]
+    other = [values.index(expected(scene(BLUE))[name]) for name, values in ATTRIBUTES.items()]
+    nobody = [-1, -1, -1, wanted[3]]
+    assert found[0].tolist() == found[1].tolist() == [wanted, nobody]
+    assert found[2].tolist() == [wanted, other]
+    assert found[3].tolist() == [nobody, nobody]
 
 
 def test_an_eye_that_is_told_whom_a_film_shows_prefers_that_film(eye):
@@ -53,11 +55,20 @@ def test_an_eye_that_is_told_whom_a_film_shows_prefers_that_film(eye):
     named = torch.tensor(
         [[values.index(expected(scene(who))[name]) for name, values in ATTRIBUTES.items()] for who in (RED, BLUE)]
     )
-    assert told_loss(eye, made, named) < 0.05
-    assert told_loss(eye, made, named.flip(0)) > 1
+    alone = torch.stack([named, torch.full_like(named, -1)], dim=1)
+    assert told_loss(eye, made, alone) < 0.05
+    assert told_loss(eye, made, alone.flip(0)) > 1
+
+    two = Scene("desert", (Actor(RED, "left"), Actor(BLUE, "right")), (Beat(0.0, ("stands", "stands")),))
+    both = render(two, torch.arange(5) / FPS).frames.transpose(0, 1)[None] * 2 - 1
+    assert told_loss(eye, both, named[None]) < 0.05
+    assert told_loss(eye, both, named.flip(0)[None]) > 1
+    mixed = torch.cat([made, both]), torch.cat([alone, named[None]])
+    assert told_loss(eye, *mixed) < 0.05
+    assert told_loss(eye, mixed[0], mixed[1].flip(0)) > 1
 
 
-@pytest.mark.parametrize("kind", ["opening", "start", "middle", "cut"])
+@pytest.mark.parametrize("kind", ["opening", "clip", "start", "middle", "cut"])
 def test_true_latents_are_seen_as_named_whatever_the_layout(eye, kind):
     """Guesses that are the truth cost little, such of somebody else much; who is not told is not looked at."""
     vae = build_vae(VaeRecipe().width).requires_grad_(False)
@@ -84,6 +95,8 @@ def test_true_latents_are_seen_as_named_whatever_the_layout(eye, kind):
     assert right < 0.5 < onlooker.loss(batch, takes.flip(0), everybody)
     right.backward()
     touched = (guess.grad.abs().sum(dim=(1, 3, 4)) > 0).any(dim=0)
-    assert touched.sum() == BLOCK
-    assert layout.noisy[touched].all()
+    causal = bool((layout.twin >= 0).any())
+    assert BLOCK <= touched.sum() <= BLOCK + (0 if causal else 2), "a whole clip's block comes with its own lead"
+    assert layout.noisy[touched].sum() >= BLOCK
+    assert not causal or layout.noisy[touched].all()
     assert onlooker.loss(batch, takes, torch.tensor([False, False])) == 0
