@@ -15,12 +15,12 @@ from .cast_encode import Encoders, variants
 from .cast_run import train_cast
 from .cast_sources import list_clips
 from .cast_world import MINIATURE_TRIGGER, world_clips
-from .export import FILES, read_reader
+from .critics import add_critic_arguments, open_critics
+from .export import FILES
 from .lora import WAN_LAYERS, LoraError
 from .lora_recipe import LoraRecipe
 from .miniature import start_comfyui
 from .processes import ProcessError, processes
-from .reader import Reading
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,8 +80,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--muon-rate", type=float, help="of Muon, for matrices: default 0 (AdamW), miniature 2e-3")
     parser.add_argument("--subject", type=float, help="how much more than scenery the cast weighs, where the dataset "
                         "says where it is: default 0 as published, miniature 9")  # fmt: skip
-    parser.add_argument("--reading", type=float, default=0.3, help="miniature only: weight of the loss made of what a "
-                        "reader sees in guessed latents, 0 for none")  # fmt: skip
+    add_critic_arguments(parser)
     parser.add_argument("--clip", type=float, help="largest gradient norm: default 0.05, miniature 1")
     parser.add_argument("--weight-decay", type=float, default=usual.weight_decay, help="more keeps the LoRA smaller")
     parser.add_argument("--frames", type=int, help="of each clip: default 21 as published, miniature 81")
@@ -123,8 +122,8 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         frames = chosen.frames or (81 if small else 21)
         size = tuple(chosen.size) if chosen.size else None
         shown = variants(chosen.recoloured, chosen.mirrored)
-        reading = Reading(read_reader(weights), chosen.reading) if small and chosen.reading else None
-        print(train_cast(items, encoders, recipe, chosen.folder, frames, size=size, shown=shown, reading=reading))
+        critic = open_critics(weights, chosen.reading, chosen.sight) if small else None
+        print(train_cast(items, encoders, recipe, chosen.folder, frames, size=size, shown=shown, critic=critic))
 
 
 def _open(chosen: argparse.Namespace, weights: Path) -> Encoders:

@@ -87,9 +87,17 @@ def true_film(cast: CastScene, _: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def model_film(
-    models: evaluate.Models, cast: CastScene, seed: int, *, steps: int = 20, latent_frames: int = 21
+    models: evaluate.Models,
+    cast: CastScene,
+    seed: int,
+    *,
+    steps: int = 20,
+    latent_frames: int = 21,
+    renoise: bool = False,
 ) -> torch.Tensor:
-    """What the model films from the cast's canvas and caption, without the collage."""
+    """What the model films from the cast's canvas and caption, without the collage. ``renoise``: as of
+    ``FlowMatcher.sample``.
+    """
     clip = film_cast(cast, _SETTINGS)
     model = models.model.model
     first = model.process_latent_in(models.vae.encode(canvas_of(clip, _SETTINGS).picture))[0]
@@ -98,7 +106,8 @@ def model_film(
     )
     unknown = torch.zeros(_CHANNELS, latent_frames - 1, *first.shape[2:]).to(first)
     matcher = FlowMatcher(model.diffusion_model, "clean", bf16=False)
-    latents = matcher.sample(Example(torch.cat([first, unknown], dim=1), text[0]), Band(), steps, seed)
+    example = Example(torch.cat([first, unknown], dim=1), text[0])
+    latents = matcher.sample(example, Band(), steps, seed, renoise=renoise)
     frames: torch.Tensor = models.vae.decode(model.process_latent_out(latents[None]))[0]
     return frames[COLLAGE_FRAMES:].cpu()
 
@@ -109,6 +118,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--casts", type=int, default=100, help="held-out combinations to film, with and without it")
     parser.add_argument("--prompts", type=int, default=0, help="ordinary held-out prompts to film: what it harms")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
+    parser.add_argument("--renoise", action="store_true", help="noise each guess anew in place of Euler steps (lcm)")
     parser.add_argument("--latent-frames", type=int, default=21, help="length of the films: a multiple of 3 from 12")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
@@ -125,7 +135,9 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
     def told(cast: CastScene, seed: int) -> torch.Tensor:
         """The same scene with everything in words and nothing in the first frame: what the base can draw at all."""
         words, length = describe(cast.scene), chosen.latent_frames
-        return evaluate.film(base, words, length, seed, steps=chosen.steps, causal=False)[COLLAGE_FRAMES:]
+        sampler = "lcm" if chosen.renoise else "euler"
+        frames = evaluate.film(base, words, length, seed, steps=chosen.steps, causal=False, sampler=sampler)
+        return frames[COLLAGE_FRAMES:]
 
     casts = {"true clips": judge_casts(true_film, base.probe, chosen.casts),
              "told in words": judge_casts(told, base.probe, chosen.casts)}  # fmt: skip
@@ -135,7 +147,8 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         comfy.model_management.load_models_gpu([model], force_full_load=True)
 
         def film(cast: CastScene, seed: int, models: Any = models) -> torch.Tensor:
-            return model_film(models, cast, seed, steps=chosen.steps, latent_frames=chosen.latent_frames)
+            how = {"steps": chosen.steps, "latent_frames": chosen.latent_frames, "renoise": chosen.renoise}
+            return model_film(models, cast, seed, **how)
 
         casts[name] = judge_casts(film, base.probe, chosen.casts)
         if chosen.prompts:

@@ -14,7 +14,7 @@ from .cast_sheet import Row, draw_sheet
 from .lora_recipe import Example, FlowMatcher, LoraRecipe, first_frame_of, train_lora
 from .lora_run import on_its_device
 from .processes import main_first
-from .reader import Reading
+from .reader import Critic
 
 _SAMPLES = 2
 _SAMPLE_STEPS = 12
@@ -29,7 +29,7 @@ def train_cast(
     *,
     size: tuple[int, int] | None = None,
     shown: Sequence[Variant] = PLAIN,
-    reading: Reading | None = None,
+    critic: Critic | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Encode the dataset and train; returns the LoRA's file. Everything lies in ``folder``, and a run that was stopped
@@ -47,7 +47,7 @@ def train_cast(
             "dataset": fingerprint_of([item.text for item in items], [])}  # fmt: skip
     look = _sampler(encoders, items, examples, recipe, folder / "samples")
     dit = encoders.model.model.diffusion_model
-    return train_lora(dit, examples, recipe, folder, told, reading=reading, sample=look, say=say)
+    return train_lora(dit, examples, recipe, folder, told, critic=critic, sample=look, say=say)
 
 
 def newest_sample(folder: Path) -> Path | None:

@@ -31,7 +31,7 @@ from .dit import Miniature, predict
 from .evaluate import Models, schedule
 from .latents import Stories, opening_scene, story_scenes
 from .loop import Metrics, Schedule, train
-from .onlooker import numbers, told_loss
+from .onlooker import likeness_loss, numbers, told_loss
 from .sequences import FEW_STEPS
 from .vae import draw, encode, psnr
 
@@ -161,23 +161,6 @@ def finished(model: Miniature, clean: torch.Tensor, tokens: torch.Tensor, done: 
             v = predict(model.dit, noised, time, text, position=position).float()
         clean = noised - level * v
     return clean
-
-
-def likeness_loss(eye: Probe, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """How differently ``eye`` sees clips [B, 3, T, 64, 64] in -1..1: over its finer maps, and twice what it makes of
-    them all.
-    """
-
-    def seen(clips: torch.Tensor) -> list[torch.Tensor]:
-        return eye.looks((clips.transpose(1, 2).flatten(0, 1) + 1) / 2)
-
-    with torch.no_grad():
-        wanted = seen(true)
-    *maps, whole = seen(made)
-    fine = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(maps[:3], wanted, strict=False)]
-    return sum(fine, torch.zeros_like(whole[0, 0])) / 3 + 2 * (
-        (whole - wanted[-1]).square().mean() / wanted[-1].square().mean()
-    )
 
 
 def train_decoder(

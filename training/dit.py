@@ -309,7 +309,7 @@ def train_dit(
         guess = batch.noised() - batch.sigma[:, None, :, None, None] * v
         read = reading_loss(reader, guess, named, told)
         if own and onlooker:
-            seen = onlooker.loss(batch, guess, ~wordless)
+            seen = onlooker.of_batch(batch, guess, ~wordless)
             figures = {f"{kind} own": float(read.detach()), f"{kind} seen": float(seen.detach())}
             return recipe.reading * read + seen, figures
         if own:

@@ -76,11 +76,18 @@ def schedule(steps: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def film(
-    models: Models, prompt: str, latent_frames: int, seed: int, *, steps: int = 4, causal: bool = True
+    models: Models,
+    prompt: str,
+    latent_frames: int,
+    seed: int,
+    *,
+    steps: int = 4,
+    causal: bool = True,
+    sampler: str = "euler",
 ) -> torch.Tensor:
     """Frames [T, H, W, 3] of a prompt.
 
-    Rolled out causally with re-noising, or denoised all at once by core's Euler sampler.
+    Rolled out causally with re-noising, or denoised all at once by one of core's samplers.
     """
     import comfy.sample
 
@@ -99,7 +106,7 @@ def film(
             noise,
             steps,
             1.0,
-            "euler",
+            sampler,
             "simple",
             conditioning,
             conditioning,

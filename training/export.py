@@ -19,6 +19,7 @@ FILES = {
     "dit": "diffusion_models/longreel-miniature-dit.safetensors",
     "text": "text_encoders/longreel-miniature-text.safetensors",
     "probe": "probe/longreel-miniature-probe.safetensors",
+    "eye": "probe/longreel-miniature-eye.safetensors",
     "reader": "probe/longreel-miniature-reader.safetensors",
     "memory": "loras/longreel-miniature-memory.safetensors",
     "filmweaver": "loras/longreel-miniature-filmweaver.safetensors",
@@ -99,16 +100,16 @@ def read_dit(model: Miniature, folder: Path) -> None:
         module.load_state_dict({key: value.float() for key, value in load_file(folder / FILES[name]).items()})
 
 
-def export_probe(probe: Probe, folder: Path) -> Path:
-    """Write the attribute probe."""
-    path = folder / FILES["probe"]
+def export_probe(probe: Probe, folder: Path, name: str = "probe") -> Path:
+    """Write the attribute probe, or the second one, the "eye"."""
+    path = folder / FILES[name]
     _write(probe.state_dict(), path)
     return path
 
 
-def read_probe(probe: Probe, folder: Path) -> None:
+def read_probe(probe: Probe, folder: Path, name: str = "probe") -> None:
     """Load what ``export_probe`` wrote into ``probe``."""
-    probe.load_state_dict({key: value.float() for key, value in load_file(folder / FILES["probe"]).items()})
+    probe.load_state_dict({key: value.float() for key, value in load_file(folder / FILES[name]).items()})
 
 
 def export_reader(reader: Reader, folder: Path) -> Path:

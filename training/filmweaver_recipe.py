@@ -28,10 +28,10 @@ from .filmweaver import TEMPORAL_ONLY, Curriculum, TrainingScene, WeaverSample, 
 from .loop import Metrics
 from .lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, read_lora
 from .lora_memory import plan_memory
-from .lora_recipe import Band, recompute, remember_recipe, uses_bf16
+from .lora_recipe import Band, advance, recompute, remember_recipe, uses_bf16
 from .lora_run import mean_error, quiet, run_lora
 from .processes import main_first, processes
-from .reader import Reading
+from .reader import Critic
 
 _NAME = "weaver"
 _OWN_STEPS = 4
@@ -103,11 +103,11 @@ class WeaverMatcher:
         profile: LayoutProfile,
         bf16: bool,
         empty: torch.Tensor | None = None,
-        reading: Reading | None = None,
+        critic: Critic | None = None,
     ):
         # Never adapted, and in the precision of the blocks (core keeps the patch embedding in float32).
         weight: torch.Tensor = dit.get_parameter("head.modulation")
-        self.dit, self.profile, self.device, self.reading = dit, profile, weight.device, reading
+        self.dit, self.profile, self.device, self.critic = dit, profile, weight.device, critic
         width: Any = dit.text_dim
         self.empty = torch.zeros(1, width) if empty is None else empty
         # A base in float32 is cast layer by layer under autocast; any other is fed what it computes in.
@@ -143,10 +143,10 @@ class WeaverMatcher:
         v = self.velocity(noised, sigma, text, payloads)
         error = (v - (noise - clean)).square().mean(dim=1)
         value = mean_error(error, [one.subject for one in samples], subject)
-        if self.reading:
+        if self.critic:
             # whom nothing tells of, no guess can show
             told = [None if one.text is None or one.payload is None else one.shown for one in samples]
-            value = value + self.reading.loss(noised - level * v, told)
+            value = value + self.critic.loss(noised - level * v, told)
         return value
 
     @torch.no_grad()
@@ -160,10 +160,12 @@ class WeaverMatcher:
         shift: float = 5.0,
         without: Sequence[Payload] = (),
         guidance: float = 1.0,
+        renoise: torch.Generator | None = None,
     ) -> torch.Tensor:
         """Chunks [B, C, chunk, h, w] by Euler steps from ``noise`` of that shape.
 
-        guidance: away from what is filmed when ``without`` is all that is told; 1 for none.
+        guidance: away from what is filmed when ``without`` is all that is told; 1 for none. renoise: noises each guess
+        anew instead, as models made for few steps want it.
         """
         text = self.texts(texts)
         x = noise.to(self.device, torch.float32)
@@ -172,7 +174,8 @@ class WeaverMatcher:
             v = self.velocity(x, sigma, text, payloads)
             if guidance != 1:
                 v = v + (guidance - 1) * (v - self.velocity(x, sigma, text, without))
-            x = x + (there - here) * v
+            again = None if renoise is None else torch.randn(x.shape, generator=renoise).to(x)
+            x = advance(x, v, here, there, again)
         return x
 
 
@@ -185,7 +188,7 @@ def train_weaver(
     *,
     empty: torch.Tensor | None = None,
     start_from: Path | None = None,
-    reading: Reading | None = None,
+    critic: Critic | None = None,
     sample: Callable[[int, WeaverMatcher], None] | None = None,
     tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
@@ -193,7 +196,7 @@ def train_weaver(
     """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
     ``empty``: the encoded empty caption [L, D]. ``start_from``: a finished LoRA of the same layers and rank.
-    ``reading``: a further loss, for scenes that say what they show.
+    ``critic``: a further loss, for scenes that say what they show.
     ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far,
     ``tick(step)`` before every step; either may stop the run. Of many processes (see training/loop.py) the first calls
     them and writes; each learns from a batch of its own.
@@ -213,10 +216,10 @@ def train_weaver(
     if recipe.checkpointing:
         recompute(tree)
     bf16 = uses_bf16(recipe.precision, next(dit.parameters()).device)
-    matcher = WeaverMatcher(tree, recipe.profile, bf16, empty, reading)
+    matcher = WeaverMatcher(tree, recipe.profile, bf16, empty, critic)
     first, several = processes().is_main_process, processes().num_processes
     with main_first():
-        told = {"scenes": len(scenes), "reading": reading.weight if reading else 0.0}
+        told = {"scenes": len(scenes), "critic": critic.weight if critic else 0.0}
         remember_recipe({**asdict(recipe), **told}, folder)
     if not first:
         say = quiet

@@ -26,7 +26,7 @@ from .lora import WAN_LAYERS, LoraError, adapt, choose_layers
 from .lora_memory import plan_memory
 from .lora_run import mean_error, quiet, run_lora
 from .processes import main_first, processes
-from .reader import Reading
+from .reader import Critic
 
 Expert = Literal["both", "high", "low"]
 Precision = Literal["auto", "bf16", "float32"]
@@ -154,10 +154,10 @@ class _Precise(Protocol):
 class FlowMatcher:
     """A model, how it is given its first frame, the precision it runs in, and who else looks at its guesses."""
 
-    def __init__(self, dit: nn.Module, first_frame: FirstFrame, bf16: bool, reading: Reading | None = None):
+    def __init__(self, dit: nn.Module, first_frame: FirstFrame, bf16: bool, critic: Critic | None = None):
         # Never adapted, and in the precision of the blocks (core keeps the patch embedding in float32).
         weight: torch.Tensor = dit.get_parameter("head.modulation")
-        self.dit, self.first_frame, self.device, self.reading = dit, first_frame, weight.device, reading
+        self.dit, self.first_frame, self.device, self.critic = dit, first_frame, weight.device, critic
         # A base in float32 is cast layer by layer under autocast; any other is fed what it computes in.
         self.autocast = bf16 and weight.dtype == torch.float32
         self.dtype = torch.bfloat16 if bf16 and not self.autocast else torch.float32
@@ -199,14 +199,15 @@ class FlowMatcher:
         error = (v - (noise - clean)).square().mean(dim=1)[:, start:]
         known = [None if one.subject is None else one.subject[start:] for one in examples]
         value = mean_error(error, known, subject)
-        if self.reading:
+        if self.critic:
             guess = noised - sigma.to(self.device)[:, None, None, None, None] * v
-            value = value + self.reading.likeness(guess[:, :, start:], clean[:, :, start:])
+            value = value + self.critic.likeness(guess[:, :, start:], clean[:, :, start:])
         return value
 
     @torch.no_grad()
-    def sample(self, example: Example, band: Band, steps: int, seed: int) -> torch.Tensor:
-        """Latents [C, F, h, w] by Euler steps through the band, then at once to 0; no guidance.
+    def sample(self, example: Example, band: Band, steps: int, seed: int, *, renoise: bool = False) -> torch.Tensor:
+        """Latents [C, F, h, w] by Euler steps through the band, then at once to 0; no guidance. ``renoise``: each guess
+        is noised anew instead, as models made for few steps want it.
 
         An expert that does not start from noise starts from the example at the top of its band.
         """
@@ -215,10 +216,21 @@ class FlowMatcher:
         levels = [*band.at(torch.linspace(1, 0, steps + 1)).tolist(), *([0.0] if band.low else [])]
         x = self.noised(torch.tensor(levels[:1]), noise, [example])
         for here, there in pairwise(levels):
-            x = x + (there - here) * self.velocity(x, torch.tensor([here]), [example])
+            v = self.velocity(x, torch.tensor([here]), [example])
+            again = torch.randn(example.latents.shape, generator=generator)[None].to(x) if renoise else None
+            x = advance(x, v, here, there, again)
             if self.first_frame == "clean":
                 x[:, :, 0] = example.latents[None, :, 0].to(x)
         return x[0]
+
+
+def advance(x: torch.Tensor, v: torch.Tensor, here: float, there: float, noise: torch.Tensor | None) -> torch.Tensor:
+    """From noise level ``here`` to ``there`` along the velocity ``v``: Euler's step, or the guess of the clean latents
+    with ``noise`` (core's "lcm").
+    """
+    if noise is None:
+        return x + (there - here) * v
+    return (1 - there) * (x - here * v) + there * noise
 
 
 class _Recomputed(nn.Module):
@@ -246,7 +258,7 @@ def train_lora(
     folder: Path,
     metadata: Mapping[str, str],
     *,
-    reading: Reading | None = None,
+    critic: Critic | None = None,
     sample: Callable[[int, FlowMatcher], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
@@ -254,7 +266,7 @@ def train_lora(
 
     ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far and
     may stop the run. Of many processes (see training/loop.py) the first calls it and writes; each learns from a batch
-    of its own. ``reading``: a further loss.
+    of its own. ``critic``: a further loss.
 
     Raises:
         LoraError: no examples, a model that cannot be given a first frame, or a folder with another recipe's run.
@@ -269,10 +281,10 @@ def train_lora(
         recompute(tree)
     device = next(dit.parameters()).device
     bf16 = uses_bf16(recipe.precision, device)
-    matcher = FlowMatcher(tree, first_frame, bf16, reading)
+    matcher = FlowMatcher(tree, first_frame, bf16, critic)
     first = processes().is_main_process
     with main_first():
-        told = {"examples": len(examples), "reading": reading.weight if reading else 0.0}
+        told = {"examples": len(examples), "critic": critic.weight if critic else 0.0}
         remember_recipe({**asdict(recipe), **told}, folder)
     if not first:
         say = quiet

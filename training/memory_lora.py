@@ -6,7 +6,8 @@ them, the character that the new take calls "the same"; in other sequences the n
 place alone, so that memory is used only when it is asked for.
 
 In some sequences the new take reads three of the six remembered frames only, as sparse activation lets it. A loss made
-of what a reader sees in the guessed latents (training/reader.py) weighs who is shown more than how the rest looks.
+of what a reader sees in the guessed latents (training/reader.py), and an eye if asked for, weighs who is shown more
+than how the rest looks.
 
 A last loss shapes what the bank keeps. A full bank drops the frame whose keys fit the prompt's least; here frames
 with a character are to fit every prompt better than frames without. So a film's empty moments are forgotten first.
@@ -23,13 +24,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .critics import add_critic_arguments, open_critics
 from .dit import DitRecipe, Miniature, loss, predict
-from .export import FILES, read_dit, read_reader, read_vae
+from .export import FILES, read_dit, read_vae
 from .loop import Metrics, Schedule, train
 from .lora import WAN_LAYERS, adapt, choose_layers, save_lora
 from .memory_data import Takes, encode_takes, load_takes
 from .miniature import start_comfyui
-from .reader import reading_loss, shown
+from .reader import shown
 from .sequences import BLOCK, CONTEXT_NOISE, SINK, noise_levels
 from .vae import VaeRecipe, build_vae
 
@@ -46,7 +48,8 @@ _CHARACTER_WEIGHT = 10
 @dataclass(frozen=True)
 class MemoryRecipe:
     """A run on ``shards`` shards of takes. ``ranking``: weight of the loss that shapes what the bank keeps,
-    ``reading``: of what the reader sees. ``few``: share of sequences in which three remembered frames are in view.
+    ``reading`` and ``sight``: of what a reader, and an eye behind the decoder, see (``critics``). ``few``: share of
+    sequences in which three remembered frames are in view.
     """
 
     rank: int = 32
@@ -56,6 +59,7 @@ class MemoryRecipe:
     muon_rate: float = 2e-3
     ranking: float = 0.1
     reading: float = 0.3
+    sight: float = 0.0
     few: float = 0.35
     shards: int = 12
     seed: int = 0
@@ -187,7 +191,7 @@ def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output:
     model = Miniature(DitRecipe())
     read_dit(model, weights)
     model.requires_grad_(False)
-    reader = read_reader(weights)
+    critic = open_critics(weights, recipe.reading, recipe.sight)
     names = choose_layers(model.dit, WAN_LAYERS)
     tree, adapter = adapt(model.dit, names, recipe.rank, seed=recipe.seed)
 
@@ -199,11 +203,11 @@ def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output:
         v = _velocity(model, tree, batch, noised, keys)
         value = loss(v, batch.noise - batch.clean, batch.weight)
         guess = noised - sigma * v
-        read = reading_loss(reader, guess, batch.named[:, None].expand(-1, guess.shape[2], -1), batch.sigma > 0)
+        seen = critic.loss(guess[:, :, -BLOCK:], list(batch.named)) if critic else value.new_zeros(())
         rank, right = ranking_loss(keys, batch.shows)
         kind = "first" if batch.clean.shape[2] == SINK + BANK + BLOCK else "second"
-        told = {kind: float(value.detach()), f"{kind} read": float(read.detach()), "rank": float(rank.detach())}
-        return value + recipe.ranking * rank + recipe.reading * read, told | {"kept": right}
+        told = {kind: float(value.detach()), f"{kind} seen": float(seen.detach()), "rank": float(rank.detach())}
+        return value + recipe.ranking * rank + seen, told | {"kept": right}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, warmup=30, average=0.99)
     adapter.load_state_dict(train("memory", adapter, learn, schedule, folder, seed=recipe.seed, save_every=60))
@@ -218,6 +222,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=usual.steps, help="updates")
     parser.add_argument("--rank", type=int, default=usual.rank, help="size of the adapter")
     parser.add_argument("--shards", type=int, default=usual.shards, help="of 64 takes to learn from")
+    add_critic_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
@@ -225,7 +230,9 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
 def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     """``memory-lora``. ``weights``: where the miniature's files are and the adapter goes."""
     start_comfyui()
-    recipe = MemoryRecipe(chosen.rank, chosen.steps, shards=chosen.shards, seed=chosen.seed)
+    recipe = MemoryRecipe(
+        chosen.rank, chosen.steps, reading=chosen.reading, sight=chosen.sight, shards=chosen.shards, seed=chosen.seed
+    )
     vae = build_vae(VaeRecipe().width)
     read_vae(vae, weights)
     # what read_vae gives has latents of zero mean and unit variance already

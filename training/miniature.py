@@ -91,8 +91,8 @@ def train_miniature(
 ) -> None:
     """Run all stages in ``folder`` on the GPU if there is one, write the finished files under ``weights`` and the loss
     curves as ``curves``. ``start_from`` names finished files whose VAE, DiT and text encoder are trained on; those of
-    "probe", "vae" and "reader" that ``keep`` names are taken from there as they are; "sight" and "decoder" leave out
-    what the DiT and the VAE learn in the end.
+    "probe", "vae", "reader" and "eye" that ``keep`` names are taken from there as they are; "sight" and "decoder" leave
+    out what the DiT and the VAE learn in the end.
     """
     start_comfyui()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -138,12 +138,14 @@ def train_miniature(
     export_dit(model, recipe.dit, weights)
 
     # A probe of its own, of which the one that judges knows nothing.
-    eye = Probe().to(device)
-    if not {"sight", "decoder"} <= set(keep):
-        read_vae(vae, weights)  # with latents of the scale that stories and openings have
-        second = replace(recipe.probe, seed=recipe.probe.seed + 1)
-        _once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"))
-        eye.requires_grad_(False)
+    eye = Probe()
+    if start_from and "eye" in keep:
+        read_probe(eye, start_from, "eye")
+    eye.to(device)
+    second = replace(recipe.probe, seed=recipe.probe.seed + 1)
+    _once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"), as_it_is="eye" in keep)
+    export_probe(eye.requires_grad_(False), weights, "eye")
+    read_vae(vae, weights)  # with latents of the scale that stories and openings have
     if "sight" not in keep:
 
         def learn_to_be_seen() -> None:

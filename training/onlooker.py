@@ -7,6 +7,7 @@ else. An ``eye`` looks through the decoder, as everybody does who looks at a fil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,8 @@ _LEAD = 2
 
 @dataclass(frozen=True, eq=False)
 class Onlooker:
-    """``eye`` behind the decoder of ``vae``, both frozen; it looks at ``most`` sequences of a batch and its loss weighs
-    ``weight``.
+    """``eye`` behind the decoder of ``vae``, both frozen; it looks at a few frames of ``most`` sequences of a batch and
+    its loss weighs ``weight``. A ``reader.Critic``.
     """
 
     vae: Any
@@ -35,20 +36,43 @@ class Onlooker:
     weight: float = 1.0
     most: int = 6
 
-    def loss(self, batch: Batch, guess: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    def of_batch(self, batch: Batch, guess: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         """Of one block of ``guess`` [B, 16, F, h, w]. Only of sequences that are ``told`` [B] their captions, and whose
         captions name one character or two; of two each half of the pictures is looked at.
         """
         learned = (batch.sigma.amax(dim=0) > 0).nonzero().flatten()
         first = int(learned[int(torch.randint(len(learned) // BLOCK, ())) * BLOCK])
         named = numbers(batch.named[torch.arange(len(guess)), batch.caption[:, first]])
-        chosen = (told & (named[:, 0] >= 0).all(dim=1)).nonzero().flatten()[: self.most]
+        named = torch.where(told[:, None, None], named, -1)
+        return self._told(_before(batch, guess, first), guess[:, :, first : first + BLOCK], named)
+
+    def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Of latents ``guess`` [B, 16, F, h, w], each of which shows one character and the words ``named``; None, and
+        words of two characters, are not looked at.
+        """
+        nobody = torch.zeros(len(SHOWN))
+        alone = _classes(torch.stack([nobody if one is None else one.cpu() for one in named]) > 0).to(guess.device)
+        lead, part = _some(guess)
+        return self._told(lead, part, torch.stack([alone, torch.full_like(alone, -1)], dim=1))
+
+    def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """Where nobody has named what latents show: how differently the eye sees ``guess`` and ``clean``
+        [B, 16, F, h, w].
+        """
+        chosen = torch.randperm(len(guess))[: self.most]
+        lead, part = _some(torch.stack([guess[chosen], clean[chosen]], dim=1).flatten(0, 1))
+        made, true = self._pictures(lead, part).unflatten(0, (len(chosen), 2)).unbind(1)
+        return self.weight * likeness_loss(self.eye, made, true.detach())
+
+    def _told(self, lead: torch.Tensor, part: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
+        chosen = (named[:, 0] >= 0).all(dim=1).nonzero().flatten()[: self.most]
         if not len(chosen):
-            return guess.new_zeros(())
-        lead = _before(batch, guess, first)[chosen]
-        latents = torch.cat([lead, guess[chosen, :, first : first + BLOCK]], dim=2)
-        pictures = draw(self.vae, latents)[:, :, max(4 * lead.shape[2] - 3, 0) :]
-        return self.weight * told_loss(self.eye, pictures, named[chosen])
+            return part.new_zeros(())
+        return self.weight * told_loss(self.eye, self._pictures(lead[chosen], part[chosen]), named[chosen])
+
+    def _pictures(self, lead: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """What the decoder makes of ``part`` after ``lead``: [B, 3, T, H, W] in -1..1."""
+        return draw(self.vae, torch.cat([lead, part], dim=2))[:, :, max(4 * lead.shape[2] - 3, 0) :]
 
 
 def numbers(tokens: torch.Tensor) -> torch.Tensor:
@@ -56,11 +80,15 @@ def numbers(tokens: torch.Tensor) -> torch.Tensor:
     second character, and of the place of both; -1 where they name none or two values.
     """
     second = (tokens == _AND).cumsum(dim=1) > 0
-    people = [shown(tokens.masked_fill(hidden, 0)) > 0 for hidden in (second, ~second)]
-    both = [shown(tokens) > 0] * 2
+    found = _classes(torch.stack([shown(tokens.masked_fill(hidden, 0)) for hidden in (second, ~second)], dim=1) > 0)
+    found[..., -1] = _classes(shown(tokens) > 0)[:, None, -1]
+    return found
+
+
+def _classes(words: torch.Tensor) -> torch.Tensor:
+    """Class numbers [..., 4] that words [..., len(SHOWN)] stand for, the place last; -1 for none or two values."""
     found = []
-    for name, values in ATTRIBUTES.items():
-        words = torch.stack(both if name == "place" else people, dim=1)
+    for values in ATTRIBUTES.values():
         named = torch.stack([words[..., [SHOWN.index(word) for word in one.split()]].all(dim=-1) for one in values], -1)
         found.append(torch.where(named.sum(dim=-1) == 1, named.float().argmax(dim=-1), -1))
     return torch.stack(found, dim=-1)
@@ -78,6 +106,29 @@ def told_loss(eye: Probe, made: torch.Tensor, named: torch.Tensor) -> torch.Tens
     features = eye.features((torch.cat(seen).transpose(1, 2).flatten(0, 1) + 1) / 2)
     told = dict(zip(ATTRIBUTES, torch.cat(wanted).repeat_interleave(made.shape[2], dim=0).unbind(1), strict=True))
     return torch.stack([F.cross_entropy(head(features), told[name]) for name, head in eye.heads.items()]).mean()
+
+
+def likeness_loss(eye: Probe, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """How differently ``eye`` sees clips [B, 3, T, 64, 64] in -1..1: over its finer maps, and twice what it makes of
+    them all.
+    """
+
+    def seen(clips: torch.Tensor) -> list[torch.Tensor]:
+        return eye.looks((clips.transpose(1, 2).flatten(0, 1) + 1) / 2)
+
+    with torch.no_grad():
+        wanted = seen(true)
+    *maps, whole = seen(made)
+    fine = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(maps[:3], wanted, strict=False)]
+    return sum(fine, torch.zeros_like(whole[0, 0])) / 3 + 2 * (
+        (whole - wanted[-1]).square().mean() / wanted[-1].square().mean()
+    )
+
+
+def _some(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A block of [B, 16, F, h, w] anywhere, and at most ``_LEAD`` frames before it."""
+    first = int(torch.randint(latents.shape[2] - BLOCK + 1, ()))
+    return latents[:, :, max(first - _LEAD, 0) : first], latents[:, :, first : first + BLOCK]
 
 
 def _before(batch: Batch, guess: torch.Tensor, first: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,41 @@ _TOKENS = torch.tensor([WORDS.index(word) + 1 for word in SHOWN])
 _NOISE = 0.4
 
 
+class Critic(Protocol):
+    """A further loss of a recipe: what somebody makes of guessed latents [B, 16, F, h, w]."""
+
+    @property
+    def weight(self) -> float: ...
+
+    def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Each of the latents shows the words ``named``; None is not looked at."""
+        ...
+
+    def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """Nobody has named what they show, but they should look like ``clean``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Critics:
+    """Several as one."""
+
+    parts: tuple[Critic, ...]
+
+    @property
+    def weight(self) -> float:
+        return sum(part.weight for part in self.parts)
+
+    def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        return torch.stack([part.loss(guess, named) for part in self.parts]).sum()
+
+    def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        return torch.stack([part.likeness(guess, clean) for part in self.parts]).sum()
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A further loss of a recipe: what ``reader`` reads off guessed latents, weighing ``weight``."""
+    """What ``reader`` reads off guessed latents, weighing ``weight``: a ``Critic``."""
 
     reader: Reader
     weight: float

@@ -14,12 +14,12 @@ import torch
 from ..film.cache import CacheError, LayoutProfile
 from ..film.cache.profile import TimeMode
 from .clip import CLIP_FILE, ClipRecipe, train_clip
-from .export import FILES, read_reader, read_vae
+from .critics import add_critic_arguments, open_critics
+from .export import FILES, read_vae
 from .filmweaver import ALL_MODES, TEMPORAL_ONLY, Curriculum
 from .filmweaver_recipe import WeaverRecipe
 from .lora import WAN_LAYERS, WAN_SELF_ATTENTION, LoraError
 from .miniature import start_comfyui
-from .reader import Reading
 from .vae import VaeRecipe, build_vae
 from .weaver_run import train_scenes
 
@@ -94,8 +94,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranked", type=float, default=0.7, help="share of samples with the best keyframes, else any")
     parser.add_argument("--subject", type=float, help="how much more than scenery subjects weigh, where scenes say "
                         "where they are: default 0, miniature 4")  # fmt: skip
-    parser.add_argument("--reading", type=float, default=0.3, help="miniature only: weight of the loss made of what a "
-                        "reader sees in guessed latents, 0 for none")  # fmt: skip
+    add_critic_arguments(parser)
     parser.add_argument("--no-cache-noise", action="store_true", help="clean caches: the ablation, not for use")
     parser.add_argument("--negative", type=float, default=0.25, help="share of keyframes taken from other scenes")
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of the forward pass")
@@ -116,14 +115,14 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     on_cpu = comfy.model_management.get_torch_device().type == "cpu"
     dtypes = {"bf16": torch.bfloat16, "float32": torch.float32, "fp8": torch.float8_e4m3fn}
     options = {"dtype": dtypes[chosen.base_dtype or ("float32" if on_cpu else "bf16")]}
-    path, vae, reading = chosen.model or weights / FILES["dit"], None, None
+    path, vae, critic = chosen.model or weights / FILES["dit"], None, None
     if chosen.model is None:
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / FILES["vae"])), dtype=torch.float32)
-        reading = Reading(read_reader(weights), chosen.reading) if chosen.reading else None
+        critic = open_critics(weights, chosen.reading, chosen.sight)
     try:
         model = comfy.sd.load_diffusion_model(str(path), model_options=options)
         print(train_scenes(model, chosen.data, recipe_of(chosen), chosen.folder, base=path.stem, vae=vae,
-                           start_from=chosen.start_from, reading=reading))  # fmt: skip
+                           start_from=chosen.start_from, critic=critic))  # fmt: skip
     except (LoraError, CacheError) as error:
         raise SystemExit(str(error)) from error
     except KeyboardInterrupt as stop:

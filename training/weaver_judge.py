@@ -171,7 +171,9 @@ def _sentence(studio: Studio, sentence: str) -> torch.Tensor:
     return F.normalize(studio.embedder.text(sentence).mean(dim=0), dim=0)
 
 
-def open_studio(lora: Path, weights: Path, steps: int = 12, guidance: float = 1.0) -> Studio:
+def open_studio(
+    lora: Path, weights: Path, steps: int = 12, guidance: float = 1.0, *, renoise: bool = False
+) -> Studio:
     """The miniature with a LoRA on it. Raises CacheError for a LoRA that is not FilmWeaver's."""
     import comfy.model_management
 
@@ -187,7 +189,8 @@ def open_studio(lora: Path, weights: Path, steps: int = 12, guidance: float = 1.
     matcher = WeaverMatcher(model.model.diffusion_model, profile, bf16=True)
     vae = build_vae(VaeRecipe().width)
     read_vae(vae, weights)
-    return Studio(matcher, base.clip, load_embedder(weights / CLIP_FILE), vae.eval(), base.probe, steps, guidance)
+    embedder = load_embedder(weights / CLIP_FILE)
+    return Studio(matcher, base.clip, embedder, vae.eval(), base.probe, steps, guidance, renoise)
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,6 +201,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="noise of the films")
     parser.add_argument("--variants", nargs="+", help="rows of the table; default all")
     parser.add_argument("--steps", type=int, default=12, help="denoising steps")
+    parser.add_argument("--renoise", action="store_true", help="noise each guess anew in place of Euler steps (lcm)")
     parser.add_argument("--guidance", type=float, default=3.0, help="by the keyframes, as reference_cfg; 1 for none")
     parser.add_argument("--injections", type=int, default=20, help="characters given as a picture, 0 for none")
     parser.add_argument("--retrievals", type=int, default=100, help="stories in which somebody was away, 0 for none")
@@ -215,7 +219,7 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
 
     @cache
     def studio_of(lora: Path) -> Studio:
-        return open_studio(lora, weights, chosen.steps, chosen.guidance)
+        return open_studio(lora, weights, chosen.steps, chosen.guidance, renoise=chosen.renoise)
 
     with torch.inference_mode():
         if chosen.retrievals:

@@ -16,7 +16,7 @@ from .cast_sheet import Row, draw_sheet
 from .filmweaver import Curriculum, TrainingScene, draw_sample, load_scenes
 from .filmweaver_recipe import WeaverMatcher, WeaverRecipe, train_weaver
 from .lora_run import on_its_device
-from .reader import Reading
+from .reader import Critic
 
 _LOOK_STEPS = 12
 _PICTURES = 6
@@ -33,14 +33,14 @@ def train_scenes(
     vae: Any = None,
     empty: torch.Tensor | None = None,
     start_from: Path | None = None,
-    reading: Reading | None = None,
+    critic: Critic | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train in ``folder`` on the scenes in ``data``; returns the LoRA's file. A run that was stopped goes on there.
 
     Args:
         model: MODEL as its loader gives it; it stays as it is. base: its name, for the file's metadata.
-        vae: shows what the LoRA films; None shows nothing. empty, start_from, reading: as of ``train_weaver``.
+        vae: shows what the LoRA films; None shows nothing. empty, start_from, critic: as of ``train_weaver``.
 
     Raises:
         CacheError, LoraError: scenes, model and recipe do not fit; told before anything is trained.
@@ -52,7 +52,7 @@ def train_scenes(
     look = None if vae is None else _looker(scenes, recipe, model, vae, folder / "samples")
     return train_weaver(
         model.model.diffusion_model, scenes, recipe, folder, told,
-        empty=empty, start_from=start_from, reading=reading, sample=look, say=say,
+        empty=empty, start_from=start_from, critic=critic, sample=look, say=say,
     )  # fmt: skip
 
 

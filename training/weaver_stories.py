@@ -50,7 +50,9 @@ class StoryShot:
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """What films and what judges. ``vae`` as the miniature's trainer has it; ``guidance`` by the keyframes, 1: none."""
+    """What films and what judges. ``vae`` as the miniature's trainer has it; ``guidance`` by the keyframes, 1: none;
+    ``renoise``: guesses are noised anew in place of Euler steps.
+    """
 
     matcher: WeaverMatcher
     clip: Any
@@ -59,6 +61,7 @@ class Studio:
     probe: Probe
     steps: int = 12
     guidance: float = 1.0
+    renoise: bool = False
 
     def text(self, prompt: str) -> torch.Tensor:
         """An encoded prompt [48, D]."""
@@ -157,8 +160,9 @@ def film_shots(
         # Where there are no keyframes there is nothing to guide by.
         guidance = studio.guidance if any(keyframes) else 1.0
         latents = studio.matcher.sample(
-            texts, payloads, noise, steps=studio.steps, without=before, guidance=guidance
-        ).cpu()
+            texts, payloads, noise, steps=studio.steps, without=before, guidance=guidance,
+            renoise=generator if studio.renoise else None,
+        ).cpu()  # fmt: skip
         for index, one in enumerate(latents):
             made[index].append(one)
             caches[index] = push_chunk(caches[index], one)

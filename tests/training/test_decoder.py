@@ -16,11 +16,11 @@ from longreel.training.decoder import (
     draw_films,
     draw_pool,
     finished,
-    likeness_loss,
     train_decoder,
 )
 from longreel.training.dit import DitRecipe, Miniature
 from longreel.training.evaluate import load
+from longreel.training.onlooker import likeness_loss
 from longreel.training.vae import build_vae
 
 from ..server.harness import REPOSITORY

@@ -127,7 +127,7 @@ def test_what_is_read_off_a_guess_is_added_where_something_tells_of_it():
     told = replace(one, shown=words)
     reader = Reader(16)
     plain = WeaverMatcher(model(), PROFILE, bf16=False)
-    reading = WeaverMatcher(model(), PROFILE, bf16=False, reading=Reading(reader, 0.5))
+    reading = WeaverMatcher(model(), PROFILE, bf16=False, critic=Reading(reader, 0.5))
     sigma, noise = torch.tensor([0.5]), torch.randn(1, *one.target.shape)
     x = 0.5 * one.target[None] + 0.5 * noise
     v = plain.velocity(x, sigma, one.text[None], [one.payload])

@@ -16,6 +16,7 @@ from longreel.training.lora_recipe import (
     Example,
     FlowMatcher,
     LoraRecipe,
+    advance,
     draw_examples,
     first_frame_of,
     train_lora,
@@ -103,7 +104,7 @@ def test_a_reader_finds_no_fault_in_the_truth_and_its_place_counts():
 def test_what_is_read_is_a_further_loss_of_what_is_not_given():
     reading, clips = Reading(Reader(16).requires_grad_(False), 0.5), examples(2)
     dit = model()
-    plain, read = (FlowMatcher(dit, "clean", bf16=False, reading=look) for look in (None, reading))
+    plain, read = (FlowMatcher(dit, "clean", bf16=False, critic=look) for look in (None, reading))
     sigma, noise = torch.tensor([0.3, 0.8]), torch.randn(2, 16, 3, 4, 4)
     noised = plain.noised(sigma, noise, clips)
     guess = noised - sigma[:, None, None, None, None] * plain.velocity(noised, sigma, clips)
@@ -208,6 +209,26 @@ def test_models_that_cannot_be_given_a_first_frame():
         first_frame_of(model(32, num_layers=1), 16)
     with pytest.raises(LoraError, match="CLIP-vision"):
         first_frame_of(model(36, model_type="i2v"), 16)
+
+
+def test_a_step_of_either_kind_stays_on_the_way_from_noise_to_clean():
+    torch.manual_seed(0)
+    clean, noise, other = torch.randn(3, 1, 16, 3, 2, 2)
+    x, v = 0.4 * clean + 0.6 * noise, noise - clean
+    torch.testing.assert_close(advance(x, v, 0.6, 0.2, None), 0.8 * clean + 0.2 * noise)
+    torch.testing.assert_close(advance(x, v, 0.6, 0.2, other), 0.8 * clean + 0.2 * other)
+    torch.testing.assert_close(advance(x, v, 0.6, 0.0, other), clean)
+
+
+@pytest.mark.parametrize("in_dim", [16, 36])
+def test_noising_anew_is_another_film_of_the_same_first_frame(in_dim):
+    matcher = FlowMatcher(model(in_dim), "concat" if in_dim == 36 else "clean", bf16=False)
+    (clip, *_) = examples(known=in_dim == 36)
+    films = [matcher.sample(clip, QUICK.band, 3, seed=1, renoise=renoise) for renoise in (False, True, True)]
+    assert torch.equal(films[1], films[2])
+    assert not torch.equal(films[0][:, 1:], films[1][:, 1:])
+    if in_dim == 16:
+        assert all(torch.equal(film[:, 0], clip.latents[:, 0]) for film in films)
 
 
 @pytest.mark.parametrize("in_dim", [16, 36])

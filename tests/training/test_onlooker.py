@@ -9,9 +9,11 @@ import torch
 from longreel.miniature.probe import ATTRIBUTES, Probe
 from longreel.miniature.text import pad, tokenize
 from longreel.miniature.world import FPS, Actor, Beat, Character, Scene, render
+from longreel.training.critics import open_critics
 from longreel.training.evaluate import expected
 from longreel.training.export import read_probe, read_vae
 from longreel.training.onlooker import Onlooker, numbers, told_loss
+from longreel.training.reader import shown
 from longreel.training.sequences import BLOCK, Batch, draw_layout
 from longreel.training.vae import VaeRecipe, build_vae, encode
 
@@ -91,12 +93,41 @@ def test_true_latents_are_seen_as_named_whatever_the_layout(eye, kind):
     )  # fmt: skip
     onlooker, everybody = Onlooker(vae, eye, 2.0), torch.tensor([True, True])
     guess = takes.clone().requires_grad_()
-    right = onlooker.loss(batch, guess, everybody)
-    assert right < 0.5 < onlooker.loss(batch, takes.flip(0), everybody)
+    right = onlooker.of_batch(batch, guess, everybody)
+    assert right < 0.5 < onlooker.of_batch(batch, takes.flip(0), everybody)
     right.backward()
     touched = (guess.grad.abs().sum(dim=(1, 3, 4)) > 0).any(dim=0)
     causal = bool((layout.twin >= 0).any())
     assert BLOCK <= touched.sum() <= BLOCK + (0 if causal else 2), "a whole clip's block comes with its own lead"
     assert layout.noisy[touched].sum() >= BLOCK
     assert not causal or layout.noisy[touched].all()
-    assert onlooker.loss(batch, takes, torch.tensor([False, False])) == 0
+    assert onlooker.of_batch(batch, takes, torch.tensor([False, False])) == 0
+
+
+@pytest.fixture(scope="module")
+def takes():
+    """Two takes of one character each as latents [2, 16, 6, 8, 8], and the words that they show."""
+    vae = build_vae(VaeRecipe().width).requires_grad_(False)
+    read_vae(vae, WEIGHTS)
+    clips = [render(scene(who), torch.arange(21) / FPS).frames.transpose(0, 1) * 2 - 1 for who in (RED, BLUE)]
+    told = [f"A {who.colour} {who.body} with a {who.headgear} stands in the desert." for who in (RED, BLUE)]
+    with torch.no_grad():
+        return encode(vae, torch.stack(clips)), list(shown(torch.stack([pad(tokenize(text)) for text in told])))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_critics_tell_true_latents_from_others_by_words_and_by_likeness(takes, seed):
+    """Whichever frames are looked at; and who is not named is not looked at by words."""
+    latents, words = takes
+    critic = open_critics(WEIGHTS, 0.5, 2.0)
+    assert critic.weight == 2.5
+    torch.manual_seed(seed)
+    assert critic.loss(latents, words) < 0.5 < critic.loss(latents, words[::-1])
+    assert critic.loss(latents, [None, None]) == 0
+    assert critic.likeness(latents, latents) < 0.1 < critic.likeness(latents, latents.flip(0))
+    only = open_critics(WEIGHTS, 0.0, 1.0)
+    guess = latents.clone().requires_grad_()
+    (only.loss(guess, [words[0], None]) + only.likeness(guess[:1], latents.flip(0)[:1])).backward()
+    assert guess.grad[0].abs().sum() > 0
+    assert guess.grad[1].abs().sum() == 0
+    assert open_critics(WEIGHTS, 0.0, 0.0) is None
