@@ -6,8 +6,8 @@ One reference is a character; two are two characters, or one and its place; thre
 bareheaded character, its headgear and their place; four are two characters, one bareheaded, the headgear and the
 place. On the canvas a headgear follows its wearer.
 
-Captions name what is pictured by its kind, as FFGo's do (brief 1.3), but no colour: how a thing looks can be known from
-the first frame only, so that neither the base nor a LoRA that reads the text alone films the cast.
+Captions name everybody by their looks, as FFGo's do (brief 1.3), and do not say how they are laid out: after the cut
+the words and the picture have to agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from ..film.first_frame import Reference
 from ..miniature.drawing import sprite
-from ..miniature.stories import PLACE_PHRASES, POSITION_PHRASES, character_phrase, random_scene
+from ..miniature.stories import character_phrase, describe, random_scene
 from ..miniature.world import BODIES, COLOURS, FPS, SIZE, Actor, Beat, Character, Scene, render
 from .cast_data import CastClip, CastSettings, CastSource, fingerprint_of
 
@@ -63,15 +63,8 @@ def draw_cast(rng: random.Random, references: int, *, held_out: bool = False) ->
 
 
 def caption_of(cast: CastScene) -> str:
-    """What happens, with the kinds of what the pictures show."""
-    beat = cast.scene.beats[0]
-    doing = [
-        f"the same {actor.character.body} with a {actor.character.headgear} {action} {POSITION_PHRASES[actor.position]}"
-        for actor, action in zip(cast.scene.actors, beat.actions, strict=True)
-    ]
-    sentence = f"{' and '.join(doing)} {PLACE_PHRASES[cast.scene.place]}."
-    camera = "" if beat.camera == "still" else f" The camera {beat.camera}."
-    return sentence[0].upper() + sentence[1:] + camera
+    """What happens, and to whom."""
+    return describe(cast.scene)
 
 
 def world_clips(count: int, settings: CastSettings, *, seed: int = 0, held_out: bool = False) -> list[CastSource]:
@@ -120,7 +113,7 @@ def headgear_mask(headgear: str) -> torch.Tensor:
 
 
 def _reference(picture: torch.Tensor, name: str, description: str) -> Reference:
-    """A premultiplied texture [4, h, w] as a cut-out. The description is for records and judges, no caption has it."""
+    """A premultiplied texture [4, h, w] as a cut-out."""
     picture = F.pad(picture, (_MARGIN, _MARGIN, _MARGIN, _MARGIN))
     alpha = picture[3]
     colour = torch.where(alpha > 0, picture[:3] / alpha.clamp(min=1e-6), 1.0)
