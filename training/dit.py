@@ -32,7 +32,7 @@ class DitRecipe:
 
     ``reading`` weighs what the reader sees in the guessed latents (see reader.py). ``own_context`` is the share of
     sequences that go on from what the model itself makes of the frames before, ``own_steps`` the share of batches that
-    go on denoising what it has denoised itself; there up to ``own_film`` blocks of film before them are its own.
+    go on denoising what it has denoised itself.
     """
 
     dim: int = 192
@@ -48,7 +48,6 @@ class DitRecipe:
     reading: float = 0.3
     own_context: float = 0.5
     own_steps: float = 0.25
-    own_film: int = 0
     seed: int = 0
 
 
@@ -247,34 +246,12 @@ def with_own_steps(model: Miniature, batch: Batch, done: int) -> Batch:
     came out of the first step undecided is decided by the prompt, not by what it happens to look like (Xu et al.,
     "ImageReward", 2023, section 4, teach samplers so).
     """
-    batch = _sampled(model, batch, done)
-    return replace(batch, sigma=FEW_STEPS[done] * (batch.sigma > 0), noise=torch.randn_like(batch.noise))
-
-
-@torch.no_grad()
-def with_own_film(model: Miniature, batch: Batch, passes: int) -> Batch:
-    """``batch`` whose clean frames are what ``model`` films of them in four steps from nothing, ``passes`` times: each
-    time from what it has filmed before them the time before.
-
-    Errors grow from block to block, so who is to forgive them has to see those of later blocks (Huang et al., "Self
-    Forcing", 2025). Nothing rendered goes on from such frames: only a reader can be learned from.
-    """
-    if not (batch.twin >= 0).any():
-        return batch
-    for _ in range(passes):
-        filmed = _sampled(model, batch, len(FEW_STEPS)).clean[:, :, batch.twin.clamp(min=0)]
-        batch = replace(batch, clean=torch.where((batch.twin >= 0)[:, None, None], filmed, batch.clean))
-    return batch
-
-
-def _sampled(model: Miniature, batch: Batch, done: int) -> Batch:
-    """``batch`` with noisy frames that are what ``done`` of the four steps make of noise."""
     learned = batch.sigma > 0
     for level in FEW_STEPS[:done]:
         batch = replace(batch, sigma=level * learned, noise=torch.randn_like(batch.noise))
         guess = batch.noised() - level * velocity(model, batch, batch.tokens)
         batch = replace(batch, clean=torch.where(learned[:, None, :, None, None], guess, batch.clean))
-    return batch
+    return replace(batch, sigma=FEW_STEPS[done] * learned, noise=torch.randn_like(batch.noise))
 
 
 def train_dit(
@@ -300,7 +277,6 @@ def train_dit(
         batch = with_own_context(model, batch.to(device), recipe.own_context)
         own = float(torch.rand(())) < recipe.own_steps
         if own:
-            batch = with_own_film(model, batch, int(torch.randint(recipe.own_film + 1, ())))
             batch = with_own_steps(model, batch, int(torch.randint(1, len(FEW_STEPS), ())))
         wordless = torch.rand(len(batch.tokens), device=device) < _WORDLESS
         v = velocity(model, batch, batch.tokens.masked_fill(wordless[:, None, None], 0))

@@ -48,9 +48,7 @@ class MiniatureRecipe:
     reader: ReaderRecipe = field(default_factory=ReaderRecipe)
     dit: DitRecipe = field(default_factory=DitRecipe)
     sight: DitRecipe = field(
-        default_factory=lambda: DitRecipe(
-            steps=1400, rate=3e-4, muon_rate=6e-4, own_context=0.7, own_steps=0.5, own_film=2
-        )
+        default_factory=lambda: DitRecipe(steps=700, rate=3e-4, muon_rate=6e-4, own_context=0.7, own_steps=0.5)
     )
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
     seed: int = 0

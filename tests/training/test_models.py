@@ -188,22 +188,6 @@ def test_own_steps_leave_nothing_of_the_picture_but_what_is_given(done):
         assert torch.equal(own.sigma, sequences.FEW_STEPS[done] * ~given)
 
 
-@pytest.mark.parametrize("passes", [1, 2])
-def test_an_own_film_has_nothing_rendered_where_it_goes_on(passes):
-    torch.manual_seed(8)
-    model = recipe.Miniature(SMALL)
-    with torch.no_grad():
-        model.dit.head.head.weight.normal_(std=0.1)
-    for step in range(8):
-        kind, batch = sequences.draw_batch(stories(4, 2, 21), stories(6, 1, 3), random.Random(step), 2)
-        own = recipe.with_own_film(model, batch, passes)
-        assert torch.equal(own.sigma, batch.sigma)
-        changed = (own.clean != batch.clean).flatten(3).any(dim=3).any(dim=1)
-        given = (batch.sigma == 0)[:, batch.twin.clamp(min=0)]
-        assert torch.equal(changed, (batch.twin >= 0).expand_as(changed) & ~given), kind
-    assert recipe.with_own_film(model, batch, 0) is batch
-
-
 def test_after_a_cut_everybody_is_named_for_the_reader():
     told = stories(4, 2, 21)
     for step in range(60):
