@@ -31,7 +31,7 @@ from .lora_memory import plan_memory
 from .lora_recipe import Band, advance, recompute, remember_recipe, uses_bf16
 from .lora_run import mean_error, quiet, run_lora
 from .processes import main_first, processes
-from .reader import Critic
+from .reader import Critic, weights_of
 
 _NAME = "weaver"
 _OWN_STEPS = 4
@@ -219,7 +219,7 @@ def train_weaver(
     matcher = WeaverMatcher(tree, recipe.profile, bf16, empty, critic)
     first, several = processes().is_main_process, processes().num_processes
     with main_first():
-        told = {"scenes": len(scenes), "critic": critic.weight if critic else 0.0}
+        told = {"scenes": len(scenes), **weights_of(critic)}
         remember_recipe({**asdict(recipe), **told}, folder)
     if not first:
         say = quiet

@@ -26,7 +26,7 @@ from .lora import WAN_LAYERS, LoraError, adapt, choose_layers
 from .lora_memory import plan_memory
 from .lora_run import mean_error, quiet, run_lora
 from .processes import main_first, processes
-from .reader import Critic
+from .reader import Critic, weights_of
 
 Expert = Literal["both", "high", "low"]
 Precision = Literal["auto", "bf16", "float32"]
@@ -284,7 +284,7 @@ def train_lora(
     matcher = FlowMatcher(tree, first_frame, bf16, critic)
     first = processes().is_main_process
     with main_first():
-        told = {"examples": len(examples), "critic": critic.weight if critic else 0.0}
+        told = {"examples": len(examples), **weights_of(critic)}
         remember_recipe({**asdict(recipe), **told}, folder)
     if not first:
         say = quiet

@@ -36,6 +36,10 @@ class Onlooker:
     weight: float = 1.0
     most: int = 6
 
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"sight": self.weight}
+
     def of_batch(self, batch: Batch, guess: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         """Of one block of ``guess`` [B, 16, F, h, w]. Only of sequences that are ``told`` [B] their captions, and whose
         captions name one character or two; of two each half of the pictures is looked at.

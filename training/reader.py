@@ -33,7 +33,9 @@ class Critic(Protocol):
     """A further loss of a recipe: what somebody makes of guessed latents [B, 16, F, h, w]."""
 
     @property
-    def weight(self) -> float: ...
+    def weights(self) -> dict[str, float]:
+        """What a run remembers of it, by the options' names."""
+        ...
 
     def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Each of the latents shows the words ``named``; None is not looked at."""
@@ -51,8 +53,8 @@ class Critics:
     parts: tuple[Critic, ...]
 
     @property
-    def weight(self) -> float:
-        return sum(part.weight for part in self.parts)
+    def weights(self) -> dict[str, float]:
+        return {name: weight for part in self.parts for name, weight in part.weights.items()}
 
     def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
         return torch.stack([part.loss(guess, named) for part in self.parts]).sum()
@@ -61,12 +63,21 @@ class Critics:
         return torch.stack([part.likeness(guess, clean) for part in self.parts]).sum()
 
 
+def weights_of(critic: Critic | None) -> dict[str, float]:
+    """Of all critics that there are, 0 for those that a run does without."""
+    return {"reading": 0.0, "sight": 0.0} | (critic.weights if critic else {})
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What ``reader`` reads off guessed latents, weighing ``weight``: a ``Critic``."""
 
     reader: Reader
     weight: float
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"reading": self.weight}
 
     def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Of latents ``guess`` [B, 16, F, h, w], each of which shows ``named``; None is not read."""

@@ -13,7 +13,7 @@ from longreel.training.critics import open_critics
 from longreel.training.evaluate import expected
 from longreel.training.export import read_probe, read_vae
 from longreel.training.onlooker import Onlooker, numbers, told_loss
-from longreel.training.reader import shown
+from longreel.training.reader import shown, weights_of
 from longreel.training.sequences import BLOCK, Batch, draw_layout
 from longreel.training.vae import VaeRecipe, build_vae, encode
 
@@ -120,7 +120,7 @@ def test_critics_tell_true_latents_from_others_by_words_and_by_likeness(takes, s
     """Whichever frames are looked at; and who is not named is not looked at by words."""
     latents, words = takes
     critic = open_critics(WEIGHTS, 0.5, 2.0)
-    assert critic.weight == 2.5
+    assert weights_of(critic) == {"reading": 0.5, "sight": 2.0}
     torch.manual_seed(seed)
     assert critic.loss(latents, words) < 0.5 < critic.loss(latents, words[::-1])
     assert critic.loss(latents, [None, None]) == 0
@@ -131,3 +131,4 @@ def test_critics_tell_true_latents_from_others_by_words_and_by_likeness(takes, s
     assert guess.grad[0].abs().sum() > 0
     assert guess.grad[1].abs().sum() == 0
     assert open_critics(WEIGHTS, 0.0, 0.0) is None
+    assert weights_of(None) == {"reading": 0.0, "sight": 0.0}
