@@ -147,8 +147,9 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         comfy.model_management.load_models_gpu([model], force_full_load=True)
 
         def film(cast: CastScene, seed: int, models: Any = models) -> torch.Tensor:
-            how = {"steps": chosen.steps, "latent_frames": chosen.latent_frames, "renoise": chosen.renoise}
-            return model_film(models, cast, seed, **how)
+            return model_film(
+                models, cast, seed, steps=chosen.steps, latent_frames=chosen.latent_frames, renoise=chosen.renoise
+            )
 
         casts[name] = judge_casts(film, base.probe, chosen.casts)
         if chosen.prompts:

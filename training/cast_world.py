@@ -62,11 +62,6 @@ def draw_cast(rng: random.Random, references: int, *, held_out: bool = False) ->
     return CastScene(Scene(scene.place, scene.actors, (beat,)), actors + bare < references, bareheaded)
 
 
-def caption_of(cast: CastScene) -> str:
-    """What happens, and to whom."""
-    return describe(cast.scene)
-
-
 def world_clips(count: int, settings: CastSettings, *, seed: int = 0, held_out: bool = False) -> list[CastSource]:
     """``count`` clips with 1, 2, 3, 4, 1, ... references; those held out show no combination that the others may."""
     kind = "held-out" if held_out else "clip"
@@ -84,7 +79,7 @@ def film_cast(cast: CastScene, settings: CastSettings) -> CastClip:
     shown = torch.cat([drawn.frames, drawn.masks.amax(dim=1, keepdim=True)], dim=1)
     large = F.interpolate(shown, scale_factor=_ENLARGED, mode="nearest").movedim(1, -1)
     plate = empty_place(cast.scene) if cast.plate else None
-    return CastClip(large[..., :3], FPS, tuple(cut_outs(cast)), plate, caption_of(cast), large[..., 3])
+    return CastClip(large[..., :3], FPS, tuple(cut_outs(cast)), plate, describe(cast.scene), large[..., 3])
 
 
 def cut_outs(cast: CastScene) -> list[Reference]:

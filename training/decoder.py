@@ -214,8 +214,7 @@ def train_decoder(
         chosen = [rng.randrange(len(films.latents)) for _ in range(recipe.takes)]
         start = rng.choice((0, rng.randint(1, _FILM - _PART)))
         made = draw(vae, films.latents[chosen, :, start : start + _PART].float().to(device))
-        pictures = made[:, :, 4 * _LEAD - 3 if start else 0 :]
-        told = told_loss(eye, pictures, films.named[chosen].to(device))
+        told = told_loss(eye, made[:, :, 4 * _LEAD - 3 if start else 0 :], films.named[chosen].to(device))
         return recipe.told * told, {"film told": float(told.detach())}
 
     kinds = {"rendered": rendered, "opening": opened, "take": begun}

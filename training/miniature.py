@@ -137,13 +137,14 @@ def train_miniature(
 
     # A probe of its own, of which the one that judges knows nothing.
     eye = Probe()
-    if start_from and "eye" in keep:
-        read_probe(eye, start_from, "eye")
-    eye.to(device)
-    second = replace(recipe.probe, seed=recipe.probe.seed + 1)
-    _once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"), as_it_is="eye" in keep)
-    export_probe(eye.requires_grad_(False), weights, "eye")
-    read_vae(vae, weights)  # with latents of the scale that stories and openings have
+    if "eye" in keep or not {"sight", "decoder"} <= set(keep):
+        if start_from and "eye" in keep:
+            read_probe(eye, start_from, "eye")
+        eye.to(device)
+        second = replace(recipe.probe, seed=recipe.probe.seed + 1)
+        _once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"), as_it_is="eye" in keep)
+        export_probe(eye.requires_grad_(False), weights, "eye")
+        read_vae(vae, weights)  # with latents of the scale that stories and openings have
     if "sight" not in keep:
 
         def learn_to_be_seen() -> None:

@@ -22,8 +22,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--effort", type=float, default=1.0, help="scales the number of steps; 1 is the full recipe")
     parser.add_argument("--start-from", type=Path, default=None, help="finished weights to train on instead of nothing")
     parser.add_argument("--keep", nargs="*", choices=("probe", "vae", "reader", "eye", "sight", "decoder"),
-                        default=[],
-                        help="taken from there as they are")  # fmt: skip
+                        default=[], help="taken from there as they are")  # fmt: skip
     parser.add_argument("--rate", type=float, default=1.0, help="scales the DiT's learning rates: what is trained on "
                         "wants less")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="another seed is other stories and another run")

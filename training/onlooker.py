@@ -56,17 +56,18 @@ class Onlooker:
         """
         nobody = torch.zeros(len(SHOWN))
         alone = _classes(torch.stack([nobody if one is None else one.cpu() for one in named]) > 0).to(guess.device)
-        lead, part = _some(guess)
+        lead, part = _block(guess, _somewhere(guess))
         return self._told(lead, part, torch.stack([alone, torch.full_like(alone, -1)], dim=1))
 
     def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         """Where nobody has named what latents show: how differently the eye sees ``guess`` and ``clean``
         [B, 16, F, h, w].
         """
-        chosen = torch.randperm(len(guess))[: self.most]
-        lead, part = _some(torch.stack([guess[chosen], clean[chosen]], dim=1).flatten(0, 1))
-        made, true = self._pictures(lead, part).unflatten(0, (len(chosen), 2)).unbind(1)
-        return self.weight * likeness_loss(self.eye, made, true.detach())
+        chosen, first = torch.randperm(len(guess))[: self.most], _somewhere(guess)
+        made = self._pictures(*_block(guess[chosen], first))
+        with torch.no_grad():
+            true = self._pictures(*_block(clean[chosen], first))
+        return self.weight * likeness_loss(self.eye, made, true)
 
     def _told(self, lead: torch.Tensor, part: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
         chosen = (named[:, 0] >= 0).all(dim=1).nonzero().flatten()[: self.most]
@@ -129,9 +130,13 @@ def likeness_loss(eye: Probe, made: torch.Tensor, true: torch.Tensor) -> torch.T
     )
 
 
-def _some(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A block of [B, 16, F, h, w] anywhere, and at most ``_LEAD`` frames before it."""
-    first = int(torch.randint(latents.shape[2] - BLOCK + 1, ()))
+def _somewhere(latents: torch.Tensor) -> int:
+    """Where a block of [B, 16, F, h, w] may begin, drawn."""
+    return int(torch.randint(latents.shape[2] - BLOCK + 1, ()))
+
+
+def _block(latents: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most ``_LEAD`` frames of [B, 16, F, h, w] before the block at ``first``, and the block."""
     return latents[:, :, max(first - _LEAD, 0) : first], latents[:, :, first : first + BLOCK]
 
 
@@ -140,7 +145,7 @@ def _before(batch: Batch, guess: torch.Tensor, first: int) -> torch.Tensor:
     sequences the clean ones, none before a take's first block; of whole clips what is guessed of them.
     """
     if not (batch.twin >= 0).any():
-        return guess[:, :, max(first - _LEAD, 0) : first]
+        return _block(guess, first)[0]
     clean = batch.sigma.amax(dim=0) == 0
     position = batch.position[0]
     wanted = [position[first] - back for back in range(_LEAD, 0, -1)]

@@ -25,7 +25,7 @@ from longreel.training.cast_data import (
 )
 from longreel.training.cast_encode import PLAIN, Variant, target_frames, variants
 from longreel.training.cast_sources import list_clips
-from longreel.training.cast_world import MINIATURE_TRIGGER, caption_of, film_cast, headgear_mask, world_clips
+from longreel.training.cast_world import MINIATURE_TRIGGER, film_cast, headgear_mask, world_clips
 from PIL import Image
 
 SMALL = CastSettings(64, 64, 9, MINIATURE_TRIGGER)
@@ -160,7 +160,7 @@ def test_casts_of_one_to_four_named_by_their_looks(held_out):
         assert cast.references == count
         combinations = [is_held_out(actor.character, cast.scene.place) for actor in cast.scene.actors]
         assert combinations == [held_out] * len(combinations)
-        caption = caption_of(cast)
+        caption = film_cast(cast, SMALL).caption
         assert tokenize(f"{MINIATURE_TRIGGER} {caption}")
         assert PLACE_PHRASES[cast.scene.place].lower() in caption.lower()
         for actor in cast.scene.actors:
