@@ -8,6 +8,7 @@ who is meant.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .world import ACTIONS, BODIES, CAMERAS, COLOURS, HEADGEAR, PLACES, POSITIONS, Actor, Beat, Character, Scene
@@ -40,8 +41,21 @@ def character_phrase(character: Character) -> str:
     return f"{article} {character.colour} {character.body} with a {character.headgear}"
 
 
-def describe(scene: Scene, time: float = 0.0, *, same: frozenset[int] = frozenset(), place_first: bool = False) -> str:
-    """The sentence for what is on at ``time``; actors whose index is in ``same`` are only called "the same character".
+def kind_phrase(character: Character) -> str:
+    """For instance "the same ball with a crown": what it is, but not which."""
+    return f"the same {character.body} with a {character.headgear}"
+
+
+def describe(
+    scene: Scene,
+    time: float = 0.0,
+    *,
+    same: frozenset[int] = frozenset(),
+    place_first: bool = False,
+    phrase: Callable[[Character], str] = character_phrase,
+) -> str:
+    """The sentence for what is on at ``time``; actors whose index is in ``same`` are only called "the same character",
+    the others by their ``phrase``.
 
     After the first beat positions are left out: the film so far shows where everybody is. Of a scene without actors it
     names the place: "At the beach."
@@ -49,7 +63,7 @@ def describe(scene: Scene, time: float = 0.0, *, same: frozenset[int] = frozense
     beat = scene.beat_at(time)
     clauses = []
     for index, (actor, action) in enumerate(zip(scene.actors, beat.actions, strict=True)):
-        who = SAME if index in same else character_phrase(actor.character)
+        who = SAME if index in same else phrase(actor.character)
         where = f" {POSITION_PHRASES[actor.position]}" if beat.at == 0 else ""
         clauses.append(f"{who} {action}{where}")
     body, place = " and ".join(clauses), PLACE_PHRASES[scene.place]

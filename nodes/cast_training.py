@@ -176,8 +176,9 @@ class LongreelTrainCastLora(io.ComfyNode):
                     "recoloured",
                     default=False,
                     advanced=True,
-                    tooltip="On: clips with a plate are learned in all six orders of red, green and blue, so few clips "
-                    "teach to look instead of to remember. Only for captions that name no colour.",
+                    tooltip="On: casts are learned in all six orders of red, green and blue, so few clips teach to look "
+                    "instead of to remember; where the dataset does not say where they are, whole clips, if they have "
+                    "a plate. Only for captions that name no colour.",
                 ),
                 io.Boolean.Input(
                     "mirrored",

@@ -11,16 +11,18 @@ import torch
 
 from ..film.first_frame import FirstFrameError
 from .cast_data import CastDataError, CastSettings, build_dataset, load_dataset
-from .cast_encode import Encoders, variants
+from .cast_encode import Encoders, Transition, variants
 from .cast_run import train_cast
 from .cast_sources import list_clips
-from .cast_world import MINIATURE_TRIGGER, world_clips
+from .cast_world import MINIATURE_TRIGGER, ordinary_prompts, world_clips
 from .critics import add_critic_arguments, open_critics
 from .export import FILES
 from .lora import WAN_LAYERS, LoraError
 from .lora_recipe import LoraRecipe
 from .miniature import start_comfyui
 from .processes import ProcessError, processes
+
+_KEPT = 512
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,8 +87,17 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weight-decay", type=float, default=usual.weight_decay, help="more keeps the LoRA smaller")
     parser.add_argument("--frames", type=int, help="of each clip: default 21 as published, miniature 81")
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="default the canvases' own")
-    parser.add_argument("--recoloured", action="store_true", help="learn clips whose place is pictured in all 6 orders "
-                        "of red, green and blue: for captions that name no colours")  # fmt: skip
+    parser.add_argument("--cut", choices=("frames", "latents"), help="how the canvas becomes the clip: within a latent "
+                        "frame as published (default), or between two (miniature)")  # fmt: skip
+    parser.add_argument("--few", type=float, help="share of examples at the noise levels of four-step sampling: "
+                        "default 0, miniature 0.5")  # fmt: skip
+    parser.add_argument("--own-steps", type=float, help="share of updates that go on from own steps of four-step "
+                        "sampling: default 0, miniature 0.25")  # fmt: skip
+    parser.add_argument("--keep", type=float, default=None, help="miniature only: share of updates that hold ordinary "
+                        "prompts where the base has them, default 0.25")  # fmt: skip
+    parser.add_argument("--recoloured", action="store_true", help="learn clips in all 6 orders of their cast's red, "
+                        "green and blue, where the dataset says where it is, else those whose place is pictured: for "
+                        "captions that name no colours")  # fmt: skip
     parser.add_argument("--mirrored", action="store_true", help="learn clips whose place is only named left to right, "
                         "too, captions exchanged")  # fmt: skip
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of the forward pass")
@@ -116,6 +127,9 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
             checkpointing=not (chosen.no_checkpointing or small), precision=chosen.precision,
             save_every=chosen.save_every, sample_every=chosen.sample_every, seed=chosen.seed,
             subject=(9.0 if small else usual.subject) if chosen.subject is None else chosen.subject,
+            few=(0.5 if small else usual.few) if chosen.few is None else chosen.few,
+            keep=(0.25 if chosen.keep is None else chosen.keep) if small else 0.0,
+            own_steps=(0.25 if small else usual.own_steps) if chosen.own_steps is None else chosen.own_steps,
         )  # fmt: skip
         items = load_dataset(chosen.data)
         encoders = _open(chosen, weights)
@@ -123,7 +137,12 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         size = tuple(chosen.size) if chosen.size else None
         shown = variants(chosen.recoloured, chosen.mirrored)
         critic = open_critics(weights, chosen.reading, chosen.sight) if small else None
-        print(train_cast(items, encoders, recipe, chosen.folder, frames, size=size, shown=shown, critic=critic))
+        cut: Transition = chosen.cut or ("latents" if small else "frames")
+        made = train_cast(
+            items, encoders, recipe, chosen.folder, frames, size=size, cut=cut, shown=shown, critic=critic,
+            kept=ordinary_prompts(_KEPT) if recipe.keep else (),
+        )  # fmt: skip
+        print(made)
 
 
 def _open(chosen: argparse.Namespace, weights: Path) -> Encoders:

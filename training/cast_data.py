@@ -4,7 +4,8 @@
 relative to its folder; it is all that training needs, so a published folder can be trained on as it is. Beside it lie
 ``combined_images/video_<id>/combined.png`` (the canvas), ``train_materials/video_<id>/`` with ``main_entity.png`` (the
 plate) and ``object.png`` or ``object_<k>.png`` (cut-outs, RGBA), ``videos/<id>.mp4``, our records ``items/<id>.json``,
-``subjects/<id>.mp4`` (white where the cast is) where a source knows, and ``contact_sheet.png`` for a human check.
+where a source knows ``subjects/<id>.mp4`` (white where the cast is, or red, green and blue where each of it is), and
+``contact_sheet.png`` for a human check.
 
 Building is resumable: a clip whose record matches its source is kept, everything else is made again.
 Source: shared/research/ffgo.md 1.2 (canvas), 2.2 (layout).
@@ -22,10 +23,12 @@ from typing import Any
 
 import av
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from ..film.first_frame import (
     TRIGGER,
+    Box,
     Composition,
     Described,
     FirstFrameError,
@@ -62,7 +65,8 @@ class CastSettings:
 @dataclass(frozen=True, eq=False)
 class CastClip:
     """What a source gives of one clip: its frames [T, H, W, 3] in 0..1 and frames per second, what is seen in it, an
-    empty scene [H, W, 3] or None, what happens, and where the cast is [T, H, W] in 0..1, if that is known.
+    empty scene [H, W, 3] or None, what happens, and where its cast is [T, H, W, n] in 0..1, if that is known: all
+    together (n = 1), or up to three subjects apart, of which ``owners`` says for every reference whom it shows.
     """
 
     frames: torch.Tensor
@@ -71,6 +75,7 @@ class CastClip:
     plate: torch.Tensor | None
     caption: str
     subjects: torch.Tensor | None = None
+    owners: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ class CastSource:
 @dataclass(frozen=True)
 class CastItem:
     """One finished line of a dataset. ``plate``: whether the place is pictured, as it is wherever nothing says so;
-    ``subjects``: a video that is white where the cast is.
+    ``subjects``: a video that is white where the cast is, or red, green and blue where each of it is; ``boxes``: where
+    the canvas shows the references, if known; ``owners``: which of the subjects each of them shows.
     """
 
     clip: Path
@@ -96,6 +102,8 @@ class CastItem:
     text: str
     plate: bool = True
     subjects: Path | None = None
+    boxes: tuple[Box, ...] = ()
+    owners: tuple[int, ...] = ()
 
     @property
     def id(self) -> str:
@@ -175,9 +183,13 @@ def load_dataset(folder: Path) -> list[CastItem]:
     for line in json.loads(found[0].read_text(encoding="utf-8")):
         clip, canvas = (_inside(folder, line[key]) for key in ("file_path", "image_path"))
         record = folder / "items" / f"{clip.stem}.json"
-        plate = json.loads(record.read_text(encoding="utf-8"))["plate"] if record.exists() else True
+        told: dict[str, Any] = {"plate": True, "boxes": [], "owners": []}
+        if record.exists():
+            told = json.loads(record.read_text(encoding="utf-8"))
         subjects = folder / "subjects" / clip.name
-        items.append(CastItem(clip, canvas, line["text"], plate, subjects if subjects.exists() else None))
+        boxes = tuple(Box(**box) for box in told["boxes"])
+        where = subjects if subjects.exists() else None
+        items.append(CastItem(clip, canvas, line["text"], told["plate"], where, boxes, tuple(told["owners"])))
     return items
 
 
@@ -253,7 +265,10 @@ def _build(source: CastSource, settings: CastSettings, folder: Path) -> dict[str
     _, height, width, _ = clip.frames.shape
     films = {folder / video: clip.frames}
     if clip.subjects is not None:
-        films[folder / "subjects" / video.name] = clip.subjects[..., None].expand(-1, -1, -1, 3)
+        masks = clip.subjects
+        films[folder / "subjects" / video.name] = (
+            masks.expand(-1, -1, -1, 3) if masks.shape[-1] == 1 else F.pad(masks, (0, 3 - masks.shape[-1]))
+        )
     for path, frames in films.items():
         with VideoWriter(path, width, height, clip.fps, crf=10) as writer:
             writer.write(frames[: settings.frames])
@@ -266,7 +281,8 @@ def _build(source: CastSource, settings: CastSettings, folder: Path) -> dict[str
     return {
         "file_path": str(video), "text": prompt.text, "image_path": str(canvas), "type": "video",
         "references": [asdict(one) for one in described], "plate": clip.plate is not None,
-        "boxes": [asdict(box) for box in drawn.boxes], "warnings": warnings,
+        "boxes": [asdict(box) for box in drawn.boxes], "owners": clip.owners or [0] * len(drawn.boxes),
+        "warnings": warnings,
     }  # fmt: skip
 
 

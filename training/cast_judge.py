@@ -94,16 +94,16 @@ def model_film(
     steps: int = 20,
     latent_frames: int = 21,
     renoise: bool = False,
+    trigger: str = MINIATURE_TRIGGER,
 ) -> torch.Tensor:
-    """What the model films from the cast's canvas and caption, without the collage. ``renoise``: as of
-    ``FlowMatcher.sample``.
+    """What the model films from the cast's canvas and caption behind ``trigger``, without the collage. ``renoise``: as
+    of ``FlowMatcher.sample``.
     """
     clip = film_cast(cast, _SETTINGS)
     model = models.model.model
     first = model.process_latent_in(models.vae.encode(canvas_of(clip, _SETTINGS).picture))[0]
-    text = models.clip.encode_from_tokens(
-        models.clip.tokenize(build_prompt(clip.caption, [], trigger=MINIATURE_TRIGGER).text)
-    )
+    prompt = build_prompt(clip.caption, [], trigger=trigger).text
+    text = models.clip.encode_from_tokens(models.clip.tokenize(prompt))
     unknown = torch.zeros(_CHANNELS, latent_frames - 1, *first.shape[2:]).to(first)
     matcher = FlowMatcher(model.diffusion_model, "clean", bf16=False)
     example = Example(torch.cat([first, unknown], dim=1), text[0])
@@ -114,7 +114,8 @@ def model_film(
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     """``cast-judge``'s."""
-    parser.add_argument("--lora", type=Path, required=True, help="a LoRA that cast-lora trained on the miniature")
+    parser.add_argument("--lora", type=Path, help="a LoRA that cast-lora trained on the miniature; default the base")
+    parser.add_argument("--trigger", default=MINIATURE_TRIGGER, help="first sentence of every prompt")
     parser.add_argument("--casts", type=int, default=100, help="held-out combinations to film, with and without it")
     parser.add_argument("--prompts", type=int, default=0, help="ordinary held-out prompts to film: what it harms")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
@@ -124,32 +125,41 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
-    """``cast-judge``: tables of what the LoRA does for casts and to ordinary prompts."""
+    """``cast-judge``: tables of what the LoRA does for casts and to ordinary prompts, beside what the base can draw at
+    all: everything told in words, block by block, with the trigger in front and without.
+    """
     start_comfyui()
     import comfy.model_management
     import comfy.sd
 
     base = evaluate.load(weights)
-    patched, _ = comfy.sd.load_lora_for_models(base.model, None, load_file(chosen.lora), 1.0, 0.0)
 
-    def told(cast: CastScene, seed: int) -> torch.Tensor:
-        """The same scene with everything in words and nothing in the first frame: what the base can draw at all."""
-        words, length = describe(cast.scene), chosen.latent_frames
-        sampler = "lcm" if chosen.renoise else "euler"
-        frames = evaluate.film(base, words, length, seed, steps=chosen.steps, causal=False, sampler=sampler)
-        return frames[COLLAGE_FRAMES:]
+    def told(cast: CastScene, seed: int, trigger: str = "") -> torch.Tensor:
+        """The same scene with everything in words and nothing in the first frame."""
+        words = f"{trigger} {describe(cast.scene)}".strip()
+        return evaluate.film(base, words, chosen.latent_frames, seed, steps=chosen.steps)[COLLAGE_FRAMES:]
 
-    casts = {"true clips": judge_casts(true_film, base.probe, chosen.casts),
-             "told in words": judge_casts(told, base.probe, chosen.casts)}  # fmt: skip
+    def behind(cast: CastScene, seed: int) -> torch.Tensor:
+        return told(cast, seed, chosen.trigger)
+
+    ways: dict[str, Callable[[CastScene, int], torch.Tensor]] = {
+        "true clips": true_film, "told in words": told, "the same behind the trigger": behind,
+    }  # fmt: skip
+    casts = {name: judge_casts(way, base.probe, chosen.casts) for name, way in ways.items()}
     prompts = {}
-    for name, model in (("without", base.model), ("with the LoRA", patched)):
+    models_of = {"without": base.model}
+    if chosen.lora:
+        weights_of_lora = load_file(chosen.lora)
+        models_of["with the LoRA"], _ = comfy.sd.load_lora_for_models(base.model, None, weights_of_lora, 1.0, 0.0)
+    for name, model in models_of.items():
         models = evaluate.Models(model, base.clip, base.vae, base.probe)
         comfy.model_management.load_models_gpu([model], force_full_load=True)
 
         def film(cast: CastScene, seed: int, models: Any = models) -> torch.Tensor:
             return model_film(
-                models, cast, seed, steps=chosen.steps, latent_frames=chosen.latent_frames, renoise=chosen.renoise
-            )
+                models, cast, seed, steps=chosen.steps, latent_frames=chosen.latent_frames, renoise=chosen.renoise,
+                trigger=chosen.trigger,
+            )  # fmt: skip
 
         casts[name] = judge_casts(film, base.probe, chosen.casts)
         if chosen.prompts:

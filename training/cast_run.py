@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .cast_data import CastItem, fingerprint_of, picture_of
-from .cast_encode import PLAIN, Encoders, Variant, encode_dataset
+from .cast_encode import PLAIN, Encoders, Transition, Variant, encode_dataset
 from .cast_sheet import Row, draw_sheet
 from .lora_recipe import Example, FlowMatcher, LoraRecipe, first_frame_of, train_lora
 from .lora_run import on_its_device
@@ -28,12 +28,15 @@ def train_cast(
     frames: int,
     *,
     size: tuple[int, int] | None = None,
+    cut: Transition = "frames",
     shown: Sequence[Variant] = PLAIN,
     critic: Critic | None = None,
+    kept: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Path:
     """Encode the dataset and train; returns the LoRA's file. Everything lies in ``folder``, and a run that was stopped
-    goes on there. ``frames``: of each clip; the other arguments as ``encode_dataset`` and ``train_lora`` have them.
+    goes on there. ``frames``: of each clip; ``kept``: prompts of which the LoRA should change nothing; the other
+    arguments as ``encode_dataset`` and ``train_lora`` have them.
 
     Raises:
         CastDataError, LoraError: a dataset, model or recipe that does not fit; the message says what to change.
@@ -41,13 +44,18 @@ def train_cast(
     model = encoders.model
     first_frame = first_frame_of(model.model.diffusion_model, model.model.latent_format.latent_channels)
     with main_first():
-        examples = encode_dataset(items, encoders, first_frame, frames, size, folder / "encoded", shown=shown, say=say)
+        examples = encode_dataset(
+            items, encoders, first_frame, frames, size, folder / "encoded", cut=cut, shown=shown, say=say
+        )
+    texts = None
+    if kept:
+        texts = torch.cat([encoders.clip.encode_from_tokens(encoders.clip.tokenize(text)) for text in kept])
     encoders = replace(encoders, model=on_its_device(model))
-    told = {"base": encoders.name, "recipe": "first frame", "frames": str(frames), "clips": str(len(items)),
+    told = {"base": encoders.name, "recipe": "first frame", "frames": str(frames), "clips": str(len(items)), "cut": cut,
             "dataset": fingerprint_of([item.text for item in items], [])}  # fmt: skip
     look = _sampler(encoders, items, examples, recipe, folder / "samples")
     dit = encoders.model.model.diffusion_model
-    return train_lora(dit, examples, recipe, folder, told, critic=critic, sample=look, say=say)
+    return train_lora(dit, examples, recipe, folder, told, critic=critic, kept=texts, sample=look, say=say)
 
 
 def newest_sample(folder: Path) -> Path | None:

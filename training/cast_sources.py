@@ -101,7 +101,7 @@ def _load(entry: Mapping[str, Any], folder: Path, settings: CastSettings) -> Cas
     references = tuple(_reference(entity, first, folder) for entity in entry["entities"])
     subjects = None
     if entry.get("subjects"):
-        subjects = read_frames(folder / entry["subjects"], settings.frames, size)[0].amax(dim=-1)
+        subjects = read_frames(folder / entry["subjects"], settings.frames, size)[0].amax(dim=-1, keepdim=True)
     return CastClip(frames, fps, references, plate, str(entry.get("caption", "")), subjects)
 
 

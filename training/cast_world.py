@@ -6,8 +6,8 @@ One reference is a character; two are two characters, or one and its place; thre
 bareheaded character, its headgear and their place; four are two characters, one bareheaded, the headgear and the
 place. On the canvas a headgear follows its wearer.
 
-Captions name everybody by their looks, as FFGo's do (brief 1.3), and do not say how they are laid out: after the cut
-the words and the picture have to agree.
+Captions say of everybody what it is, a ball with a crown, and not its colour: that, only the picture tells. They do not
+say how the cast is laid out.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ import torch.nn.functional as F
 
 from ..film.first_frame import Reference
 from ..miniature.drawing import sprite
-from ..miniature.stories import character_phrase, describe, random_scene
+from ..miniature.stories import character_phrase, describe, kind_phrase, random_scene
 from ..miniature.world import BODIES, COLOURS, FPS, SIZE, Actor, Beat, Character, Scene, render
 from .cast_data import CastClip, CastSettings, CastSource, fingerprint_of
 
-MINIATURE_TRIGGER = "Then the camera is on the character."
-"""Words that the miniature knows, in an order that no caption of its training has."""
+MINIATURE_TRIGGER = "The place."
+"""Words that the miniature knows, in an order that no caption of its training has. As long as "At night,", with which a
+caption may begin: the small text encoder knows words by where they stand, and behind a longer or shorter sentence it
+takes one character for the other (docs/cast-lora.md).
+"""
 MOST_REFERENCES = 4
 _ENLARGED = 4
 """Pixels of a clip are stored so many times, so that the video codec's halved colour resolution loses nothing."""
@@ -76,10 +79,23 @@ def world_clips(count: int, settings: CastSettings, *, seed: int = 0, held_out: 
 def film_cast(cast: CastScene, settings: CastSettings) -> CastClip:
     """The clip, its cut-outs, its plate and where its cast is."""
     drawn = render(cast.scene, torch.arange(settings.frames) / FPS, SIZE)
-    shown = torch.cat([drawn.frames, drawn.masks.amax(dim=1, keepdim=True)], dim=1)
+    shown = torch.cat([drawn.frames, drawn.masks], dim=1)
     large = F.interpolate(shown, scale_factor=_ENLARGED, mode="nearest").movedim(1, -1)
     plate = empty_place(cast.scene) if cast.plate else None
-    return CastClip(large[..., :3], FPS, tuple(cut_outs(cast)), plate, describe(cast.scene), large[..., 3])
+    actors = range(len(cast.scene.actors))
+    owners = tuple(index for index in actors for _ in range(1 + (index in cast.bareheaded)))
+    return CastClip(large[..., :3], FPS, tuple(cut_outs(cast)), plate, caption_of(cast), large[..., 3:], owners)
+
+
+def caption_of(cast: CastScene) -> str:
+    """What is said of the clip."""
+    return describe(cast.scene, phrase=kind_phrase)
+
+
+def ordinary_prompts(count: int, *, seed: int = 0) -> list[str]:
+    """Prompts that say everything and picture nothing, of combinations of character and place that training shows."""
+    rng = random.Random(f"ordinary {seed}")
+    return [describe(random_scene(rng, 1.0)) for _ in range(count)]
 
 
 def cut_outs(cast: CastScene) -> list[Reference]:

@@ -21,12 +21,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .keeping import Keeper
 from .loop import Metrics
 from .lora import WAN_LAYERS, LoraError, adapt, choose_layers
 from .lora_memory import plan_memory
 from .lora_run import mean_error, quiet, run_lora
 from .processes import main_first, processes
 from .reader import Critic, weights_of
+from .sequences import FEW_STEPS
 
 Expert = Literal["both", "high", "low"]
 Precision = Literal["auto", "bf16", "float32"]
@@ -72,7 +74,10 @@ class LoraRecipe:
     ``steps`` updates of ``batch`` examples each, ``at_once`` of them in one pass. ``muon_rate``: of Muon, which trains
     the matrices where it is not 0; AdamW trains the rest at ``rate``. ``average``: decay of the moving average.
     ``final_share``: of the rate, at the end of a cosine; 1 keeps it constant. ``subject``: how much more than scenery
-    the cast weighs in the loss, where examples say where it is; 0 is the paper's. ``precision``: "auto" is bf16 on a
+    the cast weighs in the loss, where examples say where it is; 0 is the paper's. ``few``, ``own_steps``: for bases
+    made for few steps; the share of examples at the noise levels of four-step sampling, and the share of updates that
+    go on denoising what four-step sampling has denoised so far. ``keep``: the share of updates that hold ordinary
+    prompts where the base has them (see keeping.py). ``precision``: "auto" is bf16 on a
     GPU that has it, else float32. ``checkpointing`` recomputes blocks in the backward pass: a quarter more time for a
     fraction of the memory. ``save_every``, ``sample_every``: steps, 0 never.
     """
@@ -99,6 +104,9 @@ class LoraRecipe:
     save_every: int = 100
     sample_every: int = 100
     subject: float = 0.0
+    few: float = 0.0
+    own_steps: float = 0.0
+    keep: float = 0.0
     seed: int = 0
 
     @property
@@ -164,7 +172,7 @@ class FlowMatcher:
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
         """Predicted velocity [B, C, F, h, w], float32, of latents ``x`` at noise levels ``sigma`` [B]."""
-        text = torch.stack([example.text for example in examples]).to(self.device, self.dtype)
+        text = torch.stack([example.text for example in examples])
         time = sigma.to(self.device)[:, None] * 1000
         if self.first_frame == "clean":
             time = time.repeat(1, x.shape[2])
@@ -174,17 +182,25 @@ class FlowMatcher:
             mask = torch.zeros_like(known[:, :_MASK_CHANNELS])
             mask[:, :, 0] = 1
             x = torch.cat([x, mask, known], dim=1)
+        return self.flow(x, time, text)
+
+    def flow(self, x: torch.Tensor, time: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Predicted velocity, float32, of what the model is fed: x [B, channels, F, h, w], times in 0..1000 [B] or
+        [B, F], texts [B, L, D].
+        """
+        fed = (x.to(self.device, self.dtype), time.to(self.device), text.to(self.device, self.dtype))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.dit(x.to(self.dtype), time, text, transformer_options={}).float()
+            return self.dit(*fed, transformer_options={}).float()
 
     def noised(self, sigma: torch.Tensor, noise: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
         """The examples at ``sigma`` [B], first frames clean where the model takes them so."""
-        clean = torch.stack([example.latents for example in examples]).to(self.device, torch.float32)
+        clean = self._clean(examples)
         level = sigma.to(self.device)[:, None, None, None, None]
-        x = (1 - level) * clean + level * noise
-        if self.first_frame == "clean":
-            x[:, :, 0] = clean[:, :, 0]
-        return x
+        return self._given((1 - level) * clean + level * noise, clean)
+
+    def _given(self, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """``x`` with the first frames of ``clean``, where the model takes them so."""
+        return torch.cat([clean[:, :, :1], x[:, :, 1:]], dim=2) if self.first_frame == "clean" else x
 
     def loss(
         self, examples: Sequence[Example], sigma: torch.Tensor, noise: torch.Tensor, subject: float = 0.0
@@ -192,15 +208,41 @@ class FlowMatcher:
         """Mean squared error of the velocity over what is not given, known subjects weighing 1 + ``subject`` times as
         much, and what is read off the guesses there.
         """
-        clean = torch.stack([example.latents for example in examples]).to(self.device, torch.float32)
         noised = self.noised(sigma, noise, examples)
         v = self.velocity(noised, sigma, examples)
+        guess = noised - sigma.to(self.device)[:, None, None, None, None] * v
+        clean = self._clean(examples)
+        return self._seen(v - (noise - clean), guess, clean, examples, subject)
+
+    def own_loss(self, examples: Sequence[Example], done: int, subject: float = 0.0) -> torch.Tensor:
+        """What the guess lacks of the clean latents after ``done`` of four steps from noise, as ``loss`` weighs it.
+
+        Nothing of the clip is left in the latents then: a colour that the first step took from the wrong reference is
+        set right here, or not at all.
+        """
+        clean = self._clean(examples)
+        here = torch.ones(len(examples))
+        x = self.noised(here, torch.randn(clean.shape).to(clean), examples)
+        for level in FEW_STEPS[1 : done + 1]:
+            with torch.no_grad():
+                v = self.velocity(x, here, examples)
+                x = advance(x, v, float(here[0]), level, torch.randn(clean.shape).to(clean))
+                x = self._given(x, clean)
+            here = torch.full_like(here, level)
+        guess = x - float(here[0]) * self.velocity(x, here, examples)
+        return self._seen(guess - clean, guess, clean, examples, subject)
+
+    def _clean(self, examples: Sequence[Example]) -> torch.Tensor:
+        return torch.stack([example.latents for example in examples]).to(self.device, torch.float32)
+
+    def _seen(
+        self, error: torch.Tensor, guess: torch.Tensor, clean: torch.Tensor, examples: Sequence[Example], subject: float
+    ) -> torch.Tensor:
+        """Errors [B, C, F, h, w] weighed, and what the critic says of the guess."""
         start = 1 if self.first_frame == "clean" else 0
-        error = (v - (noise - clean)).square().mean(dim=1)[:, start:]
         known = [None if one.subject is None else one.subject[start:] for one in examples]
-        value = mean_error(error, known, subject)
+        value = mean_error(error.square().mean(dim=1)[:, start:], known, subject)
         if self.critic:
-            guess = noised - sigma.to(self.device)[:, None, None, None, None] * v
             value = value + self.critic.likeness(guess[:, :, start:], clean[:, :, start:])
         return value
 
@@ -218,9 +260,7 @@ class FlowMatcher:
         for here, there in pairwise(levels):
             v = self.velocity(x, torch.tensor([here]), [example])
             again = torch.randn(example.latents.shape, generator=generator)[None].to(x) if renoise else None
-            x = advance(x, v, here, there, again)
-            if self.first_frame == "clean":
-                x[:, :, 0] = example.latents[None, :, 0].to(x)
+            x = self._given(advance(x, v, here, there, again), example.latents[None].to(x))
         return x[0]
 
 
@@ -259,6 +299,7 @@ def train_lora(
     metadata: Mapping[str, str],
     *,
     critic: Critic | None = None,
+    kept: torch.Tensor | None = None,
     sample: Callable[[int, FlowMatcher], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
@@ -266,15 +307,19 @@ def train_lora(
 
     ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far and
     may stop the run. Of many processes (see training/loop.py) the first calls it and writes; each learns from a batch
-    of its own. ``critic``: a further loss.
+    of its own. ``critic``: a further loss. ``kept``: encoded prompts [N, L, D] for ``recipe.keep``.
 
     Raises:
-        LoraError: no examples, a model that cannot be given a first frame, or a folder with another recipe's run.
+        LoraError: no examples, a model that cannot be given a first frame, a folder with another recipe's run, or
+            prompts to be kept that are missing or of a model that always wants a first frame.
         KeyboardInterrupt: passed on, after everything is saved.
     """
     if not examples:
         raise LoraError("There is nothing to learn from: build a dataset with at least one clip.")
     first_frame = first_frame_of(dit, examples[0].latents.shape[0])
+    if recipe.keep and (kept is None or first_frame == "concat"):
+        raise LoraError("Only a model that films without a first frame, too, can keep how it does so, "
+                        "and it needs prompts: leave out what is to be kept.")  # fmt: skip
     names = choose_layers(dit, recipe.layers)
     tree, adapter = adapt(dit, names, recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed)
     if recipe.checkpointing:
@@ -293,7 +338,15 @@ def train_lora(
     shared = {**metadata, "expert": recipe.expert, "shift": f"{recipe.band.shift:g}",
               "sigma_low": f"{recipe.band.low:g}", "sigma_high": f"{recipe.band.high:g}"}  # fmt: skip
 
+    keeper = None
+    if recipe.keep and kept is not None:
+        channels, _, *size = examples[0].latents.shape
+        keeper = Keeper(FlowMatcher(dit, first_frame, bf16), kept, (channels, size[0], size[1]), recipe.keep)
+
     def loss_at(draw: int) -> tuple[torch.Tensor, Metrics]:
+        if keeper and float(torch.rand(())) < keeper.share:
+            value = keeper.loss(matcher)
+            return value, {"kept": float(value.detach())}
         return _batch_loss(matcher, draw_examples(examples, recipe, draw), recipe)
 
     look = None if sample is None else lambda step: sample(step, matcher)
@@ -319,20 +372,29 @@ def _batch_loss(matcher: FlowMatcher, batch: list[Example], recipe: LoraRecipe) 
     """The mean loss of a batch; the gradients of all passes but the last are already there when this returns."""
     # One level from each equal part of the band: less noise in the gradient than independent draws.
     sigma = recipe.band.at((torch.randperm(len(batch)) + torch.rand(len(batch))) / len(batch))
+    if recipe.few:
+        among = torch.tensor(FEW_STEPS)[torch.randint(len(FEW_STEPS), (len(batch),))]
+        sigma = torch.where(torch.rand(len(batch)) < recipe.few, among, sigma)
     noise = [torch.randn(example.latents.shape) for example in batch]
+    done = int(torch.randint(1, len(FEW_STEPS), ())) if float(torch.rand(())) < recipe.own_steps else 0
 
     def loss_of(part: list[int]) -> torch.Tensor:
-        chosen = torch.stack([noise[index] for index in part]).to(matcher.device)
-        loss = matcher.loss([batch[index] for index in part], sigma[part], chosen, recipe.subject)
+        examples = [batch[index] for index in part]
+        if done:
+            loss = matcher.own_loss(examples, done, recipe.subject)
+        else:
+            chosen = torch.stack([noise[index] for index in part]).to(matcher.device)
+            loss = matcher.loss(examples, sigma[part], chosen, recipe.subject)
         return loss * (len(part) / len(batch))
 
     *earlier, last = _passes(batch, recipe.at_once)
-    done = 0.0
+    before = 0.0
     for part in earlier:
         loss = loss_of(part)
         loss.backward()
-        done += float(loss.detach())
-    return loss_of(last) + done, {"sigma": float(sigma.mean())}
+        before += float(loss.detach())
+    whole = loss_of(last) + before
+    return whole, {"own": float(whole.detach())} if done else {"sigma": float(sigma.mean())}
 
 
 def _passes(batch: Sequence[Example], at_once: int) -> list[list[int]]:

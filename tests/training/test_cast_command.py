@@ -83,32 +83,41 @@ def test_what_is_encoded(data, weights, tmp_path):
     assert len(files) == 4
     first, second = (load_file(path) for path in files[:2])
     assert set(first) == {"latents", "text", "subject"}
-    assert first["subject"].shape == (3, 8, 8)
-    assert 0.1 < first["subject"].mean() < 0.9
-    assert first["latents"].shape == (16, 3, 8, 8)
+    # The canvas, and behind it the three latent frames of the clip by itself.
+    assert first["subject"].shape == (4, 8, 8)
+    assert first["subject"][0].eq(0).all()
+    assert 0.1 < first["subject"][1:].mean() < 0.9
+    assert first["latents"].shape == (16, 4, 8, 8)
     assert first["text"].shape == (48, 128)
     assert not torch.equal(first["latents"][:, 0], second["latents"][:, 0])
+    train(data, tmp_path / "published", weights, "--steps 1 --sample-every 0 --cut frames")
+    published = load_file(tmp_path / "published" / "encoded" / files[0].name)
+    assert published["latents"].shape == (16, 3, 8, 8)
+    assert torch.allclose(published["latents"][:, 0], first["latents"][:, 0], atol=1e-4)
+    assert torch.allclose(published["subject"], first["subject"][1:])
 
 
 def test_variants_are_kept_and_counted(data, weights, tmp_path, capsys):
     train(data, tmp_path, weights, "--steps 1 --sample-every 0")
     train(data, tmp_path / "more", weights, "--steps 1 --sample-every 0 --recoloured --mirrored")
-    assert "encoded 16/16 clip-001.6" in capsys.readouterr().out
-    # Two clips with plates in six colours each, two without, left to right.
+    assert "encoded 44/44 clip-001.12" in capsys.readouterr().out
+    # Four casts in six colours each, three of them two characters in six pairs, and two without plates left to right.
     assert [item.plate for item in load_dataset(data)] == [False, False, True, True]
     plain, more = tmp_path / "encoded", tmp_path / "more" / "encoded"
-    assert len(list(more.iterdir())) == 16
+    assert len(list(more.iterdir())) == 44
     one, same, turned = (load_file(path) for path in (plain / "clip-001.safetensors", more / "clip-001.safetensors",
-                                                      more / "clip-001.6.safetensors"))  # fmt: skip
+                                                      more / "clip-001.12.safetensors"))  # fmt: skip
     assert torch.equal(one["latents"], same["latents"])
     assert torch.equal(one["latents"][:, 0], turned["latents"][:, 0]), "the same canvas"
     assert not torch.equal(one["text"], turned["text"]), "left and right exchanged"
     assert torch.equal(turned["subject"], one["subject"].flip(-1))
-    other = load_file(more / "clip-003.1.safetensors")
-    assert not torch.allclose(load_file(plain / "clip-003.safetensors")["latents"], other["latents"], atol=1e-3)
+    for name in ("clip-000", "clip-003"):
+        other = load_file(more / f"{name}.1.safetensors")["latents"]
+        changed = (load_file(plain / f"{name}.safetensors")["latents"] - other).abs()
+        assert all(changed[:, frame].max() > 1e-3 for frame in (0, -1)), "canvas and clip"
     train(data, tmp_path / "more", weights, "--steps 1 --sample-every 0 --recoloured --mirrored")
     assert "encoded" not in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="has examples 16, not 4"):
+    with pytest.raises(SystemExit, match="has examples 44, not 4"):
         train(data, tmp_path / "more", weights, "--steps 1")
 
 

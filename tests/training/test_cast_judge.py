@@ -113,7 +113,7 @@ def test_the_table_of_a_lora(tmp_path, capsys):
         line = f"--lora {lora} --casts 1 --steps 1 --latent-frames 12 --prompts 1"
         cast_judge.run_judge(parser.parse_args(line.split()), tmp_path)
     told = capsys.readouterr().out
-    rows = ("true clips", "told in words", "without", "with the LoRA")
+    rows = ("true clips", "told in words", "the same behind the trigger", "without", "with the LoRA")
     for row in (*(f"| {name} |" for name in rows), "1 held-out casts", "1 held-out prompts"):
         assert row in told
     assert all(made.shape == (41, 64, 64, 3) for made in films)

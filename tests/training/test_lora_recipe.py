@@ -9,6 +9,7 @@ import pytest
 import torch
 from comfy.ldm.wan.model import WanModel
 from comfy.ops import disable_weight_init
+from longreel.training.keeping import Keeper
 from longreel.training.lora import LoraError, adapt, choose_layers, differentiable
 from longreel.training.lora_memory import plan_memory
 from longreel.training.lora_recipe import (
@@ -22,6 +23,7 @@ from longreel.training.lora_recipe import (
     train_lora,
 )
 from longreel.training.reader import Reader, Reading
+from longreel.training.sequences import FEW_STEPS
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -79,7 +81,7 @@ def test_a_clean_first_frame_is_given_at_noise_level_zero_and_not_learned():
     sigma, noise = torch.tensor([0.3, 0.8]), torch.randn(2, 16, 3, 4, 4)
     x = matcher.noised(sigma, noise, clips)
     assert torch.equal(x[:, :, 0], torch.stack([clip.latents[:, 0] for clip in clips]))
-    assert torch.allclose(x[1, :, 1], 0.2 * clips[1].latents[:, 1] + 0.8 * noise[1, :, 1])
+    assert torch.allclose(x[1, :, 1], 0.2 * clips[1].latents[:, 1] + 0.8 * noise[1, :, 1], atol=1e-6)
     text = torch.stack([clip.text for clip in clips])
     time = torch.tensor([[0, 300, 300], [0, 800, 800.0]])
     v = dit(x, time, text, transformer_options={})
@@ -370,3 +372,56 @@ def test_the_memory_plan_is_near_what_autograd_keeps(checkpointing):
         assert 0.7 < plan.activations / measured < 1.3
     assert replace(plan, free=plan.total - 1).text().endswith("smaller or shorter clips.")
     assert replace(plan, free=plan.total).text().endswith("are there.")
+
+
+def test_few_steps_and_own_steps():
+    clips, seen = examples(2), []
+    matcher = FlowMatcher(model(), "clean", bf16=False)
+    flow = matcher.flow
+
+    def watched(x, time, text):
+        seen.append((x.detach().clone(), time.clone(), torch.is_grad_enabled()))
+        return flow(x, time, text)
+
+    matcher.flow = watched
+    torch.manual_seed(0)
+    loss = matcher.own_loss(clips, 2)
+    clean = torch.stack([clip.latents for clip in clips])
+    assert [float(time[0, 1]) / 1000 for _, time, _ in seen] == pytest.approx(FEW_STEPS[:3])
+    assert [learned for *_, learned in seen] == [False, False, True]
+    assert all(torch.equal(x[:, :, 0], clean[:, :, 0]) and time[:, 0].eq(0).all() for x, time, _ in seen)
+    x = seen[-1][0]
+    guess = x - FEW_STEPS[2] * flow(*(x, seen[-1][1], torch.stack([clip.text for clip in clips])))
+    assert torch.isclose(loss, (guess - clean)[:, :, 1:].square().mean())
+    # Nothing of the clip is left in what it starts from.
+    torch.manual_seed(0)
+    seen.clear()
+    turned = [replace(clip, latents=torch.cat([clip.latents[:, :1], -clip.latents[:, 1:]], dim=1)) for clip in clips]
+    matcher.own_loss(turned, 2)
+    assert torch.equal(seen[-1][0], x)
+
+
+def test_what_is_kept_is_what_the_base_does(tmp_path):
+    texts = torch.randn(6, 5, 128, generator=torch.Generator().manual_seed(3))
+    base = FlowMatcher(model(), "clean", bf16=False)
+    keeper = Keeper(base, texts, (16, 4, 4), 0.5)
+    asked = []
+
+    class Other:
+        def flow(self, x, time, text):
+            asked.append((x, time))
+            return base.flow(x, time, text) + torch.arange(x.shape[2])[:, None, None].sub(x.shape[2] - 4)
+
+    torch.manual_seed(1)
+    for _ in range(40):
+        assert keeper.loss(base).item() == 0
+        assert keeper.loss(Other()).item() == pytest.approx((1 + 4 + 9) / 3, rel=1e-4), "of the newest block alone"
+    assert {x.shape[2] for x, _ in asked} == {3, 6}
+    levels = {round(float(time[0, -1]), 1) for _, time in asked}
+    assert levels == {round(1000 * level, 1) for level in FEW_STEPS}
+    assert all(time[:, :-3].eq(0).all() for _, time in asked)
+    with pytest.raises(LoraError, match="needs prompts"):
+        run(tmp_path, replace(QUICK, keep=0.5))
+    run(tmp_path, replace(QUICK, keep=0.5, few=0.5, own_steps=0.5), kept=texts)
+    told = [json.loads(line) for line in (tmp_path / "lora.jsonl").read_text().splitlines()]
+    assert any("kept" in line for line in told)
