@@ -21,9 +21,10 @@ from ..host.pictures import as_image
 from ..training.cast_data import load_dataset
 from ..training.cast_encode import Encoders, variants
 from ..training.cast_run import newest_sample, train_cast
+from ..training.flow_matching import Expert
 from ..training.in_node import training_in_node
 from ..training.lora import WAN_LAYERS
-from ..training.lora_recipe import Expert, LoraRecipe
+from ..training.lora_recipe import LoraRecipe
 from .sockets import CATEGORY, CastDatasetSocket
 
 _USUAL = LoraRecipe()
@@ -176,9 +177,9 @@ class LongreelTrainCastLora(io.ComfyNode):
                     "recoloured",
                     default=False,
                     advanced=True,
-                    tooltip="On: casts are learned in all six orders of red, green and blue, so few clips teach to look "
-                    "instead of to remember; where the dataset does not say where they are, whole clips, if they have "
-                    "a plate. Only for captions that name no colour.",
+                    tooltip="On: casts are learned in all six orders of red, green and blue, so few clips teach to "
+                    "look instead of to remember; where the dataset does not say where they are, whole clips, if they "
+                    "have a plate. Only for captions that name no colour.",
                 ),
                 io.Boolean.Input(
                     "mirrored",

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ..film.first_frame import COLLAGE_FRAMES
 from .cast_data import CastDataError, CastItem, fingerprint_of, pixels_of, read_frames
-from .lora_recipe import Example, FirstFrame
+from .flow_matching import Example, FirstFrame
 
 Transition = Literal["frames", "latents"]
 """How the canvas becomes the clip. "frames", as published: the collage stands in frames 0 to 3 of the video, which then

@@ -23,7 +23,7 @@ from ..miniature.world import FPS, SIZE, render
 from . import evaluate
 from .cast_data import CastSettings, canvas_of
 from .cast_world import MINIATURE_TRIGGER, MOST_REFERENCES, CastScene, draw_cast, film_cast
-from .lora_recipe import Band, Example, FlowMatcher
+from .flow_matching import Band, Example, FlowMatcher
 from .miniature import start_comfyui
 
 _SETTINGS = CastSettings(SIZE, SIZE, 9, MINIATURE_TRIGGER)

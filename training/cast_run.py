@@ -11,7 +11,8 @@ import torch
 from .cast_data import CastItem, fingerprint_of, picture_of
 from .cast_encode import PLAIN, Encoders, Transition, Variant, encode_dataset
 from .cast_sheet import Row, draw_sheet
-from .lora_recipe import Example, FlowMatcher, LoraRecipe, first_frame_of, train_lora
+from .flow_matching import Example, FlowMatcher, first_frame_of
+from .lora_recipe import LoraRecipe, train_lora
 from .lora_run import on_its_device
 from .processes import main_first
 from .reader import Critic
@@ -49,7 +50,8 @@ def train_cast(
         )
     texts = None
     if kept:
-        texts = torch.cat([encoders.clip.encode_from_tokens(encoders.clip.tokenize(text)) for text in kept])
+        with torch.no_grad():
+            texts = torch.cat([encoders.clip.encode_from_tokens(encoders.clip.tokenize(text)) for text in kept])
     encoders = replace(encoders, model=on_its_device(model))
     told = {"base": encoders.name, "recipe": "first frame", "frames": str(frames), "clips": str(len(items)), "cut": cut,
             "dataset": fingerprint_of([item.text for item in items], [])}  # fmt: skip

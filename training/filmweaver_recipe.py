@@ -25,10 +25,11 @@ from torch import nn
 
 from ..film.cache import FILMWEAVER, LayoutProfile, Payload
 from .filmweaver import TEMPORAL_ONLY, Curriculum, TrainingScene, WeaverSample, draw_sample, sample_payload
+from .flow_matching import Band, advance
 from .loop import Metrics
 from .lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, read_lora
 from .lora_memory import plan_memory
-from .lora_recipe import Band, advance, recompute, remember_recipe, uses_bf16
+from .lora_recipe import recompute, remember_recipe, uses_bf16
 from .lora_run import mean_error, quiet, run_lora
 from .processes import main_first, processes
 from .reader import Critic, weights_of

@@ -14,7 +14,7 @@ from longreel.training import cast_command
 from longreel.training.cast_data import load_dataset, pixels_of
 from longreel.training.cast_encode import Encoders, encode_dataset
 from longreel.training.export import FILES, export_reader
-from longreel.training.lora_recipe import first_frame_of
+from longreel.training.flow_matching import first_frame_of
 from longreel.training.reader import Reader, ReaderRecipe
 from PIL import Image
 from safetensors import safe_open

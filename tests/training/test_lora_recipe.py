@@ -9,19 +9,11 @@ import pytest
 import torch
 from comfy.ldm.wan.model import WanModel
 from comfy.ops import disable_weight_init
+from longreel.training.flow_matching import Band, Example, FlowMatcher, advance, first_frame_of
 from longreel.training.keeping import Keeper
 from longreel.training.lora import LoraError, adapt, choose_layers, differentiable
 from longreel.training.lora_memory import plan_memory
-from longreel.training.lora_recipe import (
-    Band,
-    Example,
-    FlowMatcher,
-    LoraRecipe,
-    advance,
-    draw_examples,
-    first_frame_of,
-    train_lora,
-)
+from longreel.training.lora_recipe import LoraRecipe, draw_examples, train_lora
 from longreel.training.reader import Reader, Reading
 from longreel.training.sequences import FEW_STEPS
 from safetensors import safe_open
