@@ -183,13 +183,14 @@ def load_dataset(folder: Path) -> list[CastItem]:
     for line in json.loads(found[0].read_text(encoding="utf-8")):
         clip, canvas = (_inside(folder, line[key]) for key in ("file_path", "image_path"))
         record = folder / "items" / f"{clip.stem}.json"
-        told: dict[str, Any] = {"plate": True, "boxes": [], "owners": []}
+        told: dict[str, Any] = {"plate": True, "boxes": []}
         if record.exists():
             told = json.loads(record.read_text(encoding="utf-8"))
         subjects = folder / "subjects" / clip.name
         boxes = tuple(Box(**box) for box in told["boxes"])
+        owners = tuple(told.get("owners") or [0] * len(boxes))
         where = subjects if subjects.exists() else None
-        items.append(CastItem(clip, canvas, line["text"], told["plate"], where, boxes, tuple(told["owners"])))
+        items.append(CastItem(clip, canvas, line["text"], told["plate"], where, boxes, owners))
     return items
 
 
@@ -281,7 +282,7 @@ def _build(source: CastSource, settings: CastSettings, folder: Path) -> dict[str
     return {
         "file_path": str(video), "text": prompt.text, "image_path": str(canvas), "type": "video",
         "references": [asdict(one) for one in described], "plate": clip.plate is not None,
-        "boxes": [asdict(box) for box in drawn.boxes], "owners": clip.owners or [0] * len(drawn.boxes),
+        "boxes": [asdict(box) for box in drawn.boxes], "owners": clip.owners,
         "warnings": warnings,
     }  # fmt: skip
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -139,11 +139,9 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         words = f"{trigger} {describe(cast.scene)}".strip()
         return evaluate.film(base, words, chosen.latent_frames, seed, steps=chosen.steps)[COLLAGE_FRAMES:]
 
-    def behind(cast: CastScene, seed: int) -> torch.Tensor:
-        return told(cast, seed, chosen.trigger)
-
     ways: dict[str, Callable[[CastScene, int], torch.Tensor]] = {
-        "true clips": true_film, "told in words": told, "the same behind the trigger": behind,
+        "true clips": true_film, "told in words": told,
+        "the same behind the trigger": partial(told, trigger=chosen.trigger),
     }  # fmt: skip
     casts = {name: judge_casts(way, base.probe, chosen.casts) for name, way in ways.items()}
     prompts = {}
@@ -154,13 +152,10 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
     for name, model in models_of.items():
         models = evaluate.Models(model, base.clip, base.vae, base.probe)
         comfy.model_management.load_models_gpu([model], force_full_load=True)
-
-        def film(cast: CastScene, seed: int, models: Any = models) -> torch.Tensor:
-            return model_film(
-                models, cast, seed, steps=chosen.steps, latent_frames=chosen.latent_frames, renoise=chosen.renoise,
-                trigger=chosen.trigger,
-            )  # fmt: skip
-
+        film = partial(
+            model_film, models, steps=chosen.steps, latent_frames=chosen.latent_frames, renoise=chosen.renoise,
+            trigger=chosen.trigger,
+        )  # fmt: skip
         casts[name] = judge_casts(film, base.probe, chosen.casts)
         if chosen.prompts:
             prompts[name] = evaluate.judge_prompts(

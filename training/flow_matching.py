@@ -5,7 +5,7 @@ x = (1 - sigma) * clean + sigma * noise, and the model learns the velocity noise
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -145,15 +145,10 @@ class FlowMatcher:
         set right here, or not at all.
         """
         clean = self._clean(examples)
-        here = torch.ones(len(examples))
-        x = self.noised(here, torch.randn(clean.shape).to(clean), examples)
-        for level in FEW_STEPS[1 : done + 1]:
-            with torch.no_grad():
-                v = self.velocity(x, here, examples)
-                x = advance(x, v, float(here[0]), level, torch.randn(clean.shape).to(clean))
-                x = self._given(x, clean)
-            here = torch.full_like(here, level)
-        guess = x - float(here[0]) * self.velocity(x, here, examples)
+        x = self.noised(torch.ones(len(examples)), torch.randn(clean.shape).to(clean), examples)
+        x = self._denoised(x, FEW_STEPS[: done + 1], examples, lambda: torch.randn(clean.shape))
+        level = FEW_STEPS[done]
+        guess = x - level * self.velocity(x, torch.full((len(examples),), level), examples)
         return self._seen(guess - clean, guess, clean, examples, subject)
 
     def _clean(self, examples: Sequence[Example]) -> torch.Tensor:
@@ -181,11 +176,23 @@ class FlowMatcher:
         noise = torch.randn(example.latents.shape, generator=generator)[None].to(self.device)
         levels = [*band.at(torch.linspace(1, 0, steps + 1)).tolist(), *([0.0] if band.low else [])]
         x = self.noised(torch.tensor(levels[:1]), noise, [example])
+        again = (lambda: torch.randn(x.shape, generator=generator)) if renoise else None
+        return self._denoised(x, levels, [example], again)[0]
+
+    @torch.no_grad()
+    def _denoised(
+        self,
+        x: torch.Tensor,
+        levels: Sequence[float],
+        examples: Sequence[Example],
+        noise: Callable[[], torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """``x`` from the first of ``levels`` to the last, with ``noise`` drawn anew at each if it is given."""
+        clean = self._clean(examples)
         for here, there in pairwise(levels):
-            v = self.velocity(x, torch.tensor([here]), [example])
-            again = torch.randn(example.latents.shape, generator=generator)[None].to(x) if renoise else None
-            x = self._given(advance(x, v, here, there, again), example.latents[None].to(x))
-        return x[0]
+            v = self.velocity(x, torch.full((len(examples),), here), examples)
+            x = self._given(advance(x, v, here, there, noise().to(x) if noise else None), clean)
+        return x
 
 
 def advance(x: torch.Tensor, v: torch.Tensor, here: float, there: float, noise: torch.Tensor | None) -> torch.Tensor:

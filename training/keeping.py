@@ -27,13 +27,12 @@ class Flow(Protocol):
 @dataclass(frozen=True, eq=False)
 class Keeper:
     """``base``: the model without the adapter. texts: [N, L, D], encoded prompts. size: channels, height and width of
-    latents. share: of the updates that only keep. batch: prompts of such an update.
+    latents. batch: prompts of an update.
     """
 
     base: Flow
     texts: torch.Tensor
     size: tuple[int, int, int]
-    share: float
     batch: int = 16
 
     def loss(self, adapted: Flow) -> torch.Tensor:

@@ -26,7 +26,7 @@ from .lora_memory import plan_memory
 from .lora_run import quiet, run_lora
 from .processes import main_first, processes
 from .reader import Critic, weights_of
-from .sequences import FEW_STEPS
+from .sequences import FEW_STEPS, with_few
 
 Precision = Literal["auto", "bf16", "float32"]
 _NAME = "lora"
@@ -131,15 +131,19 @@ def train_lora(
     if not examples:
         raise LoraError("There is nothing to learn from: build a dataset with at least one clip.")
     first_frame = first_frame_of(dit, examples[0].latents.shape[0])
-    if recipe.keep and (kept is None or first_frame == "concat"):
-        raise LoraError("Only a model that films without a first frame, too, can keep how it does so, "
-                        "and it needs prompts: leave out what is to be kept.")  # fmt: skip
+    device = next(dit.parameters()).device
+    bf16 = uses_bf16(recipe.precision, device)
+    keeper = None
+    if recipe.keep:
+        if kept is None or first_frame == "concat":
+            raise LoraError("Only a model that films without a first frame, too, can keep how it does so, "
+                            "and it needs prompts: leave out what is to be kept.")  # fmt: skip
+        channels, _, height, width = examples[0].latents.shape
+        keeper = Keeper(FlowMatcher(dit, first_frame, bf16), kept, (channels, height, width))
     names = choose_layers(dit, recipe.layers)
     tree, adapter = adapt(dit, names, recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed)
     if recipe.checkpointing:
         recompute(tree)
-    device = next(dit.parameters()).device
-    bf16 = uses_bf16(recipe.precision, device)
     matcher = FlowMatcher(tree, first_frame, bf16, critic)
     first = processes().is_main_process
     with main_first():
@@ -152,13 +156,8 @@ def train_lora(
     shared = {**metadata, "expert": recipe.expert, "shift": f"{recipe.band.shift:g}",
               "sigma_low": f"{recipe.band.low:g}", "sigma_high": f"{recipe.band.high:g}"}  # fmt: skip
 
-    keeper = None
-    if recipe.keep and kept is not None:
-        channels, _, *size = examples[0].latents.shape
-        keeper = Keeper(FlowMatcher(dit, first_frame, bf16), kept, (channels, size[0], size[1]), recipe.keep)
-
     def loss_at(draw: int) -> tuple[torch.Tensor, Metrics]:
-        if keeper and float(torch.rand(())) < keeper.share:
+        if keeper and float(torch.rand(())) < recipe.keep:
             value = keeper.loss(matcher)
             return value, {"kept": float(value.detach())}
         return _batch_loss(matcher, draw_examples(examples, recipe, draw), recipe)
@@ -187,8 +186,7 @@ def _batch_loss(matcher: FlowMatcher, batch: list[Example], recipe: LoraRecipe) 
     # One level from each equal part of the band: less noise in the gradient than independent draws.
     sigma = recipe.band.at((torch.randperm(len(batch)) + torch.rand(len(batch))) / len(batch))
     if recipe.few:
-        among = torch.tensor(FEW_STEPS)[torch.randint(len(FEW_STEPS), (len(batch),))]
-        sigma = torch.where(torch.rand(len(batch)) < recipe.few, among, sigma)
+        sigma = with_few(sigma, recipe.few)
     noise = [torch.randn(example.latents.shape) for example in batch]
     done = int(torch.randint(1, len(FEW_STEPS), ())) if float(torch.rand(())) < recipe.own_steps else 0
 

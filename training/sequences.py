@@ -147,7 +147,13 @@ def noise_levels(shape: tuple[int, ...], few: float = 0.4) -> torch.Tensor:
     """``few`` of them are those of four-step sampling, the others mostly lie where more steps look (shift 5)."""
     u = torch.rand(shape)
     spread = torch.where(torch.rand(shape) < 0.75, 5 * u / (1 + 4 * u), u)
-    return torch.where(torch.rand(shape) < few, torch.tensor(FEW_STEPS)[torch.randint(len(FEW_STEPS), shape)], spread)
+    return with_few(spread, few)
+
+
+def with_few(levels: torch.Tensor, share: float) -> torch.Tensor:
+    """``levels`` of which a ``share`` are those of four-step sampling."""
+    among = torch.rand(levels.shape) < share
+    return torch.where(among, torch.tensor(FEW_STEPS)[torch.randint(len(FEW_STEPS), levels.shape)], levels)
 
 
 @dataclass(frozen=True)
