@@ -19,7 +19,7 @@ from ..film.project import project_folder
 from ..host.identity import fingerprint_clip, fingerprint_vae
 from ..host.pictures import as_image
 from ..training.cast_data import load_dataset
-from ..training.cast_encode import Encoders, variants
+from ..training.cast_encode import RECOLOURED, Encoders, variants
 from ..training.cast_run import newest_sample, train_cast
 from ..training.flow_matching import Expert
 from ..training.in_node import training_in_node
@@ -177,7 +177,7 @@ class LongreelTrainCastLora(io.ComfyNode):
                     "recoloured",
                     default=False,
                     advanced=True,
-                    tooltip="On: casts are learned in all six orders of red, green and blue, so few clips teach to "
+                    tooltip=f"On: casts are learned {RECOLOURED} times more, in other colours, so few clips teach to "
                     "look instead of to remember; where the dataset does not say where they are, whole clips, if they "
                     "have a plate. Only for captions that name no colour.",
                 ),
@@ -256,7 +256,7 @@ class LongreelTrainCastLora(io.ComfyNode):
                 tell(line)
 
             items = load_dataset(dataset)
-            shown = variants(recoloured, mirrored)
+            shown = variants(RECOLOURED * recoloured, mirrored)
             made = train_cast(items, encoders, recipe, run, frames, shown=shown, say=say)
         listed = output / "loras" / f"{run.name}.safetensors"
         listed.parent.mkdir(parents=True, exist_ok=True)

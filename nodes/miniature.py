@@ -13,6 +13,8 @@ from .sockets import CATEGORY
 
 _KIND = "text_encoders"
 _PREFIX = "longreel-miniature"
+_PICTURED = 4 * SIZE
+"""Pixels of a side: references are pictured larger than they are filmed, as photographs are."""
 
 
 class LongreelMiniatureTextEncoder(io.ComfyNode):
@@ -63,7 +65,9 @@ class LongreelMiniaturePicture(io.ComfyNode):
                 io.Combo.Input("place", options=list(PLACES), tooltip="Where it is, and what the plate shows."),
             ],
             outputs=[
-                io.Image.Output(display_name="character", tooltip="The character in its place, 64 x 64."),
+                io.Image.Output(
+                    display_name="character", tooltip=f"The character in its place, {_PICTURED} x {_PICTURED}."
+                ),
                 io.Mask.Output(display_name="mask", tooltip="1 where the character is."),
                 io.Image.Output(display_name="plate", tooltip="The place without anybody in it."),
             ],
@@ -74,7 +78,7 @@ class LongreelMiniaturePicture(io.ComfyNode):
     def execute(cls, colour: str, body: str, headgear: str, place: str) -> io.NodeOutput:
         who = Character(colour, body, headgear)
         drawn = {
-            where: render(Scene(place, (Actor(who, where),), (Beat(0.0, ("stands",)),)), torch.zeros(1), SIZE)
+            where: render(Scene(place, (Actor(who, where),), (Beat(0.0, ("stands",)),)), torch.zeros(1), _PICTURED)
             for where in ("left", "middle", "right")
         }
         # What the character hides on the left is seen when it stands on the right.

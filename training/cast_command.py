@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +11,11 @@ import torch
 
 from ..film.first_frame import FirstFrameError
 from .cast_data import CastDataError, CastSettings, build_dataset, load_dataset
-from .cast_encode import Encoders, Transition, variants
+from .cast_encode import RECOLOURED, Encoders, Transition, variants
+from .cast_recast import casts_of, recast
 from .cast_run import train_cast
 from .cast_sources import list_clips
-from .cast_world import MINIATURE_TRIGGER, ordinary_prompts, world_clips
+from .cast_world import MINIATURE_TRIGGER, CastScene, ordinary_prompts, world_clips
 from .critics import add_critic_arguments, open_critics
 from .export import FILES
 from .lora import WAN_LAYERS, LoraError
@@ -95,9 +96,13 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
                         "sampling: default 0, miniature 0.25")  # fmt: skip
     parser.add_argument("--keep", type=float, default=None, help="miniature only: share of updates that hold ordinary "
                         "prompts where the base has them, default 0.25")  # fmt: skip
-    parser.add_argument("--recoloured", action="store_true", help="learn clips in all 6 orders of their cast's red, "
-                        "green and blue, where the dataset says where it is, else those whose place is pictured: for "
-                        "captions that name no colours")  # fmt: skip
+    parser.add_argument("--recoloured", type=int, nargs="?", const=RECOLOURED, default=0, metavar="N", help="learn "
+                        "clips N times more, their cast in other colours, where the dataset says where it is, else "
+                        "those whose place is pictured: for captions that name no colours; default of N: "
+                        f"{RECOLOURED}")  # fmt: skip
+    parser.add_argument("--recast", type=int, default=0, metavar="N", help="miniature only: the base films N scenes of "
+                        "its clips' casts put together anew, told how they look, to be learned as clips "
+                        "are")  # fmt: skip
     parser.add_argument("--mirrored", action="store_true", help="learn clips whose place is only named left to right, "
                         "too, captions exchanged")  # fmt: skip
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of the forward pass")
@@ -123,7 +128,8 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
             shift=chosen.shift, steps=chosen.steps, batch=chosen.batch,
             at_once=chosen.at_once or (chosen.batch if small else 1), rate=chosen.rate or (1e-3 if small else 1e-4),
             muon_rate=(2e-3 if small else usual.muon_rate) if chosen.muon_rate is None else chosen.muon_rate,
-            clip=chosen.clip or (1.0 if small else 0.05), weight_decay=chosen.weight_decay,
+            final_share=0.05 if small else usual.final_share, clip=chosen.clip or (1.0 if small else 0.05),
+            weight_decay=chosen.weight_decay,
             checkpointing=not (chosen.no_checkpointing or small), precision=chosen.precision,
             save_every=chosen.save_every, sample_every=chosen.sample_every, seed=chosen.seed,
             subject=(9.0 if small else usual.subject) if chosen.subject is None else chosen.subject,
@@ -132,6 +138,12 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
             own_steps=(0.25 if small else usual.own_steps) if chosen.own_steps is None else chosen.own_steps,
         )  # fmt: skip
         items = load_dataset(chosen.data)
+        casts: Sequence[CastScene] = ()
+        if chosen.recast:
+            if not small or chosen.cut == "frames":
+                raise LoraError("Casts are put together anew for the miniature, cut between latents: "
+                                "leave --recast out.")  # fmt: skip
+            casts = recast(casts_of(items), chosen.recast)
         encoders = _open(chosen, weights)
         frames = chosen.frames or (81 if small else 21)
         size = tuple(chosen.size) if chosen.size else None
@@ -140,7 +152,7 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         cut: Transition = chosen.cut or ("latents" if small else "frames")
         made = train_cast(
             items, encoders, recipe, chosen.folder, frames, size=size, cut=cut, shown=shown, critic=critic,
-            kept=ordinary_prompts(_KEPT) if recipe.keep else (),
+            kept=ordinary_prompts(_KEPT) if recipe.keep else (), recast=casts,
         )  # fmt: skip
         print(made)
 

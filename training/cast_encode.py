@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from itertools import permutations
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2.functional import adjust_hue
 
 from ..film.first_frame import COLLAGE_FRAMES
 from .cast_data import CastDataError, CastItem, fingerprint_of, pixels_of, read_frames
@@ -25,8 +27,11 @@ goes on with the clip's own frame 4; that cut lies within a latent frame. "laten
 frame, and the clip's own follow, encoded as if nothing had been before: for a base that has learned cuts so, as the
 miniature has.
 """
-Order = tuple[int, int, int]
-_AS_IT_IS: Order = (0, 1, 2)
+_MOST_SUBJECTS = 3
+"""One for each channel of the film that says where they are."""
+_PALEST = 0.8
+RECOLOURED = 6
+"""How many times a clip is recoloured if nobody says: each has to be encoded."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +49,35 @@ class Encoders:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """How a clip is learned once more: ``orders``, those of its colours, clip and canvas alike, or of its cast's alone
-    where the dataset says where that is; several are one for each subject. ``mirrored``: the clip left to right (its
-    canvas as it was), with the caption's left and right exchanged.
+class Tint:
+    """How colours change: by ``hue``, in parts of the whole circle, then ``pale``, 0 to 1, towards white as bright.
+    Black, white and grey stay as they are.
     """
 
-    orders: tuple[Order, ...] = (_AS_IT_IS,)
+    hue: float = 0.0
+    pale: float = 0.0
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """``pixels`` [..., H, W, 3] of 0..1 tinted."""
+        turned = adjust_hue(pixels.movedim(-1, -3), (self.hue + 0.5) % 1 - 0.5).movedim(-3, -1) if self.hue else pixels
+        return turned.lerp(turned.amax(dim=-1, keepdim=True), self.pale)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a clip is learned once more: ``tints``, those of its colours, clip and canvas alike, or of its cast's alone
+    where the dataset says where that is, each subject in its own. ``mirrored``: the clip left to right (its canvas as
+    it was), with the caption's left and right exchanged.
+    """
+
+    tints: tuple[Tint, ...] = (Tint(),)
     mirrored: bool = False
 
-    def fits(self, plate: bool, subjects: int) -> bool:
-        """Whether the canvas still tells all: the colours of a place that change with its cast's (0 ``subjects`` are
-        told apart from it) have to be pictured (``plate``), and which way round a place is must not be.
+    def fits(self, plate: bool, subjects: bool) -> bool:
+        """Whether the canvas still tells all: the colours of a place that change with its cast's (its ``subjects`` are
+        not told apart from it) have to be pictured (``plate``), and which way round a place is must not be.
         """
-        if self.mirrored:
-            return not plate
-        return len(self.orders) <= subjects or (len(self.orders) == 1 and (plate or self == Variant()))
+        return not plate if self.mirrored else plate or subjects or self == Variant()
 
     def frames(self, pixels: torch.Tensor, subjects: torch.Tensor | None = None) -> torch.Tensor:
         """The clip [T, H, W, 3]; ``subjects`` [T, H, W, 3] are 1 where each subject is, or all where any is."""
@@ -69,11 +87,10 @@ class Variant:
     def canvas(self, pixels: torch.Tensor, subjects: torch.Tensor | None = None) -> torch.Tensor:
         """The canvas [H, W, 3]; ``subjects`` [H, W, 3] are 1 where it shows references of each subject."""
         if subjects is None:
-            return pixels[..., list(self.orders[0])]
+            return self.tints[0](pixels)
         changed, others = pixels, torch.ones_like(subjects[..., :1])
-        for number in range(subjects.shape[-1]):
-            order, here = self.orders[min(number, len(self.orders) - 1)], subjects[..., number : number + 1]
-            changed = torch.lerp(changed, pixels[..., list(order)], others * here)
+        for tint, here in zip(self.tints, subjects.split(1, dim=-1), strict=False):
+            changed = torch.lerp(changed, tint(pixels), others * here)
             others = others * (1 - here)
         return changed
 
@@ -87,14 +104,17 @@ PLAIN = (Variant(),)
 """Every clip as it is."""
 
 
-def variants(recoloured: bool, mirrored: bool) -> tuple[Variant, ...]:
-    """Each clip as it is, in the five other orders of its colours, two subjects in six pairs of two orders, and left to
-    right; of each clip those that fit.
+def variants(recoloured: int, mirrored: bool) -> tuple[Variant, ...]:
+    """Each clip as it is, ``recoloured`` times in other colours, half of them paler, and left to right; of each clip
+    those that fit.
     """
-    orders = [(a, b, c) for a, b, c in permutations(_AS_IT_IS)] if recoloured else []
-    alike = [Variant((order,)) for order in orders] or [Variant()]
-    apart = [Variant((one, other)) for one, other in zip(orders, orders[1:] + orders[:1], strict=True)]
-    return (*alike, *apart, *([Variant(mirrored=True)] if mirrored else []))
+    rng = random.Random("tints")
+
+    def tint() -> Tint:
+        return Tint(rng.random(), rng.uniform(0, _PALEST) * rng.randrange(2))
+
+    others = [Variant(tuple(tint() for _ in range(_MOST_SUBJECTS))) for _ in range(recoloured)]
+    return (Variant(), *others, *([Variant(mirrored=True)] if mirrored else []))
 
 
 def encode_dataset(
@@ -123,7 +143,7 @@ def encode_dataset(
         (clip, item, way, variant)
         for way, variant in enumerate(shown)
         for clip, item in enumerate(items)
-        if variant.fits(item.plate, 1 + max(item.owners, default=0) if item.subjects else 0)
+        if variant.fits(item.plate, bool(item.subjects))
     ]
     for number, (clip, item, way, variant) in enumerate(wanted, start=1):
         name = f"{item.id}.{way}" if way else item.id
@@ -131,15 +151,30 @@ def encode_dataset(
         told = [item.text, frames, size, first_frame, encoders.name + encoders.mark, cut]
         files = [item.clip, item.canvas, *([item.subjects] if item.subjects else [])]
         mark = fingerprint_of([*told, astuple(variant)] if way else told, files)
-        if not path.exists() or _mark_of(path) != mark:
-            tensors = _encode(item, variant, encoders, first_frame, frames, size, cut)
-            part = folder / f"{name}.part"
-            save_file(tensors, part, metadata={"fingerprint": mark})
-            part.replace(path)
+        way_of = partial(_encode, item, variant, encoders, first_frame, frames, size, cut)
+        loaded, made = remembered(path, mark, way_of)
+        if made:
             say(f"encoded {number}/{len(wanted)} {name}")
-        loaded = load_file(path)
         examples.append(Example(loaded["latents"], loaded["text"], loaded.get("known"), loaded.get("subject"), clip))
     return examples
+
+
+def remembered(
+    path: Path, mark: str, make: Callable[[], Mapping[str, torch.Tensor]]
+) -> tuple[dict[str, torch.Tensor], bool]:
+    """The tensors in the file ``path``, and whether they had to be made: they are in fp32, and once more if the file is
+    not there or another ``mark`` stands in it.
+    """
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            known = (file.metadata() or {}).get("fingerprint") == mark
+        if known:
+            return load_file(path), False
+    tensors = {key: value.float().cpu().contiguous() for key, value in make().items()}
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata={"fingerprint": mark})
+    part.replace(path)
+    return tensors, True
 
 
 def target_frames(canvas: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
@@ -172,21 +207,21 @@ def _encode(
     canvas = variant.canvas(pixels_of(picture), None if masks is None else pictured)
     clip = variant.frames(clip, masks)
     if cut == "latents":
-        latents = torch.cat([_latents(encoders, canvas[None]), _latents(encoders, clip)], dim=1)
+        latents = torch.cat([encode_video(encoders, canvas[None]), encode_video(encoders, clip)], dim=1)
     else:
-        latents = _latents(encoders, target_frames(canvas, clip))
+        latents = encode_video(encoders, target_frames(canvas, clip))
     text = encoders.clip.encode_from_tokens(encoders.clip.tokenize(variant.caption(item.text)))[0]
     tensors = {"latents": latents, "text": text}
     if masks is not None:
         own = latents.shape[1] - (cut == "latents")
         cast = masks.amax(dim=-1)
-        seen = _coverage(cast.flip(2) if variant.mirrored else cast, (own, *latents.shape[2:]))
+        seen = coverage_of(cast.flip(2) if variant.mirrored else cast, (own, *latents.shape[2:]))
         tensors["subject"] = F.pad(seen, (0, 0, 0, 0, latents.shape[1] - own, 0))
     if first_frame == "concat":
         # What is not known is mid-grey to the VAE, as core's WanImageToVideo has it.
         grey = torch.full((4 * (latents.shape[1] - 1), *canvas.shape), 0.5)
-        tensors["known"] = _latents(encoders, torch.cat([canvas[None], grey]))
-    return {key: value.float().cpu().contiguous() for key, value in tensors.items()}
+        tensors["known"] = encode_video(encoders, torch.cat([canvas[None], grey]))
+    return tensors
 
 
 def _cells(item: CastItem, size: tuple[int, int]) -> torch.Tensor:
@@ -197,20 +232,16 @@ def _cells(item: CastItem, size: tuple[int, int]) -> torch.Tensor:
     return cells
 
 
-def _latents(encoders: Encoders, video: torch.Tensor) -> torch.Tensor:
+def encode_video(encoders: Encoders, video: torch.Tensor) -> torch.Tensor:
+    """The latents [C, F, h, w] of frames [T, H, W, 3], as the model takes them."""
     normalised: torch.Tensor = encoders.model.model.process_latent_in(encoders.vae.encode(video))
     return normalised[0]
 
 
-def _coverage(masks: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def coverage_of(masks: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Where masks [T, H, W] are in latents of ``shape`` (F, h, w), the first of which is one picture: [F, h, w] of
     0..1.
     """
     frames, *size = shape
     first = F.adaptive_max_pool2d(masks[:1], size)
     return torch.cat([first, F.adaptive_max_pool3d(masks[None, 1:], (frames - 1, *size))[0]])
-
-
-def _mark_of(path: Path) -> str:
-    with safe_open(path, "pt") as file:
-        return str((file.metadata() or {}).get("fingerprint"))

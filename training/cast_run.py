@@ -10,7 +10,9 @@ import torch
 
 from .cast_data import CastItem, fingerprint_of, picture_of
 from .cast_encode import PLAIN, Encoders, Transition, Variant, encode_dataset
+from .cast_recast import film_casts
 from .cast_sheet import Row, draw_sheet
+from .cast_world import CastScene
 from .flow_matching import Example, FlowMatcher, first_frame_of
 from .lora_recipe import LoraRecipe, train_lora
 from .lora_run import on_its_device
@@ -33,11 +35,13 @@ def train_cast(
     shown: Sequence[Variant] = PLAIN,
     critic: Critic | None = None,
     kept: Sequence[str] = (),
+    recast: Sequence[CastScene] = (),
     say: Callable[[str], None] = print,
 ) -> Path:
     """Encode the dataset and train; returns the LoRA's file. Everything lies in ``folder``, and a run that was stopped
-    goes on there. ``frames``: of each clip; ``kept``: prompts of which the LoRA should change nothing; the other
-    arguments as ``encode_dataset`` and ``train_lora`` have them.
+    goes on there. ``frames``: of each clip; ``kept``: prompts of which the LoRA should change nothing; ``recast``:
+    casts of the small world that the base films itself, learned as clips are; the other arguments as
+    ``encode_dataset`` and ``train_lora`` have them.
 
     Raises:
         CastDataError, LoraError: a dataset, model or recipe that does not fit; the message says what to change.
@@ -48,6 +52,7 @@ def train_cast(
         examples = encode_dataset(
             items, encoders, first_frame, frames, size, folder / "encoded", cut=cut, shown=shown, say=say
         )
+        examples += film_casts(recast, encoders, frames, folder / "encoded", say=say)
     texts = None
     if kept:
         with torch.no_grad():

@@ -65,15 +65,26 @@ def draw_cast(rng: random.Random, references: int, *, held_out: bool = False) ->
     return CastScene(Scene(scene.place, scene.actors, (beat,)), actors + bare < references, bareheaded)
 
 
+def world_casts(count: int, *, seed: int = 0, held_out: bool = False) -> list[CastScene]:
+    """``count`` casts with 1, 2, 3, 4, 1, ... references; those held out show no combination that the others may."""
+    kind = _kind(held_out)
+    numbers = [index % MOST_REFERENCES + 1 for index in range(count)]
+    draws = [random.Random(f"cast {kind} {seed} {index}") for index in range(count)]
+    return [draw_cast(rng, number, held_out=held_out) for rng, number in zip(draws, numbers, strict=True)]
+
+
 def world_clips(count: int, settings: CastSettings, *, seed: int = 0, held_out: bool = False) -> list[CastSource]:
-    """``count`` clips with 1, 2, 3, 4, 1, ... references; those held out show no combination that the others may."""
-    kind = "held-out" if held_out else "clip"
+    """The clips of ``world_casts``."""
 
-    def source(index: int) -> CastSource:
-        cast = draw_cast(random.Random(f"cast {kind} {seed} {index}"), index % MOST_REFERENCES + 1, held_out=held_out)
-        return CastSource(f"{kind}-{index:03}", fingerprint_of(repr(cast), []), lambda: film_cast(cast, settings))
+    def source(index: int, cast: CastScene) -> CastSource:
+        mark = fingerprint_of(repr(cast), [])
+        return CastSource(f"{_kind(held_out)}-{index:03}", mark, lambda: film_cast(cast, settings))
 
-    return [source(index) for index in range(count)]
+    return [source(index, cast) for index, cast in enumerate(world_casts(count, seed=seed, held_out=held_out))]
+
+
+def _kind(held_out: bool) -> str:
+    return "held-out" if held_out else "clip"
 
 
 def film_cast(cast: CastScene, settings: CastSettings) -> CastClip:

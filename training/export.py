@@ -23,6 +23,7 @@ FILES = {
     "reader": "probe/longreel-miniature-reader.safetensors",
     "memory": "loras/longreel-miniature-memory.safetensors",
     "filmweaver": "loras/longreel-miniature-filmweaver.safetensors",
+    "cast": "loras/longreel-miniature-cast.safetensors",
 }
 
 

@@ -243,7 +243,7 @@ def test_trim_reports_where_and_draws_it():
 
 def test_miniature_pictures_can_be_cast():
     character, mask, plate = LongreelMiniaturePicture.execute("red", "ball", "crown", "beach").args
-    assert character.shape == plate.shape == (1, 64, 64, 3)
+    assert character.shape == plate.shape == (1, 256, 256, 3)
     made, _, _ = refer(character, mask).args
     assert made.warnings == ()
     outside = mask == 0

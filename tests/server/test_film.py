@@ -201,6 +201,7 @@ STAND_INS = {
     "ViT-L-14/open_clip_model.safetensors": tiny_models.CLIP,
     "longreel-miniature-clip/open_clip_model.safetensors": tiny_models.CLIP,
     "longreel-miniature-filmweaver.safetensors": tiny_models.LORA,
+    "longreel-miniature-cast.safetensors": tiny_models.HIGH,
     "longreel-miniature-memory.safetensors": tiny_models.HIGH,
     "StoryMem/backbone_high_noise.safetensors": tiny_models.STORYMEM,
     "StoryMem/backbone_low_noise.safetensors": tiny_models.STORYMEM,
@@ -214,7 +215,7 @@ def shortened(prompt: Prompt) -> Prompt:
     text = json.dumps(prompt)
     for name, tiny in STAND_INS.items():
         text = text.replace(name, tiny)
-    text = re.sub(r"seconds: (\d+)", lambda match: f"seconds: {max(int(match[1]) / 20, 0.1)}", text)
+    text = re.sub(r"seconds: ([\d.]+)", lambda match: f"seconds: {max(float(match[1]) / 20, 0.1)}", text)
     text = re.sub(r"\[(\d+)s\]", lambda match: f"[{int(match[1]) / 20}s]", text)
     small: Prompt = json.loads(text.replace('"seconds_per_prompt": 5', '"seconds_per_prompt": 0.25'))
     for each in small.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 
 import comfy.sd
@@ -100,13 +101,13 @@ def test_what_is_encoded(data, weights, tmp_path):
 def test_variants_are_kept_and_counted(data, weights, tmp_path, capsys):
     train(data, tmp_path, weights, "--steps 1 --sample-every 0")
     train(data, tmp_path / "more", weights, "--steps 1 --sample-every 0 --recoloured --mirrored")
-    assert "encoded 44/44 clip-001.12" in capsys.readouterr().out
-    # Four casts in six colours each, three of them two characters in six pairs, and two without plates left to right.
+    assert "encoded 30/30 clip-001.7" in capsys.readouterr().out
+    # Four casts as they are and in six other colours, and two without plates left to right.
     assert [item.plate for item in load_dataset(data)] == [False, False, True, True]
     plain, more = tmp_path / "encoded", tmp_path / "more" / "encoded"
-    assert len(list(more.iterdir())) == 44
+    assert len(list(more.iterdir())) == 30
     one, same, turned = (load_file(path) for path in (plain / "clip-001.safetensors", more / "clip-001.safetensors",
-                                                      more / "clip-001.12.safetensors"))  # fmt: skip
+                                                      more / "clip-001.7.safetensors"))  # fmt: skip
     assert torch.equal(one["latents"], same["latents"])
     assert torch.equal(one["latents"][:, 0], turned["latents"][:, 0]), "the same canvas"
     assert not torch.equal(one["text"], turned["text"]), "left and right exchanged"
@@ -117,8 +118,25 @@ def test_variants_are_kept_and_counted(data, weights, tmp_path, capsys):
         assert all(changed[:, frame].max() > 1e-3 for frame in (0, -1)), "canvas and clip"
     train(data, tmp_path / "more", weights, "--steps 1 --sample-every 0 --recoloured --mirrored")
     assert "encoded" not in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="has examples 44, not 4"):
+    with pytest.raises(SystemExit, match="has examples 30, not 4"):
         train(data, tmp_path / "more", weights, "--steps 1")
+
+
+def test_casts_put_together_anew_are_filmed_once_and_learned(data, weights, tmp_path, capsys):
+    train(data, tmp_path, weights, "--steps 1 --sample-every 0 --recast 20")
+    assert "filmed 20/20" in capsys.readouterr().out
+    assert json.loads((tmp_path / "recipe.json").read_text())["examples"] == 24
+    films = [load_file(path) for path in sorted((tmp_path / "encoded").glob("recast-*.safetensors"))]
+    assert len(films) == 20
+    clip = load_file(tmp_path / "encoded" / "clip-000.safetensors")
+    assert [value.shape for value in films[0].values()] == [clip[key].shape for key in films[0]]
+    assert not films[0]["latents"][:, 1:].isnan().any()
+    assert films[0]["subject"][0].eq(0).all()
+    assert 0.1 < films[0]["subject"][1:].mean() < 0.9
+    (tmp_path / "encoded" / "recast-0003.safetensors").unlink()
+    train(data, tmp_path, weights, "--steps 1 --sample-every 0 --recast 20")
+    again = load_file(tmp_path / "encoded" / "recast-0003.safetensors")
+    assert all(torch.equal(again[key], films[3][key]) for key in again), "the same film"
 
 
 @torch.no_grad()
@@ -151,6 +169,7 @@ def test_models_with_extra_channels_get_the_canvas_and_nothing_of_the_clip(data,
         ("--frames 13", "has 9 frames and 13 are needed"),
         ("--size 60 64", "multiples of 16"),
         ("--data /nowhere", "build the dataset first"),
+        ("--recast 2 --cut frames", "cut between latents"),
     ],
 )
 def test_one_sentence(data, weights, tmp_path, more, sentence):

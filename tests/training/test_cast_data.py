@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from longreel.film.first_frame import Reference, compose
 from longreel.host.video_file import VideoWriter
 from longreel.miniature.drawing import sprite
@@ -23,17 +26,18 @@ from longreel.training.cast_data import (
     pixels_of,
     read_frames,
 )
-from longreel.training.cast_encode import PLAIN, Variant, target_frames, variants
+from longreel.training.cast_encode import PLAIN, Tint, Variant, target_frames, variants
+from longreel.training.cast_recast import casts_of, recast
 from longreel.training.cast_sources import list_clips
-from longreel.training.cast_world import MINIATURE_TRIGGER, film_cast, headgear_mask, world_clips
+from longreel.training.cast_world import MINIATURE_TRIGGER, film_cast, headgear_mask, world_casts, world_clips
 from PIL import Image
 
 SMALL = CastSettings(64, 64, 9, MINIATURE_TRIGGER)
 
 
-def build(folder, sources, settings=SMALL):
+def build(folder, sources, size=SMALL):
     told = []
-    return build_dataset(sources, settings, folder, say=told.append), told
+    return build_dataset(sources, size, folder, say=told.append), told
 
 
 @pytest.fixture(scope="module")
@@ -109,40 +113,71 @@ def test_records_from_before_subjects_were_told_apart(world, tmp_path):
 
 
 def test_variants_of_a_clip():
-    assert variants(False, False) == PLAIN
-    assert variants(False, True) == (Variant(), Variant(mirrored=True))
-    assert {one.orders for one in variants(True, False)[:6]} == {
-        ((0, 1, 2),), ((0, 2, 1),), ((1, 0, 2),), ((1, 2, 0),), ((2, 0, 1),), ((2, 1, 0),),
-    }  # fmt: skip
-    both = variants(True, True)
-    assert (both[0], len(both), sum(one.mirrored for one in both)) == (Variant(), 13, 1)
-    assert all(one.orders[0] != one.orders[1] for one in both[6:12])
+    assert variants(0, False) == PLAIN
+    assert variants(0, True) == (Variant(), Variant(mirrored=True))
+    plain, *others, mirrored = variants(5, True)
+    assert (plain, len(others), mirrored) == (Variant(), 5, Variant(mirrored=True))
+    assert variants(3, False)[1:] == tuple(others[:3]), "more ways leave the others as they are"
+    assert len({tint for one in others for tint in one.tints}) == 15, "each subject in its own"
     # A pictured place tells its colours and which way round it is; of one that is only named the base knows both.
-    assert [one for one in both if one.fits(True, 0)] == list(both[:6])
-    assert [one for one in both if one.fits(False, 0)] == [Variant(), Variant(mirrored=True)]
-    # Where the cast is known, it alone changes its colours; two subjects that are told apart, each by itself.
-    assert [one for one in both if one.fits(True, 1)] == list(both[:6])
-    assert [one for one in both if one.fits(False, 1)] == [*both[:6], both[-1]]
-    assert [one for one in both if one.fits(True, 2)] == list(both[:12])
-    assert [one for one in both if one.fits(False, 2)] == list(both)
+    assert [one for one in (plain, *others, mirrored) if one.fits(True, False)] == [plain, *others]
+    assert [one for one in (plain, *others, mirrored) if one.fits(False, False)] == [plain, mirrored]
+    # Where the cast is known, it alone changes its colours.
+    assert [one for one in (plain, *others, mirrored) if one.fits(True, True)] == [plain, *others]
+    assert [one for one in (plain, *others, mirrored) if one.fits(False, True)] == [plain, *others, mirrored]
     pixels = torch.rand(2, 4, 6, 3)
-    turned = Variant(((2, 1, 0),), mirrored=True)
-    assert torch.equal(turned.frames(pixels), pixels.flip(2).flip(3))
-    assert torch.equal(turned.canvas(pixels[0]), pixels[0].flip(2)), "the canvas stays the way it is read"
+    red_to_green = Tint(1 / 3)
+    turned = Variant((red_to_green,), mirrored=True)
+    close = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
+    close(turned.frames(pixels), pixels.flip(2).roll(1, -1))
+    close(turned.canvas(pixels[0]), pixels[0].roll(1, -1), msg="the canvas stays the way it is read")
     cast = torch.zeros(2, 4, 6, 3)
-    cast[:, :2, :1] = 1
+    cast[:, :2, :1, 0] = 1
     told = turned.frames(pixels, cast)
-    assert torch.equal(told[:, :2, -1], pixels[:, :2, 0].flip(-1)), "the cast in other colours"
+    close(told[:, :2, -1], pixels[:, :2, 0].roll(1, -1), msg="the cast in other colours")
     assert torch.equal(told[:, :, :-1], pixels.flip(2)[:, :, :-1]), "all else in its own"
     assert torch.equal(turned.canvas(pixels[0], cast[0])[2:], pixels[0, 2:])
-    cast[:, :2, :1, 1:] = 0
     cast[:, 2:, :1, 1] = 1
-    apart = Variant(((1, 2, 0), (2, 1, 0))).frames(pixels, cast)
-    assert torch.equal(apart[:, :2, 0], pixels[:, :2, 0].roll(-1, -1))
-    assert torch.equal(apart[:, 2:, 0], pixels[:, 2:, 0].flip(-1))
+    apart = Variant((red_to_green, Tint(2 / 3))).frames(pixels, cast)
+    close(apart[:, :2, 0], pixels[:, :2, 0].roll(1, -1))
+    close(apart[:, 2:, 0], pixels[:, 2:, 0].roll(2, -1))
     assert torch.equal(apart[:, :, 1:], pixels[:, :, 1:])
     assert turned.caption("On the left, on the right; leftover.") == "On the right, on the left; leftover."
-    assert Variant(((2, 1, 0),)).caption("on the left") == "on the left"
+    assert Variant((red_to_green,)).caption("on the left") == "on the left"
+
+
+@given(hue=st.floats(0, 1), pale=st.floats(0, 1), grey=st.floats(0, 1))
+def test_a_tint_keeps_greys_and_brightness(hue, pale, grey):
+    pixels = torch.rand(3, 5, 3)
+    tinted = Tint(hue, pale)(pixels)
+    torch.testing.assert_close(tinted.amax(dim=-1), pixels.amax(dim=-1), atol=1e-5, rtol=0)
+    assert (tinted.amin(dim=-1) >= pixels.amin(dim=-1) - 1e-5).all(), "never more colourful"
+    flat = torch.full((3, 5, 3), grey)
+    torch.testing.assert_close(Tint(hue, pale)(flat), flat, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000))
+def test_casts_put_together_anew(seed):
+    casts = world_casts(12, seed=seed)
+    known = {actor.character for cast in casts for actor in cast.scene.actors}
+    anew = recast(casts, 24, seed=seed)
+    assert anew == recast(casts, 24, seed=seed)
+    assert anew[:5] == recast(casts, 5, seed=seed), "more leave the others as they are"
+    for cast, like in zip(anew, casts * 2, strict=True):
+        assert (cast.references, cast.plate, cast.scene.place) == (like.references, like.plate, like.scene.place)
+        who = [actor.character for actor in cast.scene.actors]
+        assert set(who) <= known
+        assert len(set(who)) == len(like.scene.actors)
+        assert not any(is_held_out(character, cast.scene.place) for character in who)
+    assert len({repr(cast) for cast in (*casts, *anew)}) == 36
+
+
+def test_only_the_small_worlds_clips_are_put_together_anew(world, tmp_path):
+    items = load_dataset(world)
+    assert casts_of(items) == world_casts(len(items))
+    with pytest.raises(CastDataError, match="build the dataset by cast-data --world"):
+        casts_of(items[::-1])
 
 
 def test_a_build_goes_on_and_changes_only_what_changed(tmp_path, world):
