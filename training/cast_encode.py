@@ -162,19 +162,21 @@ def encode_dataset(
 def remembered(
     path: Path, mark: str, make: Callable[[], Mapping[str, torch.Tensor]]
 ) -> tuple[dict[str, torch.Tensor], bool]:
-    """The tensors in the file ``path``, and whether they had to be made: they are in fp32, and once more if the file is
-    not there or another ``mark`` stands in it.
+    """The tensors in the file ``path``, in fp32, and whether they had to be made: if there is no such file, or it has
+    another ``mark``.
     """
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            known = (file.metadata() or {}).get("fingerprint") == mark
-        if known:
-            return load_file(path), False
-    tensors = {key: value.float().cpu().contiguous() for key, value in make().items()}
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"fingerprint": mark})
-    part.replace(path)
-    return tensors, True
+    made = not path.exists() or _mark_of(path) != mark
+    if made:
+        tensors = {key: value.float().cpu().contiguous() for key, value in make().items()}
+        part = path.with_suffix(".part")
+        save_file(tensors, part, metadata={"fingerprint": mark})
+        part.replace(path)
+    return load_file(path), made
+
+
+def _mark_of(path: Path) -> str:
+    with safe_open(path, "pt") as file:
+        return str((file.metadata() or {}).get("fingerprint"))
 
 
 def target_frames(canvas: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
