@@ -8,7 +8,6 @@ the best that any film can reach; it stands in the table.
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,14 +18,12 @@ from safetensors.torch import load_file
 from ..film.first_frame import COLLAGE_FRAMES, build_prompt
 from ..miniature.probe import Probe, Reading, half
 from ..miniature.stories import describe
-from ..miniature.world import FPS, SIZE, render
+from ..miniature.world import FPS, render
 from . import evaluate
-from .cast_data import CastSettings, canvas_of
-from .cast_world import MINIATURE_TRIGGER, MOST_REFERENCES, CastScene, draw_cast, film_cast
+from .cast_world import MINIATURE_TRIGGER, MOST_REFERENCES, CastScene, canvas_picture, caption_of, draw_casts
 from .flow_matching import Band, Example, FlowMatcher
 from .miniature import start_comfyui
 
-_SETTINGS = CastSettings(SIZE, SIZE, 9, MINIATURE_TRIGGER)
 _CHANNELS = 16
 
 
@@ -65,12 +62,10 @@ def judge_casts(
     films: dict[int, list[bool]] = {number: [] for number in range(1, MOST_REFERENCES + 1)}
     each: list[bool] = []
     attributes: dict[str, list[bool]] = {}
-    for index in range(count):
-        number = index % MOST_REFERENCES + 1
-        cast = draw_cast(random.Random(f"cast judged {seed} {index}"), number, held_out=True)
+    for index, cast in enumerate(draw_casts("judged", count, seed=seed, held_out=True)):
         film = film_of(cast, seed * 100_000 + index)
         right = right_references(probe, film, cast)
-        films[number].append(all(right))
+        films[cast.references].append(all(right))
         each += right
         for name, found in right_attributes(probe, film, cast).items():
             attributes.setdefault(name, []).extend(found)
@@ -99,10 +94,9 @@ def model_film(
     """What the model films from the cast's canvas and caption behind ``trigger``, without the collage. ``renoise``: as
     of ``FlowMatcher.sample``.
     """
-    clip = film_cast(cast, _SETTINGS)
     model = models.model.model
-    first = model.process_latent_in(models.vae.encode(canvas_of(clip, _SETTINGS).picture))[0]
-    prompt = build_prompt(clip.caption, [], trigger=trigger).text
+    first = model.process_latent_in(models.vae.encode(canvas_picture(cast)))[0]
+    prompt = build_prompt(caption_of(cast), [], trigger=trigger).text
     text = models.clip.encode_from_tokens(models.clip.tokenize(prompt))
     unknown = torch.zeros(_CHANNELS, latent_frames - 1, *first.shape[2:]).to(first)
     matcher = FlowMatcher(model.diffusion_model, "clean", bf16=False)

@@ -18,15 +18,12 @@ import torch
 
 from ..film.first_frame import build_prompt
 from ..miniature.stories import describe, is_held_out
-from ..miniature.world import ACTIONS, FPS, SIZE, Actor, Beat, Scene, render
-from .cast_data import CastDataError, CastItem, CastSettings, canvas_of, fingerprint_of
+from ..miniature.world import ACTIONS, FPS, Actor, Beat, Scene, render
+from .cast_data import CastDataError, CastItem, fingerprint_of
 from .cast_encode import Encoders, coverage_of, encode_video, remembered
-from .cast_world import MINIATURE_TRIGGER, CastScene, caption_of, film_cast, world_casts
-from .evaluate import schedule
+from .cast_world import LEARNED, MINIATURE_TRIGGER, CastScene, canvas_picture, caption_of, draw_casts
+from .evaluate import film_latents
 from .flow_matching import Example
-
-_SETTINGS = CastSettings(SIZE, SIZE, 9, MINIATURE_TRIGGER)
-_STEPS = 4
 
 
 def casts_of(items: Sequence[CastItem]) -> list[CastScene]:
@@ -35,7 +32,7 @@ def casts_of(items: Sequence[CastItem]) -> list[CastScene]:
     Raises:
         CastDataError: they are other clips.
     """
-    casts = world_casts(len(items))
+    casts = draw_casts(LEARNED, len(items))
     if [_asked(cast) for cast in casts] != [item.text for item in items]:
         raise CastDataError("Only the small world's own clips can be put together anew: "
                             "build the dataset by cast-data --world, with its usual seed and trigger.")  # fmt: skip
@@ -83,13 +80,10 @@ def film_casts(
 
 @torch.inference_mode()
 def _film(cast: CastScene, seed: int, encoders: Encoders, frames: int) -> dict[str, torch.Tensor]:
-    from ..host.rollout import Prompt, roll_out
-
-    clip, model = encoders.clip, encoders.model.model
-    canvas = encode_video(encoders, canvas_of(film_cast(cast, _SETTINGS), _SETTINGS).picture)
-    told = [Prompt(0, clip.encode_from_tokens_scheduled(clip.tokenize(describe(cast.scene))))]
-    shape = (1, len(canvas), 1 + (frames - 1) // 4, *canvas.shape[2:])
-    film = model.process_latent_in(roll_out(encoders.model, told, shape, schedule(_STEPS), seed=seed).latents)[0]
+    clip = encoders.clip
+    canvas = encode_video(encoders, canvas_picture(cast))
+    told = film_latents(encoders.model, clip, describe(cast.scene), 1 + (frames - 1) // 4, seed)
+    film = encoders.model.model.process_latent_in(told)[0]
     masks = render(cast.scene, torch.arange(frames) / FPS).masks.amax(dim=1)
     seen = coverage_of(masks, film.shape[1:])
     return {

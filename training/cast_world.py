@@ -23,7 +23,7 @@ from ..film.first_frame import Reference
 from ..miniature.drawing import sprite
 from ..miniature.stories import character_phrase, describe, kind_phrase, random_scene
 from ..miniature.world import BODIES, COLOURS, FPS, SIZE, Actor, Beat, Character, Scene, render
-from .cast_data import CastClip, CastSettings, CastSource, fingerprint_of
+from .cast_data import CastClip, CastSettings, CastSource, canvas_of, fingerprint_of
 
 MINIATURE_TRIGGER = "The place."
 """Words that the miniature knows, in an order that no caption of its training has. As long as "At night,", with which a
@@ -31,6 +31,8 @@ caption may begin: the small text encoder knows words by where they stand, and b
 takes one character for the other (docs/cast-lora.md).
 """
 MOST_REFERENCES = 4
+LEARNED, HELD_OUT = "clip", "held-out"
+"""Kinds of casts: those of datasets to learn from, and of datasets to judge by."""
 _ENLARGED = 4
 """Pixels of a clip are stored so many times, so that the video codec's halved colour resolution loses nothing."""
 _MARGIN = 8
@@ -65,26 +67,22 @@ def draw_cast(rng: random.Random, references: int, *, held_out: bool = False) ->
     return CastScene(Scene(scene.place, scene.actors, (beat,)), actors + bare < references, bareheaded)
 
 
-def world_casts(count: int, *, seed: int = 0, held_out: bool = False) -> list[CastScene]:
-    """``count`` casts with 1, 2, 3, 4, 1, ... references; those held out show no combination that the others may."""
-    kind = _kind(held_out)
-    numbers = [index % MOST_REFERENCES + 1 for index in range(count)]
+def draw_casts(kind: str, count: int, *, seed: int = 0, held_out: bool = False) -> list[CastScene]:
+    """``count`` casts with 1, 2, 3, 4, 1, ... references; those held out show no combination that the others may.
+    Another ``kind``, other draws.
+    """
     draws = [random.Random(f"cast {kind} {seed} {index}") for index in range(count)]
-    return [draw_cast(rng, number, held_out=held_out) for rng, number in zip(draws, numbers, strict=True)]
+    return [draw_cast(rng, index % MOST_REFERENCES + 1, held_out=held_out) for index, rng in enumerate(draws)]
 
 
 def world_clips(count: int, settings: CastSettings, *, seed: int = 0, held_out: bool = False) -> list[CastSource]:
-    """The clips of ``world_casts``."""
+    """``count`` clips of casts to learn from, or held out."""
+    kind = HELD_OUT if held_out else LEARNED
 
     def source(index: int, cast: CastScene) -> CastSource:
-        mark = fingerprint_of(repr(cast), [])
-        return CastSource(f"{_kind(held_out)}-{index:03}", mark, lambda: film_cast(cast, settings))
+        return CastSource(f"{kind}-{index:03}", fingerprint_of(repr(cast), []), lambda: film_cast(cast, settings))
 
-    return [source(index, cast) for index, cast in enumerate(world_casts(count, seed=seed, held_out=held_out))]
-
-
-def _kind(held_out: bool) -> str:
-    return "held-out" if held_out else "clip"
+    return [source(index, cast) for index, cast in enumerate(draw_casts(kind, count, seed=seed, held_out=held_out))]
 
 
 def film_cast(cast: CastScene, settings: CastSettings) -> CastClip:
@@ -96,6 +94,12 @@ def film_cast(cast: CastScene, settings: CastSettings) -> CastClip:
     actors = range(len(cast.scene.actors))
     owners = tuple(index for index in actors for _ in range(1 + (index in cast.bareheaded)))
     return CastClip(large[..., :3], FPS, tuple(cut_outs(cast)), plate, caption_of(cast), large[..., 3:], owners)
+
+
+def canvas_picture(cast: CastScene) -> torch.Tensor:
+    """The miniature's first frame of the cast, [1, 64, 64, 3]."""
+    settings = CastSettings(SIZE, SIZE, 9, MINIATURE_TRIGGER)
+    return canvas_of(film_cast(cast, settings), settings).picture
 
 
 def caption_of(cast: CastScene) -> str:

@@ -75,6 +75,15 @@ def schedule(steps: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
+def film_latents(model: Any, clip: Any, prompt: str, latent_frames: int, seed: int, *, steps: int = 4) -> torch.Tensor:
+    """Latents [1, 16, F, 8, 8], ComfyUI's LATENT space, of a prompt rolled out causally with re-noising."""
+    from ..host.rollout import Prompt, roll_out
+
+    told = [Prompt(0, clip.encode_from_tokens_scheduled(clip.tokenize(prompt)))]
+    return roll_out(model, told, (1, 16, latent_frames, 8, 8), schedule(steps), seed=seed).latents
+
+
+@torch.inference_mode()
 def film(
     models: Models,
     prompt: str,
@@ -91,14 +100,12 @@ def film(
     """
     import comfy.sample
 
-    from ..host.rollout import Prompt, roll_out
     from ..host.streaming_vae import StreamingDecoder
 
-    conditioning = models.clip.encode_from_tokens_scheduled(models.clip.tokenize(prompt))
     if causal:
-        shape = (1, 16, latent_frames, 8, 8)
-        latents = roll_out(models.model, [Prompt(0, conditioning)], shape, schedule(steps), seed=seed).latents
+        latents = film_latents(models.model, models.clip, prompt, latent_frames, seed, steps=steps)
     else:
+        conditioning = models.clip.encode_from_tokens_scheduled(models.clip.tokenize(prompt))
         empty = torch.zeros(1, 16, latent_frames, 8, 8)
         noise = comfy.sample.prepare_noise(empty, seed)
         latents = comfy.sample.sample(

@@ -29,7 +29,7 @@ from longreel.training.cast_data import (
 from longreel.training.cast_encode import PLAIN, Tint, Variant, target_frames, variants
 from longreel.training.cast_recast import casts_of, recast
 from longreel.training.cast_sources import list_clips
-from longreel.training.cast_world import MINIATURE_TRIGGER, film_cast, headgear_mask, world_casts, world_clips
+from longreel.training.cast_world import LEARNED, MINIATURE_TRIGGER, draw_casts, film_cast, headgear_mask, world_clips
 from PIL import Image
 
 SMALL = CastSettings(64, 64, 9, MINIATURE_TRIGGER)
@@ -159,7 +159,7 @@ def test_a_tint_keeps_greys_and_brightness(hue, pale, grey):
 @settings(max_examples=30)
 @given(seed=st.integers(0, 10_000))
 def test_casts_put_together_anew(seed):
-    casts = world_casts(12, seed=seed)
+    casts = draw_casts(LEARNED, 12, seed=seed)
     known = {actor.character for cast in casts for actor in cast.scene.actors}
     anew = recast(casts, 24, seed=seed)
     assert anew == recast(casts, 24, seed=seed)
@@ -175,7 +175,7 @@ def test_casts_put_together_anew(seed):
 
 def test_only_the_small_worlds_clips_are_put_together_anew(world, tmp_path):
     items = load_dataset(world)
-    assert casts_of(items) == world_casts(len(items))
+    assert casts_of(items) == draw_casts(LEARNED, len(items))
     with pytest.raises(CastDataError, match="build the dataset by cast-data --world"):
         casts_of(items[::-1])
 
