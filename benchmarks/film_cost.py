@@ -33,11 +33,11 @@ SHOT_SECONDS = 10.0
 
 def open_engine() -> Any:
     """The causal engine on the shipped miniature, as the quick start sets it up."""
-    from longreel.training.miniature import start_comfyui
+    from longreel.training.miniature.pipeline import start_comfyui
 
     start_comfyui()
     from longreel.engines.causal import CausalEngine, default_sigmas
-    from longreel.training.evaluate import load
+    from longreel.training.miniature.evaluate import load
 
     models = load(WEIGHTS)
     return CausalEngine(models.model, models.clip, models.vae, 64, 64, 16.0, default_sigmas(models.model, 4))
@@ -47,11 +47,11 @@ def open_engine() -> Any:
 def film(seconds: float, folder: Path) -> dict[str, float]:
     """Film one long take shot by shot and decode it into a file; report this process's peak memory and times."""
     engine = open_engine()
-    from longreel.film.reel import Reel
-    from longreel.film.shot import Shot, TimedPrompt
+    from longreel.film.reel.reel import Reel
+    from longreel.film.storyboard.shot import Shot, TimedPrompt
+    from longreel.host.files.video import VideoWriter
+    from longreel.host.media.decode import film_frames
     from longreel.host.progress import Progress
-    from longreel.host.reel_frames import film_frames
-    from longreel.host.video_file import VideoWriter
 
     reel = Reel.empty(engine.layout())
     block_times: list[float] = []
@@ -108,11 +108,11 @@ def length() -> None:
 def bare(storyboard: str, seeds: int) -> float:
     """Seconds of the quick start's shots without graph, reel, progress or previews: rollout, decode, file."""
     engine = open_engine()  # first: it starts ComfyUI, which what is imported below asks for its device
-    from longreel.film.storyboard import parse_storyboard
-    from longreel.film.takes import plan_story, schedule_prompts
-    from longreel.host.rollout import Prompt, roll_out
-    from longreel.host.streaming_vae import StreamingDecoder
-    from longreel.host.video_file import VideoWriter
+    from longreel.film.reel.takes import plan_story, schedule_prompts
+    from longreel.film.storyboard.text import parse_storyboard
+    from longreel.host.files.video import VideoWriter
+    from longreel.host.media.streaming_vae import StreamingDecoder
+    from longreel.host.wan.rollout import Prompt, roll_out
 
     shots = parse_storyboard(storyboard).shots
     plans = plan_story(shots, engine.clock)

@@ -87,13 +87,13 @@ def measure(way: str, suite: str, checkout: Path, latents: Path | None) -> dict[
     """Roll one film out and report its times and this process's peak memory. checkout: of the original, for `upstream`;
     latents: folder that takes the film's beginning, to be compared.
     """
-    from longreel.training.miniature import start_comfyui
+    from longreel.training.miniature.pipeline import start_comfyui
 
     start_comfyui()
     import comfy.sample
     import comfy.samplers
-    from longreel.film.memory import LONGLIVE, MEMFLOW
-    from longreel.host.rollout import Prompt, roll_out
+    from longreel.film.kv_memory import LONGLIVE, MEMFLOW
+    from longreel.host.wan.rollout import Prompt, roll_out
 
     plan = SUITES[suite]
     model, width = (None, 4096) if way == "upstream" else build(plan["model"])

@@ -19,24 +19,24 @@ from comfy.samplers import calculate_sigmas
 from comfy.sd import CLIP, VAE
 from torch import Tensor
 
-from ..film.memory import MEMFLOW, MemorySettings, MemorySnapshot
-from ..film.memory.recall import Remembered
-from ..film.memory.shots import shotstream_sigmas
-from ..film.memory.snapshot import check as check_snapshot
-from ..film.reel import FilmedShot, Reel, ReelError, ReelLayout, check_layout
-from ..film.shot import Shot
-from ..film.takes import Clock, ShotPlan, plan_shot, schedule_prompts
-from ..host.identity import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
-from ..host.paths import spill_folder
-from ..host.pictures import load_picture
+from ..film.kv_memory import MEMFLOW, MemorySettings, MemorySnapshot
+from ..film.kv_memory.recall import Remembered
+from ..film.kv_memory.shots import shotstream_sigmas
+from ..film.kv_memory.snapshot import check as check_snapshot
+from ..film.reel.reel import FilmedShot, Reel, ReelError, ReelLayout, check_layout
+from ..film.reel.takes import Clock, ShotPlan, plan_shot, schedule_prompts
+from ..film.storyboard.shot import Shot
+from ..host.files.paths import spill_folder
+from ..host.files.pictures import load_picture
+from ..host.media.streaming_vae import encode_image, wan_vae_version
+from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
 from ..host.progress import Previewer, Progress, film_previewer
-from ..host.recall import prompt_keys
-from ..host.rollout import Prompt, check_sigmas, roll_out
-from ..host.streaming_vae import encode_image, wan_vae_version
-from ..host.wan import check_model, kv_layout
-from .earlier_shots import earlier_shots
+from ..host.wan.forward import check_model, kv_layout
+from ..host.wan.recall import prompt_keys
+from ..host.wan.rollout import Prompt, check_sigmas, roll_out
+from .causal_context import earlier_shots
+from .causal_memory import MEMORY_LOG, pictures, remembered, wake
 from .filming import EngineError
-from .remembering import MEMORY_LOG, pictures, remembered, wake
 
 __all__ = ["CausalEngine", "default_sigmas"]
 

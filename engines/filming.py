@@ -11,10 +11,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import Tensor
 
-from ..film.project import Decision, PlannedShot, ProjectStore, shot_fingerprint
-from ..film.reel import Reel, ReelLayout, check_layout
-from ..film.shot import Shot
-from ..film.takes import Clock, ShotPlan, plan_story
+from ..film.reel.project import Decision, PlannedShot, ProjectStore, shot_fingerprint
+from ..film.reel.reel import Reel, ReelLayout, check_layout
+from ..film.reel.takes import Clock, ShotPlan, plan_story
+from ..film.storyboard.shot import Shot
 from ..host.progress import Previewer, Progress
 
 __all__ = [

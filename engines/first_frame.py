@@ -33,16 +33,16 @@ from ..film.first_frame import (
     compose,
     find_cut,
 )
-from ..film.reel import FilmedShot, Reel, ReelLayout, check_layout
-from ..film.shot import Shot
-from ..film.takes import Clock, ShotPlan, plan_shot
-from ..host.first_frame_lora import expert_on
-from ..host.identity import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
-from ..host.image_to_video import Stage, kind_of, sample_clip, split_steps, start_from
-from ..host.paths import spill_folder
-from ..host.pictures import PLATE, load_cut_out, load_picture
+from ..film.reel.reel import FilmedShot, Reel, ReelLayout, check_layout
+from ..film.reel.takes import Clock, ShotPlan, plan_shot
+from ..film.storyboard.shot import Shot
+from ..host.adapters.first_frame import expert_on
+from ..host.files.paths import spill_folder
+from ..host.files.pictures import PLATE, load_cut_out, load_picture
+from ..host.media.streaming_vae import StreamingDecoder, wan_vae_version
+from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
 from ..host.progress import Previewer, Progress, film_previewer
-from ..host.streaming_vae import StreamingDecoder, wan_vae_version
+from ..host.wan.first_frame import Stage, kind_of, sample_clip, split_steps, start_from
 from .filming import EngineError
 
 __all__ = ["FirstFrameEngine", "Transition"]

@@ -21,7 +21,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
-from .streaming_vae import StreamingDecoder
+from .media.streaming_vae import StreamingDecoder
 
 Previewer = Callable[[Tensor], Image.Image]
 """Latents [1, C, t, h, w] in LATENT space to a picture of their last frame."""

@@ -1,7 +1,7 @@
 """The attribute probe: a small network that reads from frames what a film shows.
 
 It judges films of one character: colour, body, headgear and place from every frame, the action from how frames follow
-each other. Trained on rendered clips only (``training.probe``), never on generated ones.
+each other. Trained on rendered clips only (``training.miniature.probe``), never on generated ones.
 """
 
 from __future__ import annotations

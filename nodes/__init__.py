@@ -8,33 +8,28 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from ..host.paths import register_model_folders
-from .cache import LongreelAddReferences, LongreelDualCache, LongreelRetrieveKeyframes
-from .cache_engine import LongreelCacheGuidedEngine, LongreelFilmWeaverLora, LongreelKeyframeClip
-from .cache_film import (
-    LongreelCacheConditioning,
-    LongreelExtendShot,
-    LongreelForkReel,
-    LongreelStartFromVideo,
-)
-from .cast import LongreelFirstFrameComposer, LongreelReference
-from .cast_dataset import LongreelBuildCastDataset, LongreelCastClip, LongreelMiniatureCastClips
-from .cast_training import LongreelTrainCastLora
-from .checkpoint import LongreelLoadCausalCheckpoint
-from .engines import LongreelCausalEngine
+from ..host.files.paths import register_model_folders
+from .causal_checkpoint import LongreelLoadCausalCheckpoint
+from .causal_engine import LongreelCausalEngine
+from .causal_memory import LongreelMemoryView, LongreelPinMemory, LongreelRetrieveMemory
+from .causal_sampler import LongreelCausalSampler
+from .dual_cache_bank import LongreelAddReferences, LongreelDualCache, LongreelRetrieveKeyframes
+from .dual_cache_dataset import LongreelMiniatureFilms, LongreelWeaverDataset
+from .dual_cache_engine import LongreelCacheGuidedEngine, LongreelFilmWeaverLora, LongreelKeyframeClip
+from .dual_cache_train import LongreelTrainWeaverLora
+from .edit import LongreelCacheConditioning, LongreelExtendShot, LongreelForkReel, LongreelStartFromVideo
 from .film import LongreelFilmShot, LongreelFilmStoryboard
-from .first_frame import LongreelFirstFramePrompt, LongreelTrimTransition
+from .first_frame_compose import LongreelFirstFrameComposer, LongreelReference
+from .first_frame_dataset import LongreelBuildCastDataset, LongreelCastClip, LongreelMiniatureCastClips
 from .first_frame_engine import LongreelFirstFrameEngine
 from .first_frame_models import LongreelExpertSwitch, LongreelFirstFrameLora
-from .memory import LongreelMemoryView, LongreelPinMemory, LongreelRetrieveMemory
+from .first_frame_prompt import LongreelFirstFramePrompt, LongreelTrimTransition
+from .first_frame_train import LongreelTrainCastLora
 from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
 from .report import LongreelContinuityReport, LongreelIdentityReport
-from .sampler import LongreelCausalSampler
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
 from .video import LongreelReelToVideo
-from .weaver_dataset import LongreelMiniatureFilms, LongreelWeaverDataset
-from .weaver_training import LongreelTrainWeaverLora
 
 NODES: list[type[io.ComfyNode]] = [
     LongreelStoryboard,

@@ -11,12 +11,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..engines.filming import Engine, Place, film_shot, prepare
-from ..film.project import ProjectStore
-from ..film.reel import Reel
-from ..film.storyboard import Storyboard, StoryboardError, format_shot, parse_shot
+from ..film.reel.project import ProjectStore
+from ..film.reel.reel import Reel
+from ..film.storyboard.text import Storyboard, StoryboardError, format_shot, parse_shot
 from ..host.expansion import input_link, leave_note, own_note
-from ..host.paths import project_folder
-from ..host.pictures import fingerprint_files
+from ..host.files.paths import project_folder
+from ..host.files.pictures import fingerprint_files
 from .sockets import CATEGORY, EngineSocket, ReelSocket, StoryboardSocket, project_input
 
 _REEL_TOOLTIP = "What was filmed before, to go on with. Without it a new film begins."

@@ -13,8 +13,8 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from typing_extensions import override
 
 from ..film.first_frame import FirstFrameError
-from ..host.first_frame_lora import apply_lora
-from ..host.image_to_video import split_steps
+from ..host.adapters.first_frame import apply_lora
+from ..host.wan.first_frame import split_steps
 from .sockets import CATEGORY
 
 _NONE = "none"

@@ -6,8 +6,8 @@ import folder_paths
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
-from ..film.reel import Reel, load_reel, save_reel
-from ..host.paths import input_file, output_file
+from ..film.reel.reel import Reel, load_reel, save_reel
+from ..host.files.paths import input_file, output_file
 from .sockets import CATEGORY, ReelSocket
 
 _SUFFIX = ".reel.safetensors"

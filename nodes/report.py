@@ -21,12 +21,12 @@ from ..film.metrics import (
     plot_continuity,
     plot_identity,
 )
-from ..film.reel import Reel
-from ..film.storyboard import Storyboard
-from ..host.embedder import Embedder
-from ..host.footage import footage_of
-from ..host.measuring import ContinuityOptions, measure_continuity, measure_identity
-from ..host.pictures import as_image
+from ..film.reel.reel import Reel
+from ..film.storyboard.text import Storyboard
+from ..host.files.pictures import as_image
+from ..host.media.embedder import Embedder
+from ..host.media.measure import ContinuityOptions, measure_continuity, measure_identity
+from ..host.media.source import footage_of
 from .sockets import CATEGORY, KeyframeClipSocket, ReelSocket, StoryboardSocket, references_input, references_of
 
 _CATEGORY = f"{CATEGORY}/reports"

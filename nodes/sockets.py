@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..film.first_frame import MAX_REFERENCES, Reference
-from ..film.memory import MEMFLOW, PRESETS, MemorySettings
+from ..film.kv_memory import MEMFLOW, PRESETS, MemorySettings
 
 CATEGORY = "Longreel"
 

@@ -8,7 +8,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
-from ..film.storyboard import (
+from ..film.storyboard.text import (
     DEFAULT_SECONDS,
     MAX_SECONDS,
     Storyboard,
@@ -17,8 +17,8 @@ from ..film.storyboard import (
     parse_storyboard,
     read_storyboards,
 )
-from ..host.paths import EXAMPLE_STORIES, input_file
-from ..host.pictures import fingerprint_files
+from ..host.files.paths import EXAMPLE_STORIES, input_file
+from ..host.files.pictures import fingerprint_files
 from .sockets import CATEGORY, StoryboardSocket
 
 _SUFFIXES = (".json", ".jsonl", ".txt")

@@ -8,11 +8,11 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 from typing_extensions import override
 
-from ..film.reel import Reel, ReelError
-from ..host.paths import output_file
+from ..film.reel.reel import Reel, ReelError
+from ..host.files.paths import output_file
+from ..host.files.video import VideoWriter, as_video, workflow_metadata
+from ..host.media.decode import decoding_steps, film_frames
 from ..host.progress import Progress
-from ..host.reel_frames import decoding_steps, film_frames
-from ..host.video_file import VideoWriter, as_video, workflow_metadata
 from .sockets import CATEGORY, ReelSocket
 
 

@@ -10,7 +10,7 @@ from comfy.ldm.wan.ar_model import CausalWanModel
 from comfy.ldm.wan.model import VaceWanModel, WanModel
 from comfy.ldm.wan.vae import WanVAE
 from comfy.ops import disable_weight_init
-from longreel.film.cache import FILMWEAVER
+from longreel.film.dual_cache import FILMWEAVER
 from longreel.miniature.text import TextEncoder
 from safetensors.torch import save_file
 

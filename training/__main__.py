@@ -13,17 +13,15 @@ from typing import NamedTuple
 
 import torch
 
-from . import (
-    cast_command,
-    cast_judge,
-    memory_judge,
-    memory_lora,
-    miniature_command,
-    scene_command,
-    weaver_command,
-    weaver_judge,
-)
-from .processes import processes
+from .causal import evaluate as memory_judge
+from .causal import train as memory_lora
+from .core.processes import processes
+from .dual_cache import command as weaver_command
+from .dual_cache import evaluate as weaver_judge
+from .dual_cache.scenes import command as scene_command
+from .first_frame import command as cast_command
+from .first_frame import evaluate as cast_judge
+from .miniature import command as miniature_command
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "miniature" / "weights"
 

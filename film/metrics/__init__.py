@@ -1,17 +1,18 @@
 """Measures of a finished video: does it hold together, does it follow its words, does it move; who is in it when.
 
 Pure functions on frames, embeddings and boxes. Where frames and embeddings come from is the caller's business
-(host/footage.py, host/measuring.py). Source: shared/research/filmweaver.md section 7, shared/research/ffgo.md 7.7.
+(host/media/source.py, host/media/measure.py). Source: shared/research/filmweaver.md section 7,
+shared/research/ffgo.md 7.7.
 """
 
+from .block_motion import block_motion
 from .continuity import ContinuityReport, Seen, ShotEvidence, ShotFigures, continuity_report
 from .crops import crop_on_white, reference_on_white, windows
 from .cuts import Span, cut_sharpness, find_cuts, keyframe_positions, spans_of
+from .frame_stats import FrameSigns, Watcher, colour_distance, lab, small
 from .identity import IdentityReport, Look, identity_report, looks_of, missing_spans
-from .likeness import assign, cosines, join, layout_likeness, margin, mean_of_pairs
-from .motion import block_motion
 from .plot import plot_continuity, plot_identity
-from .signs import FrameSigns, Watcher, colour_distance, lab, small
+from .similarity import assign, cosines, join, layout_likeness, margin, mean_of_pairs
 from .tables import continuity_table, identity_table
 from .values import Character, Found, MetricsError, boxes_from_json, parse_characters, parse_times, read_boxes
 

@@ -15,8 +15,8 @@ import torch
 
 from ..first_frame import Box
 from .cuts import Span, cut_sharpness
-from .likeness import cosines, join, layout_likeness, margin, mean_of_pairs
-from .signs import FrameSigns, colour_distance
+from .frame_stats import FrameSigns, colour_distance
+from .similarity import cosines, join, layout_likeness, margin, mean_of_pairs
 
 __all__ = ["ContinuityReport", "PairFigures", "Seen", "ShotEvidence", "ShotFigures", "continuity_report"]
 

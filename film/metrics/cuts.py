@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from .signs import FrameSigns
+from .frame_stats import FrameSigns
 from .values import MetricsError
 
 __all__ = ["Span", "cut_sharpness", "find_cuts", "keyframe_positions", "spans_of"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..first_frame import Box
-from .likeness import assign, cosines
+from .similarity import assign, cosines
 from .values import Found
 
 __all__ = [

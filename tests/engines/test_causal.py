@@ -14,10 +14,10 @@ import torch
 from comfy.ldm.lightricks.model import LTXVModel
 from longreel.engines.causal import CausalEngine, default_sigmas
 from longreel.engines.filming import film_shot, prepare
-from longreel.film.memory import LONGLIVE, MEMFLOW
-from longreel.film.project import ProjectStore
-from longreel.film.reel import Reel, ReelError
-from longreel.film.storyboard import parse_shot, parse_storyboard
+from longreel.film.kv_memory import LONGLIVE, MEMFLOW
+from longreel.film.reel.project import ProjectStore
+from longreel.film.reel.reel import Reel, ReelError
+from longreel.film.storyboard.text import parse_shot, parse_storyboard
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.progress import Progress
 from safetensors.torch import save_file
@@ -97,7 +97,7 @@ def test_memory_reaches_over_a_cut(engine: CausalEngine):
 def test_picture_is_the_first_frame(engine: CausalEngine):
     picture = torch.rand(1, 48, 32, 3, generator=torch.Generator().manual_seed(5))
     reel = engine.film(parse_shot("seconds: 0.5\nA red ball."), Reel.empty(engine.layout()), Progress(1), picture)
-    from longreel.host.streaming_vae import encode_image
+    from longreel.host.media.streaming_vae import encode_image
 
     assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(engine.vae, picture, 32, 48), atol=1e-4)
 

@@ -19,22 +19,22 @@ from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanImageToVideo
 from longreel.engines.filming import film_shot, prepare
 from longreel.engines.first_frame import LEADS, FirstFrameEngine
 from longreel.film.first_frame import Reference, compose
-from longreel.film.project import ProjectStore
-from longreel.film.reel import Reel, load_reel, save_reel
-from longreel.film.storyboard import parse_shot, parse_storyboard
-from longreel.host.image_to_video import kind_of, split_steps
+from longreel.film.reel.project import ProjectStore
+from longreel.film.reel.reel import Reel, load_reel, save_reel
+from longreel.film.storyboard.text import parse_shot, parse_storyboard
+from longreel.host.files.pictures import fingerprint_files
+from longreel.host.media.decode import film_frames
+from longreel.host.media.streaming_vae import encode_image
 from longreel.host.miniature_clip import load_miniature_clip
-from longreel.host.pictures import fingerprint_files
 from longreel.host.progress import Progress
-from longreel.host.reel_frames import film_frames
-from longreel.host.streaming_vae import encode_image
+from longreel.host.wan.first_frame import kind_of, split_steps
 from PIL import Image
 from safetensors.torch import save_file
 
 import nodes as core_nodes
 
 from .. import tiny_models
-from ..host.test_streaming_vae import _vae
+from ..host.media.test_streaming_vae import _vae
 
 WIDTH, HEIGHT = 64, 32
 SHOT = "seconds: 0.5, seed: 3\nA red ball stands at the beach."

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from longreel.film.reel import FilmedShot, ReelLayout
-from longreel.film.storyboard import Shot, TimedPrompt
+from longreel.film.reel.reel import FilmedShot, ReelLayout
+from longreel.film.storyboard.text import Shot, TimedPrompt
 
 LAYOUT = ReelLayout(
     fps=16.0,

@@ -11,8 +11,8 @@ from typing import Any
 import av
 import pytest
 import torch
-from longreel.film.project import ProjectStore
-from longreel.film.reel import load_reel
+from longreel.film.reel.project import ProjectStore
+from longreel.film.reel.reel import load_reel
 from PIL import Image
 from safetensors.torch import load_file
 

@@ -46,7 +46,7 @@ class CastCanvas {
     this.chosen = 0;
     /** @type {Map<number, HTMLElement>} what is on the stage, by number of the reference, in the order of drawing */
     this.items = new Map();
-    /** @type {any} what the last run showed, see nodes/cast_canvas.py */
+    /** @type {any} what the last run showed, see nodes/first_frame_canvas.py */
     this.shown = null;
     this.element = document.createElement("div");
     this.element.className = "longreel-cast";

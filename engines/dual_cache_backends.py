@@ -1,0 +1,278 @@
+"""What a model is told of the two caches, one way for each kind of weights.
+
+A backend only maps caches to conditioning, number of latent frames and frames to trim; filming is cache_guided.py's.
+Where ComfyUI has a node for the weights, the conditioning is the one that node makes for the same pictures.
+Source: shared/research/filmweaver.md 2.1, 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import comfy.latent_formats
+import torch
+from comfy.ldm.wan.model import VaceWanModel
+from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_wan import WanImageToVideo, WanVaceToVideo
+from node_helpers import conditioning_set_values
+
+from ..film.dual_cache import FILMWEAVER, LayoutProfile, build_payload, check_profile
+from ..host.sampling import Conditioned
+from ..host.wan.cache_tokens import PLAIN, check_model, installed_profile, with_payload
+from .dual_cache_inputs import Backend, Scene
+from .filming import EngineError
+
+__all__ = ["BACKENDS", "Bernini", "FilmWeaver", "Phantom", "StoryMem", "Svi", "Vace", "make_backend"]
+
+
+@dataclass(frozen=True)
+class FilmWeaver:
+    """Cache tokens, for weights trained with them (a LoRA of our trainer, by FilmWeaver LoRA Loader)."""
+
+    profile: LayoutProfile = FILMWEAVER
+    name = "filmweaver"
+    moves = True
+    begins = True
+
+    @property
+    def most(self) -> int:
+        return self.profile.chunk
+
+    @property
+    def chunk(self) -> int:
+        return self.profile.chunk
+
+    @property
+    def keyframes(self) -> int:
+        return self.profile.keyframes
+
+    def check(self, models: Sequence[ModelPatcher]) -> None:
+        """Every model must be installed for this profile."""
+        for model in models:
+            profile = installed_profile(model)
+            if profile is None:
+                raise EngineError(
+                    "The filmweaver backend needs a model that was trained with caches: put FilmWeaver LoRA Loader "
+                    "before the engine, or choose the bernini backend."
+                )
+            check_profile(profile, self.profile)
+            check_model(model, profile)
+
+    def condition(self, scene: Scene) -> Conditioned:
+        """The prompt with both caches; keyframes guide apart from the text, the frames before are known to all."""
+        payload = build_payload(scene.cache, scene.keyframes, scene.noise, scene.noise_seed)
+        positive = with_payload(scene.positive, payload)
+        if not scene.keyframes:
+            return Conditioned(positive, with_payload(scene.negative, payload), scene.frames)
+        before = build_payload(scene.cache, (), scene.noise, scene.noise_seed)
+        return Conditioned(
+            positive=positive,
+            middle=with_payload(scene.positive, before),
+            negative=with_payload(scene.negative, before),
+            text_first=True,
+            frames=scene.frames,
+        )
+
+
+@dataclass(frozen=True)
+class Bernini:
+    """Keyframes as references in context, for Bernini-R's weights as they are; no memory of motion."""
+
+    name = "bernini"
+    chunk = 0
+    most = 0
+    keyframes = 8
+    moves = False
+    begins = True
+
+    def check(self, models: Sequence[ModelPatcher]) -> None:
+        """Context latents are read by Wan's own forward pass."""
+        _check_class(models, PLAIN, "wan2.2_bernini_r_*")
+
+    def condition(self, scene: Scene) -> Conditioned:
+        """As core's Bernini Conditioning makes it of reference images of the film's size."""
+        context = scene.pictures()
+        if not context:
+            return Conditioned(scene.positive, scene.negative, scene.frames)
+        values = {"context_latents": context}
+        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
+        return Conditioned(positive, negative, scene.frames)
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """Keyframes as subjects behind the video, for Phantom-Wan's weights; text and pictures are guided apart."""
+
+    name = "phantom"
+    chunk = 0
+    most = 0
+    keyframes = 4
+    moves = False
+    begins = True
+
+    def check(self, models: Sequence[ModelPatcher]) -> None:
+        """Time concatenation is read by Wan's own forward pass."""
+        _check_class(models, PLAIN, "Phantom-Wan")
+
+    def condition(self, scene: Scene) -> Conditioned:
+        """As core's Wan Phantom Subject To Video makes it of pictures of the film's size."""
+        pictures = scene.pictures()
+        if not pictures:
+            return Conditioned(scene.positive, scene.negative, scene.frames)
+        subjects = torch.cat(pictures, dim=2)
+        nobody = comfy.latent_formats.Wan21().process_out(torch.zeros_like(subjects))
+        return Conditioned(
+            positive=conditioning_set_values(scene.positive, {"time_dim_concat": subjects}),
+            middle=conditioning_set_values(scene.negative, {"time_dim_concat": subjects}),
+            negative=conditioning_set_values(scene.negative, {"time_dim_concat": nobody}),
+            frames=scene.frames,
+        )
+
+
+@dataclass(frozen=True)
+class Vace:
+    """The best keyframe as reference picture and the frames before as known ones, for VACE's weights."""
+
+    name = "vace"
+    chunk = 0
+    most = 21
+    keyframes = 1
+    moves = True
+    begins = True
+
+    def check(self, models: Sequence[ModelPatcher]) -> None:
+        """The control branch must be there."""
+        _check_class(models, (VaceWanModel,), "wan2.1_vace_14B")
+
+    def condition(self, scene: Scene) -> Conditioned:
+        """As core's Wan Vace To Video makes it; the known frames are sampled again and trimmed."""
+        width, height = scene.size
+        seen = scene.seen()
+        known = scene.known(seen)
+        length = 4 * (known + scene.frames - 1) + 1
+        video = masks = None
+        if seen is not None:
+            video = torch.full((length, height, width, 3), 0.5)
+            video[: seen.shape[0]] = seen
+            masks = torch.ones(length, height, width)
+            masks[: seen.shape[0]] = 0
+        reference = scene.keyframes[0].picture.image()[None] if scene.keyframes else None
+        positive, negative, latent, trim = WanVaceToVideo.execute(
+            scene.positive, scene.negative, scene.vae, width, height, length, 1, 1.0, video, masks, reference
+        ).result
+        return Conditioned(positive, negative, latent["samples"].shape[2], trim=trim + known)
+
+
+@dataclass(frozen=True)
+class StoryMem:
+    """Keyframes as memories before the clip, for Wan 2.2 I2V A14B with StoryMem's LoRA pair.
+
+    A cut is told of the memories alone (M2V; MR2V where they are a user's pictures), a picture to start from is the
+    first frame (MI2V), and a take goes on from its last five pictures (MM2V). Source: docs/decisions.md, StoryMem.
+    """
+
+    name = "storymem"
+    chunk = 0
+    most = 21
+    keyframes = 10
+    moves = True
+    begins = False
+
+    def check(self, models: Sequence[ModelPatcher]) -> None:
+        """The frame's own input channels must be there."""
+        _check_image_to_video(models)
+
+    def condition(self, scene: Scene) -> Conditioned:
+        """Memories, each encoded alone, before what core's Wan Image To Video makes of the known pictures.
+
+        The unknown ones are mid-grey, encoded with the known; without any the whole clip is. Memories are known.
+        """
+        width, height = scene.size
+        seen = scene.seen()
+        known = scene.known(seen)
+        length = 4 * (known + scene.frames - 1) + 1
+        grey = torch.full((1, height, width, 3), 0.5)
+        ((_, told),) = WanImageToVideo.execute(
+            scene.positive[:1], [], scene.vae, width, height, length, 1, grey if seen is None else seen
+        ).result[0]
+        clip, unknown = told["concat_latent_image"], told["concat_mask"]
+        if seen is None:
+            unknown = torch.ones_like(unknown)
+        memories = scene.pictures_in_time()
+        values = {
+            "concat_latent_image": torch.cat([*(memory.to(clip) for memory in memories), clip], dim=2),
+            "concat_mask": torch.cat([torch.zeros_like(unknown[:, :, :1])] * len(memories) + [unknown], dim=2),
+        }
+        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
+        trim = len(memories) + known
+        return Conditioned(positive, negative, trim + scene.frames, trim=trim)
+
+
+@dataclass(frozen=True)
+class Svi:
+    """The take's first frame as anchor and its newest latent frame, for Wan 2.2 I2V A14B with SVI 2.0 Pro's LoRA pair.
+
+    A cut without a picture of its own starts from the keyframe that its prompt calls for. Source: docs/decisions.md,
+    SVI 2.0 Pro.
+    """
+
+    name = "svi"
+    chunk = 0
+    most = 21
+    keyframes = 1
+    moves = True
+    begins = False
+
+    def check(self, models: Sequence[ModelPatcher]) -> None:
+        """The frame's own input channels must be there."""
+        _check_image_to_video(models)
+
+    def condition(self, scene: Scene) -> Conditioned:
+        """Anchor, newest latent frame, zeros of the model's own space; only the anchor is marked as known.
+
+        What comes first is the anchor and the newest frame filmed again: both are trimmed.
+        """
+        history = scene.cache.history
+        anchor = scene.anchor if scene.anchor is not None else scene.pictures()[0]
+        told = [scene.latent_format.process_in(anchor)]
+        if history is not None and history.shape[1] > 1:
+            told.append(history[None, :, -1:])
+        trim = 0 if history is None else len(told)
+        frames = trim + scene.frames
+        clip = torch.zeros(1, anchor.shape[1], frames, *anchor.shape[3:])
+        clip[:, :, : len(told)] = torch.cat(told, dim=2)
+        unknown = torch.ones(1, 1, frames, *anchor.shape[3:])
+        unknown[:, :, :1] = 0
+        values = {"concat_latent_image": scene.latent_format.process_out(clip), "concat_mask": unknown}
+        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
+        return Conditioned(positive, negative, frames, trim=trim)
+
+
+BACKENDS = ("filmweaver", "bernini", "phantom", "vace", "storymem", "svi")
+"""Names for the node, the recommended first."""
+
+
+def make_backend(name: str, model: ModelPatcher) -> Backend:
+    """The backend of that name; filmweaver takes the profile that the model was installed with."""
+    if name == "filmweaver":
+        return FilmWeaver(installed_profile(model) or FILMWEAVER)
+    made: dict[str, Backend] = {one.name: one for one in (Bernini(), Phantom(), Vace(), StoryMem(), Svi())}
+    return made[name]
+
+
+def _check_class(models: Sequence[ModelPatcher], wanted: Sequence[type], weights: str) -> None:
+    for model in models:
+        dit = type(getattr(model.model, "diffusion_model", None))
+        if dit not in wanted:
+            raise EngineError(f"This backend cannot film with {dit.__name__}: load {weights}.")
+
+
+def _check_image_to_video(models: Sequence[ModelPatcher]) -> None:
+    """A known frame takes four channels that say so and a latent's."""
+    weights = "wan2.2_i2v_high_noise_14B and wan2.2_i2v_low_noise_14B"
+    _check_class(models, PLAIN, weights)
+    for model in models:
+        latent = model.model.latent_format.latent_channels
+        if model.model.diffusion_model.patch_embedding.weight.shape[1] != 2 * latent + 4:
+            raise EngineError(f"This backend needs an image-to-video model: load {weights}.")

@@ -1,0 +1,138 @@
+"""What a chunk's backend is told: the scene, and what every backend has in common.
+
+Source: shared/research/filmweaver.md 2.1, 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from comfy.latent_formats import LatentFormat
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+from torch import Tensor
+
+from ..film.dual_cache import CacheNoise, Keyframe, Mode, StoryCache
+from ..film.reel.takes import PromptSchedule, ShotPlan
+from ..film.storyboard.shot import TimedPrompt
+from ..host.media.keyframes import LEAD
+from ..host.sampling import Conditioned
+from .filming import EngineError
+
+__all__ = ["KNOWN", "Backend", "Scene", "check_told", "chunks", "spoken"]
+
+Conditioning = list[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What there is to tell.
+
+    positive, negative: encoded text. cache: its history is the temporal cache. keyframes: as retrieved, best first.
+    frames: latent frames to film. size: width and height in pixels. anchor: the take's first latent frame
+    [1, C, 1, h, w] in LATENT space, where it has one already.
+    """
+
+    positive: Conditioning
+    negative: Conditioning
+    cache: StoryCache
+    keyframes: Sequence[Keyframe]
+    frames: int
+    size: tuple[int, int]
+    vae: VAE
+    latent_format: LatentFormat
+    noise: CacheNoise
+    noise_seed: int
+    anchor: Tensor | None = None
+
+    def pictures(self) -> list[Tensor]:
+        """The keyframes' latents, each [1, C, 1, h, w] fp32 in LATENT space."""
+        return [self._latent(keyframe) for keyframe in self.keyframes]
+
+    def pictures_in_time(self) -> list[Tensor]:
+        """As `pictures`, a user's first and then in the order they were filmed."""
+        return [self._latent(keyframe) for keyframe in sorted(self.keyframes, key=lambda one: (one.shot, one.frame))]
+
+    def seen(self) -> Tensor | None:
+        """The take's last pictures [5, H, W, 3] or its only one, 0..1: what two latent frames are encoded from."""
+        history = self.cache.history
+        if history is None:
+            return None
+        known = min(KNOWN, history.shape[1])
+        tail = self.vae.decode(self.latent_format.process_out(history[None, :, -(known + LEAD) :]))[0].float().cpu()
+        return tail[-(1 + self.vae.temporal_compression_decode() * (known - 1)) :]
+
+    def known(self, pictures: Tensor | None) -> int:
+        """Latent frames that pictures at a clip's beginning are encoded as."""
+        return 0 if pictures is None else 1 + (len(pictures) - 1) // self.vae.temporal_compression_decode()
+
+    def _latent(self, keyframe: Keyframe) -> Tensor:
+        latent: Tensor = self.latent_format.process_out(keyframe.latent[None].float())
+        return latent
+
+
+KNOWN = 2
+"""Latent frames before a clip that are told again: five pictures, and at least one of motion."""
+
+
+class Backend(Protocol):
+    """One kind of weights.
+
+    name: in the node. chunk: latent frames at once where only so many will do, or 0. most: at most so many, those told
+    again among them, 0 for a whole shot. keyframes: at most. moves: it goes on with what was filmed before, so a shot
+    can continue another or a picture. begins: it can film where nothing is remembered yet.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def most(self) -> int: ...
+    @property
+    def keyframes(self) -> int: ...
+    @property
+    def moves(self) -> bool: ...
+    @property
+    def begins(self) -> bool: ...
+
+    def check(self, models: Sequence[ModelPatcher]) -> None:
+        """Raise a ValueError of one sentence for models it cannot tell."""
+
+    def condition(self, scene: Scene) -> Conditioned:
+        """The conditioning of one chunk."""
+
+
+def check_told(backend: Backend, cache: StoryCache) -> None:
+    """Raises EngineError where nothing is remembered and the backend films from what is."""
+    if cache.mode is Mode.NONE and not backend.begins:
+        raise EngineError(
+            f"The {backend.name} backend films from pictures and there are none yet: give the shot a picture to start "
+            "from or references, use Add References, or film the first shot with another engine."
+        )
+
+
+def chunks(backend: Backend, plan: ShotPlan) -> list[int]:
+    """Latent frames of a shot's chunks: as many as the backend must have, else as few pieces as it takes, evenly."""
+    frames = plan.latent_frames
+    if backend.chunk:
+        return [backend.chunk] * (frames // backend.chunk)
+    if not backend.most or (plan.take_start and frames <= backend.most):
+        return [frames]
+    # Every chunk but a take's first begins with what it goes on from.
+    first = backend.most if plan.take_start else 0
+    pieces = bool(first) + math.ceil((frames - first) / (backend.most - KNOWN))
+    return [frames // pieces + (index < frames % pieces) for index in range(pieces)]
+
+
+def spoken(schedule: PromptSchedule, pieces: Sequence[int]) -> list[TimedPrompt]:
+    """The prompt of each chunk: the one that holds at its middle; where chunks are the clock's blocks, at its first."""
+    prompts: list[TimedPrompt] = []
+    done = 0
+    for frames in pieces:
+        prompts.append([prompt for at, prompt in schedule.changes if at <= done + (frames - 1) // 2][-1])
+        done += frames
+    return prompts

@@ -1,0 +1,400 @@
+"""The reel: everything filmed so far and what is remembered of it, as an immutable value.
+
+A reel holds no tensor. Each shot is one entry: what was asked for, what it depends on, how many frames it has, and a
+handle to a file with its tensors: `latents` [1, C, T, h, w] in fp32, and groups of others under a prefix (`memory.` for
+what the causal engine remembers after the shot). So a reel of any length weighs a few kilobytes, can be kept in
+ComfyUI's cache, and at most one shot's memory is in RAM at a time. Filming writes a temporary file that goes when no
+reel refers to it; files of a project or of the user are never deleted.
+
+A group of tensors has JSON metadata under the same name in `FilmedShot.meta`. New groups (keyframes, characters) need
+no change of the format, and groups that this version does not know are kept through Save Reel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..storyboard.json_form import shot_from_dict, shot_to_dict
+from ..storyboard.shot import Shot
+from .edit import Edit, edit_from, edit_section
+from .fingerprint import shot_fingerprint
+from .tensor_file import (
+    FileHeader,
+    ReelError,
+    StoredTensors,
+    TensorSlot,
+    link_file,
+    read_header,
+    write_tensor_file,
+)
+
+__all__ = [
+    "FilmedShot",
+    "Reel",
+    "ReelError",
+    "ReelLayout",
+    "check_layout",
+    "load_reel",
+    "load_shot_file",
+    "save_reel",
+    "save_shot_file",
+]
+
+LATENTS = "latents"
+
+
+@dataclass(frozen=True)
+class ReelLayout:
+    """What all shots of a reel have in common, and an engine must share to go on.
+
+    fps: frames a second. width, height: pixels. latent_channels: C. spatial_compression: pixels to a side of a latent
+    element. temporal_compression: frames to a latent, except the first of a take, which is one frame. model, vae: their
+    fingerprints. engine: JSON-able layout of what engines remember, by name. Engines that may take turns on a reel use
+    names of their own ({"causal": {"layers": 30}}): only names that reel and engine both have must agree, and without
+    one in common the models may differ.
+    """
+
+    fps: float
+    width: int
+    height: int
+    latent_channels: int
+    spatial_compression: int
+    temporal_compression: int
+    model: str
+    vae: str
+    engine: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        # A copy no caller can change, equal to what comes back from a file.
+        object.__setattr__(self, "engine", json.loads(json.dumps(dict(self.engine), allow_nan=False)))
+
+    def decoded_frames(self, latent_frames: int) -> int:
+        """Frames that a take of that many latent frames decodes to."""
+        return 1 + self.temporal_compression * (latent_frames - 1) if latent_frames else 0
+
+
+@dataclass(frozen=True, eq=False)
+class FilmedShot:
+    """A finished shot.
+
+    shot: what was asked for. previous: fingerprint of the shot before, "" for the first. settings: the engine's part of
+    the fingerprint. latent_frames: T. take_start: it begins a take, so the VAE starts afresh and its first latent is
+    one frame. frames: frames of the finished film that belong to it. meta: JSON-able, by group. file: its tensors.
+    """
+
+    shot: Shot
+    previous: str
+    settings: Mapping[str, Any]
+    latent_frames: int
+    take_start: bool
+    frames: int
+    meta: Mapping[str, Any]
+    file: StoredTensors
+
+    @classmethod
+    def store(
+        cls,
+        shot: Shot,
+        latents: torch.Tensor,
+        *,
+        previous: str,
+        settings: Mapping[str, Any],
+        take_start: bool,
+        frames: int,
+        tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+        meta: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+    ) -> FilmedShot:
+        """Puts a shot just filmed on disk, in a temporary file that lives as long as the result and its copies do.
+
+        latents: [1, C, T, h, w], stored in fp32. tensors: by group and name, on any device, stored as they are, one at
+        a time; {"memory": {"k.0": ...}} is read back by memory() or file.group("memory"). meta: JSON-able, by group.
+        folder: for the temporary file; the system's if None. Raises ReelError when it cannot be written.
+        """
+        named: dict[str, torch.Tensor | TensorSlot] = {LATENTS: latents.to(torch.float32)}
+        for group, members in (tensors or {}).items():
+            named.update({f"{group}.{name}": tensor for name, tensor in members.items()})
+        section = {
+            "uid": uuid.uuid4().hex,
+            "prefix": "",
+            "shot": shot_to_dict(shot),
+            "previous": previous,
+            "settings": dict(settings),
+            "latent_frames": latents.shape[2],
+            "take_start": take_start,
+            "frames": frames,
+            "meta": dict(meta or {}),
+        }
+        path = (folder or Path(tempfile.gettempdir())) / f"longreel-{section['uid']}.safetensors"
+        write_tensor_file(path, {"kind": "shot", "shots": [section]}, named, durable=False)
+        header = read_header(path)
+        return _filmed(header.info["shots"][0], header, owned=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decided how this shot looks."""
+        return shot_fingerprint(self.previous, self.shot, self.settings)
+
+    @property
+    def seconds(self) -> float:
+        """Planned length."""
+        return self.shot.seconds
+
+    @property
+    def memory_meta(self) -> Mapping[str, Any]:
+        """Metadata of the group `memory`, empty if there is none."""
+        value: Mapping[str, Any] = self.meta.get("memory", {})
+        return value
+
+    @property
+    def lead(self) -> int:
+        """Frames at the beginning of the take, which it then begins, that are not shown."""
+        value: int = self.meta.get("transition", {}).get("lead", 0)
+        return value
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """Tensors of the group `memory` as they were after this shot, on the CPU; empty if there are none."""
+        return self.file.group("memory")
+
+    def latents(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Latent frames start .. stop (exclusive; to the end if None), [1, C, frames, h, w] fp32 on the CPU."""
+        return self.file.frames(LATENTS, start, self.latent_frames if stop is None else stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Reel:
+    """Filmed shots of one layout, in order, and edits of what is remembered of them, in order.
+
+    Adding either gives a new reel and leaves this one as it is.
+    """
+
+    layout: ReelLayout
+    shots: tuple[FilmedShot, ...] = ()
+    edits: tuple[Edit, ...] = ()
+
+    @classmethod
+    def empty(cls, layout: ReelLayout) -> Reel:
+        """A reel with nothing on it."""
+        return cls(layout)
+
+    def append(self, filmed: FilmedShot) -> Reel:
+        """This reel and one shot more. Raises ReelError if the shot does not fit it."""
+        if filmed.previous != self.fingerprint:
+            raise ReelError("The shot was filmed after another one than this reel's last: film it again on this reel.")
+        _check_fit(self.layout, filmed, first=not self.shots)
+        return replace(self, shots=(*self.shots, filmed))
+
+    def branch(self, shots: int) -> Reel:
+        """A reel of the first `shots` shots. Raises ReelError if there are not that many."""
+        if not 0 <= shots <= len(self.shots):
+            raise ReelError(f"The reel has {len(self.shots)} shots, so it cannot be cut after {shots}: choose fewer.")
+        return replace(self, shots=self.shots[:shots], edits=tuple(edit for edit in self.edits if edit.after <= shots))
+
+    def edited(self, edit: Edit) -> Reel:
+        """This reel, remembering otherwise from here on. edit.after must be the number of its shots."""
+        assert edit.after == len(self.shots)
+        return replace(self, edits=(*self.edits, edit))
+
+    def joined(self, layout: ReelLayout) -> Reel:
+        """This reel, once check_layout has let an engine of that layout take a turn: what it remembers is bound too."""
+        if not self.layout.engine:
+            return replace(self, layout=replace(self.layout, engine=layout.engine, model=layout.model))
+        return replace(self, layout=replace(self.layout, engine={**layout.engine, **self.layout.engine}))
+
+    @property
+    def last_shot(self) -> FilmedShot | None:
+        """The newest shot, None if nothing is filmed."""
+        return self.shots[-1] if self.shots else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the newest shot and the edits after it, which covers all before; "" if there is nothing."""
+        last = self.shots[-1].fingerprint if self.shots else ""
+        for edit in self.edits:
+            if edit.after == len(self.shots):
+                last = hashlib.sha256(f"{last} {edit.digest}".encode("ascii")).hexdigest()
+        return last
+
+    @property
+    def frames(self) -> int:
+        """Frames of the finished film."""
+        return sum(filmed.frames for filmed in self.shots)
+
+    @property
+    def seconds(self) -> float:
+        """Length of the finished film."""
+        return self.frames / self.layout.fps
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        files = [*(shot.file for shot in self.shots), *(edit.file for edit in self.edits)]
+        return sum(file.nbytes for file in files)
+
+    def latents(self, shot: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Latent frames of a shot, [1, C, frames, h, w] fp32 on the CPU; see FilmedShot.latents."""
+        return self.shots[shot].latents(start, stop)
+
+    def describe(self) -> str:
+        """One line for a person: shots, length, frame size, size on disk."""
+        shots = "1 shot" if len(self.shots) == 1 else f"{len(self.shots)} shots"
+        layout = self.layout
+        return (
+            f"{shots}, {self.seconds:.1f} s ({self.frames} frames at {layout.fps:g} fps), "
+            f"{layout.width}x{layout.height}, {human_size(self.nbytes)} on disk"
+        )
+
+
+def human_size(nbytes: int) -> str:
+    """Bytes as a person reads them: 999 B, 1.5 kB, 4.2 GB (powers of 1000)."""
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    size = float(nbytes)
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"
+
+
+def check_layout(reel: Reel, layout: ReelLayout) -> None:
+    """Raises ReelError, saying what differs and what to do, if an engine of this layout cannot go on with the reel."""
+    shared = set(reel.layout.engine) & set(layout.engine)
+    for name, remedy in _REMEDIES.items():
+        if name == "model" and not shared:
+            continue  # nothing of the other model's is remembered
+        mine, wanted = getattr(reel.layout, name), getattr(layout, name)
+        if mine != wanted:
+            what = name.replace("_", " ")
+            if name in ("model", "vae"):  # fingerprints tell a person nothing
+                raise ReelError(f"The reel was filmed with another {what.replace('vae', 'VAE')}: {remedy}.")
+            raise ReelError(f"The reel was filmed with {what} {mine} and this engine has {wanted}: {remedy}.")
+    for name in sorted(shared):
+        mine, wanted = reel.layout.engine[name], layout.engine[name]
+        if mine != wanted:
+            what = name.replace("_", " ")
+            raise ReelError(
+                f"The reel remembers with {what} {json.dumps(mine)} and this engine with {json.dumps(wanted)}: "
+                "use the engine it was filmed with, or start a new reel."
+            )
+
+
+_SAME_MODEL = "connect the one it was filmed with, or start a new reel"
+_REMEDIES = {
+    "model": _SAME_MODEL,
+    "vae": _SAME_MODEL,
+    "width": "set the engine to the reel's width, or start a new reel",
+    "height": "set the engine to the reel's height, or start a new reel",
+    "fps": "set the engine to the reel's frame rate, or start a new reel",
+    "latent_channels": _SAME_MODEL,
+    "spatial_compression": _SAME_MODEL,
+    "temporal_compression": _SAME_MODEL,
+}
+
+
+def _check_fit(layout: ReelLayout, filmed: FilmedShot, first: bool) -> None:
+    expected = (
+        1,
+        layout.latent_channels,
+        filmed.latent_frames,
+        layout.height // layout.spatial_compression,
+        layout.width // layout.spatial_compression,
+    )
+    found = filmed.file.shape(LATENTS)
+    if found != expected:
+        raise ReelError(f"A shot's latents are {list(found)} and the reel's are {list(expected)}: film the shot again.")
+    if first and not filmed.take_start:
+        raise ReelError("The first shot of a reel continues nothing: start it with a cut.")
+
+
+def save_reel(reel: Reel, path: Path) -> None:
+    """Writes a reel as one safetensors file, whole or not at all, without loading its tensors.
+
+    Raises ReelError when it cannot be written; a file that was at `path` then stays as it was.
+    """
+    sections: list[dict[str, Any]] = []
+    slots: dict[str, torch.Tensor | TensorSlot] = {}
+    for i, filmed in enumerate(reel.shots):
+        prefix = f"shots.{i}."
+        sections.append({**_section(filmed), "prefix": prefix})
+        slots.update({prefix + name: slot for name, slot in filmed.file.slots.items()})
+    edits: list[dict[str, Any]] = []
+    for i, edit in enumerate(reel.edits):
+        prefix = f"edits.{i}."
+        edits.append(edit_section(edit, prefix))
+        slots.update({prefix + name: slot for name, slot in edit.file.slots.items()})
+    info = {"kind": "reel", "layout": asdict(reel.layout), "shots": sections, "edits": edits}
+    write_tensor_file(path, info, slots)
+
+
+def load_reel(path: Path) -> Reel:
+    """The reel in a file; tensors stay in the file until they are asked for.
+
+    Raises ReelError if the file is absent, cut short, damaged, or not a reel.
+    """
+    header = read_header(path)
+    if header.info["kind"] != "reel":
+        raise ReelError(f"{path} holds one shot of a project and not a reel: choose a file made by Save Reel.")
+    layout = ReelLayout(**header.info["layout"])
+    shots = tuple(_filmed(section, header) for section in header.info["shots"])
+    for i, filmed in enumerate(shots):
+        _check_fit(layout, filmed, first=i == 0)
+    # Files of before there were edits have none.
+    return Reel(layout, shots, tuple(edit_from(section, header) for section in header.info.get("edits", ())))
+
+
+def save_shot_file(filmed: FilmedShot, path: Path) -> None:
+    """Puts one shot into a file of its own, as a project keeps it, whole or not at all.
+
+    A file that is that already and lies on the same disk gets a second name and is not copied.
+    Raises ReelError when it cannot be written; a file that was at `path` then stays as it was.
+    """
+    section = {**_section(filmed), "prefix": ""}
+    slots = filmed.file.slots
+    info = read_header(filmed.file.path).info
+    if info["kind"] == "shot" and info["shots"] == [section] and link_file(filmed.file.path, path):
+        return
+    write_tensor_file(path, {"kind": "shot", "shots": [section]}, slots)
+
+
+def load_shot_file(path: Path) -> FilmedShot:
+    """The shot in a file of a project. Raises ReelError if the file is not whole or holds something else."""
+    header = read_header(path)
+    if header.info["kind"] != "shot":
+        raise ReelError(f"{path} holds a reel and not one shot: load it with Load Reel.")
+    return _filmed(header.info["shots"][0], header)
+
+
+def _section(filmed: FilmedShot) -> dict[str, Any]:
+    return {
+        "uid": filmed.file.uid,
+        "shot": shot_to_dict(filmed.shot),
+        "previous": filmed.previous,
+        "settings": dict(filmed.settings),
+        "latent_frames": filmed.latent_frames,
+        "take_start": filmed.take_start,
+        "frames": filmed.frames,
+        "meta": dict(filmed.meta),
+    }
+
+
+def _filmed(section: Mapping[str, Any], header: FileHeader, owned: bool = False) -> FilmedShot:
+    return FilmedShot(
+        shot=shot_from_dict(section["shot"], "shot"),
+        previous=section["previous"],
+        settings=section["settings"],
+        latent_frames=section["latent_frames"],
+        take_start=section["take_start"],
+        frames=section["frames"],
+        meta=section["meta"],
+        file=StoredTensors(header, section["uid"], owned),
+    )

@@ -1,0 +1,1 @@
+"""Shots in words: the value, its text grammar and its JSON form."""

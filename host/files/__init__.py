@@ -1,0 +1,1 @@
+"""Files that people bring or take away: paths, checkpoints, pictures, videos."""

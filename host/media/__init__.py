@@ -1,0 +1,1 @@
+"""Between latents, pictures and what measures them: decoding, video sources, keyframes, embeddings."""

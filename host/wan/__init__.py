@@ -1,0 +1,1 @@
+"""Where the methods meet ComfyUI's Wan models: causal forward, cache tokens, given first frames."""

@@ -1,0 +1,346 @@
+"""Run a stock Wan model block by block with our KV memory instead of full attention.
+
+Only the layers the model already has are called, so LoRA patches, fp8 and GGUF weights, offloading and hooks work as
+in ComfyUI. The forward pass is put in place for one sampling run by a DIFFUSION_MODEL wrapper in transformer_options;
+the model itself is never changed. Facts: shared/research/memflow.md 1-3 and ComfyUI's comfy/ldm/wan/model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import comfy.ldm.common_dit
+import comfy.ldm.flux.math
+import comfy.ldm.modules.attention
+import comfy.ldm.wan.ar_model
+import comfy.ldm.wan.model
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.quant_ops
+import torch
+
+from ...film.kv_memory import CallKind, KVLayout, KVMemory
+from .attention import Tables, attend, prep_tables, prepare
+
+__all__ = [
+    "CausalPass",
+    "UnsupportedModelError",
+    "causal_forward",
+    "check_model",
+    "install",
+    "kv_layout",
+    "mean_text_keys",
+]
+
+_KEY = "longreel_causal"
+
+TransformerOptions = dict[str, Any]
+
+
+class UnsupportedModelError(ValueError):
+    """A model that cannot film causally; the message is one sentence that says why and what to load instead."""
+
+
+@dataclass
+class CausalPass:
+    """What a forward pass needs beyond its usual inputs; one object serves a whole rollout.
+
+    memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean and
+    are told timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current
+    prompt per layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it;
+    turns: radians added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the prompt
+    that each frame of it reads (the first, and how many), all where empty.
+    """
+
+    memory: KVMemory
+    kind: CallKind = CallKind.DENOISE
+    frames: int = 0
+    given: int = 0
+    calls: int = 0
+    text: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    tables: Tables | None = None
+    turns: list[float] = field(default_factory=list)
+    rows: list[tuple[int, int]] = field(default_factory=list)
+
+    def new_prompt(self) -> None:
+        """Forget the keys of the last prompt."""
+        self.text = []
+        self.memory.forget_text()
+
+
+def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Raise UnsupportedModelError unless `model` is a plain text-to-video Wan model."""
+    base = model.model
+    dit = getattr(base, "diffusion_model", None)
+    if not isinstance(dit, comfy.ldm.wan.model.WanModel):
+        raise UnsupportedModelError(
+            f"{type(base).__name__} is not a Wan model; load a Wan text-to-video model or a causal one made from it."
+        )
+    plain = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
+    if type(dit) not in plain or dit.ref_conv is not None:
+        raise UnsupportedModelError(
+            f"The Wan variant {type(dit).__name__} needs inputs a causal film does not have; "
+            "load a plain Wan text-to-video model."
+        )
+    channels, latent_channels = dit.patch_embedding.weight.shape[1], base.latent_format.latent_channels
+    if dit.model_type != "t2v" or channels != latent_channels:
+        raise UnsupportedModelError(
+            f"This Wan model takes {channels} input channels where the latent has {latent_channels} (image-to-video or "
+            "control); load the text-to-video model, it takes a first frame too."
+        )
+    flow = isinstance(base.model_sampling, comfy.model_sampling.CONST)
+    if not flow or base.model_type != comfy.model_base.ModelType.FLOW or dit.patch_size[0] != 1:
+        raise UnsupportedModelError("This Wan model was not trained with flow matching; load a text-to-video model.")
+
+
+def kv_layout(model: comfy.model_patcher.ModelPatcher, height: int, width: int) -> KVLayout:
+    """The memory layout of `model` for latents of `height` x `width` (latent pixels)."""
+    dit = model.model.diffusion_model
+    head_dim = dit.dim // dit.num_heads
+    tokens = -(-height // dit.patch_size[1]) * -(-width // dit.patch_size[2])
+    embedder = dit.rope_embedder
+    return KVLayout(dit.num_layers, dit.num_heads, head_dim, tokens, embedder.axes_dim[0], float(embedder.theta))
+
+
+def install(transformer_options: TransformerOptions, state: CausalPass) -> None:
+    """Route the forward passes of one sampling run through `state`; `transformer_options` must be that run's own."""
+    transformer_options[_KEY] = state
+    comfy.patcher_extension.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, _KEY, _causal_wrapper, transformer_options
+    )
+
+
+def _causal_wrapper(
+    executor: comfy.patcher_extension.WrapperExecutor,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    context: torch.Tensor,
+    clip_fea: torch.Tensor | None = None,
+    time_dim_concat: torch.Tensor | None = None,
+    transformer_options: TransformerOptions | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    options = transformer_options if transformer_options is not None else {}
+    state: CausalPass = options[_KEY]
+    if x.shape[0] != 1 or x.shape[2] != state.frames or state.calls:
+        raise UnsupportedModelError(
+            "A causal film takes one picture, one prompt and no second conditioning at a time; "
+            "remove batches, areas, masks and combined conditionings."
+        )
+    if clip_fea is not None or time_dim_concat is not None:
+        raise UnsupportedModelError("A causal film takes text conditioning only; remove the image conditioning nodes.")
+    state.calls += 1
+    return causal_forward(executor.class_obj, x, timestep, context, state, options)
+
+
+def causal_forward(
+    dit: comfy.ldm.wan.model.WanModel,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    context: torch.Tensor,
+    state: CausalPass,
+    options: TransformerOptions,
+) -> torch.Tensor:
+    """One pass over the frames of a block: x [B, C, F, h, w], timestep [1], context [B, rows, text width].
+
+    B is 1 with a KVMemory. Returns the flow [B, C, F, h, w]; zeros where the pass only had to write the memory.
+    """
+    frames, height, width = x.shape[2:]
+    x = comfy.ldm.common_dit.pad_to_patch_size(x, dit.patch_size)
+    latents = x
+    x = dit.patch_embedding(x.float()).to(x.dtype)
+    grid = x.shape[2:]
+    x = x.flatten(2).transpose(1, 2)
+
+    times = timestep.reshape(1, 1).repeat(1, frames)
+    times[:, : state.given] = 0
+    wave = comfy.ldm.wan.model.sinusoidal_embedding_1d(dit.freq_dim, times.flatten())
+    time = dit.time_embedding(wave.to(x.dtype)).unsqueeze(0)
+    modulation = dit.time_projection(time).unflatten(2, (6, dit.dim))
+
+    _cache_text(dit, context, state)
+    call = state.memory.begin_call(state.kind, frames)
+    state.tables = prep_tables(call, grid, state.memory.layout, x.device, options, state.turns)
+    # fp32 positions: core builds them in the model's dtype, and bf16 has no integers beyond 256
+    scale = options.get("rope_options", {}).get("scale_t", 1.0)
+    rotation = dit.rope_encode(
+        frames, height, width, call.place * scale, device=x.device, dtype=torch.float32, transformer_options=options
+    )
+    if state.turns:
+        rotation = _turned(rotation, state.turns, state.memory.layout.temporal_channels // 2)
+    text = dit.text_embedding(context) if "dit" in options.get("patches_replace", {}) else None
+    only_writes = state.kind is not CallKind.DENOISE
+
+    patches = options.get("patches", {}).get("double_block", ())
+    replaced = options.get("patches_replace", {}).get("dit", {})
+    options |= {"grid_sizes": grid, "total_blocks": len(dit.blocks), "block_type": "double"}
+    for layer, block in enumerate(dit.blocks):
+        options["block_index"] = layer
+        last = only_writes and layer == len(dit.blocks) - 1
+        if ("double_block", layer) in replaced:
+            arguments = {"img": x, "txt": text, "vec": modulation, "pe": rotation, "transformer_options": options}
+            original = {"original_block": _replaceable(block, layer, state)}
+            x = replaced["double_block", layer](arguments, original)["img"]
+        else:
+            x = _block(block, layer, x, modulation, rotation, state, options, last)
+        for patch in patches:
+            arguments = {"img": x, "x": latents, "vec": time, "block_index": layer, "img_offset": 0}
+            x = patch(arguments | {"transformer_options": options})["img"]
+    state.memory.end_call()
+    if only_writes:
+        return torch.zeros_like(latents[:, :, :, :height, :width])
+    return dit.unpatchify(dit.head(x, time), grid)[:, :, :, :height, :width]
+
+
+def _replaceable(block: Any, layer: int, state: CausalPass) -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
+    """The block as a `patches_replace` function may call it. Cross-attention keeps to the cached prompt."""
+
+    def original_block(args: dict[str, Any]) -> dict[str, torch.Tensor]:
+        options = args["transformer_options"]
+        return {"img": _block(block, layer, args["img"], args["vec"], args["pe"], state, options, last=False)}
+
+    return original_block
+
+
+def _block(
+    block: Any,
+    layer: int,
+    x: torch.Tensor,
+    modulation: torch.Tensor,
+    rotation: torch.Tensor,
+    state: CausalPass,
+    options: TransformerOptions,
+    last: bool,
+) -> torch.Tensor:
+    """One transformer block: x [1, F*T, dim], modulation [1, F, 6, dim]. `last` stops once the memory is written."""
+    own = comfy.model_management.cast_to(block.modulation, dtype=x.dtype, device=x.device)
+    # per frame, broadcast over its tokens: [1, F, 1, dim] each
+    shift1, scale1, gate1, shift2, scale2, gate2 = (own.unsqueeze(0) + modulation).unsqueeze(3).unbind(2)
+    frames = modulation.shape[1]
+
+    def add(base: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(base.unflatten(1, (frames, -1)), y.unflatten(1, (frames, -1)), gate).flatten(1, 2)
+
+    x = x.contiguous()
+    normed = _modulated(block.norm1, x, shift1, scale1)
+    attended = _self_attention(block.self_attn, layer, normed, rotation, state, options, last)
+    if attended is None:
+        return x
+    x = add(x, attended, gate1)
+
+    cross = block.cross_attn
+    q = cross.norm_q(cross.q(block.norm3(x)))
+    x = x + cross.o(_read_text(cross, layer, q, state, options))
+    for patch in options.get("patches", {}).get("attn2_patch", ()):
+        x = patch({"x": x, "transformer_options": options})
+
+    return add(x, block.ffn(_modulated(block.norm2, x, shift2, scale2)), gate2)
+
+
+def _read_text(
+    cross: Any, layer: int, q: torch.Tensor, state: CausalPass, options: TransformerOptions
+) -> torch.Tensor:
+    """Cross-attention of q [1, F * T, dim] over the prompt, frames that have rows of their own over these alone."""
+    k, v = state.text[layer]
+    attention = comfy.ldm.modules.attention.optimized_attention
+    attended = []
+    for frame, (first, count) in enumerate(state.rows or [(0, k.shape[1])]):
+        own = q if not state.rows else q.unflatten(1, (len(state.rows), -1))[:, frame]
+        read = (own, k[:, first : first + count], v[:, first : first + count])
+        attended.append(attention(*read, heads=cross.num_heads, transformer_options=options))
+    return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
+
+
+def _turned(rotation: torch.Tensor, turns: Sequence[float], pairs: int) -> torch.Tensor:
+    """RoPE matrices [1, F * T, 1, all pairs, 2, 2] with the first `pairs` turned on by an angle per frame."""
+    angles = torch.tensor(turns, device=rotation.device).repeat_interleave(rotation.shape[1] // len(turns))
+    cos, sin = angles.cos(), angles.sin()
+    extra = torch.stack((cos, -sin, sin, cos), dim=-1).view(1, -1, 1, 1, 2, 2)
+    return torch.cat((extra @ rotation[:, :, :, :pairs], rotation[:, :, :, pairs:]), dim=3)
+
+
+def _modulated(norm: Any, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Adaptive layer norm of x [B, F * T, dim] by shift and scale [B, F, 1, dim], in one kernel where there is one."""
+    by_frame = x.unflatten(1, (shift.shape[1], -1))
+    if _has_fused_norm(x):
+        fused: torch.Tensor = comfy.quant_ops.ck.adaln(by_frame, scale, shift, norm.eps)
+        return fused.flatten(1, 2)
+    return torch.addcmul(shift, norm(by_frame), 1 + scale).flatten(1, 2)
+
+
+def _has_fused_norm(x: torch.Tensor) -> bool:
+    """Whether comfy-kitchen may have a kernel for it: on a CPU it has none, and its eager code is the slower one."""
+    return x.is_cuda and hasattr(getattr(comfy.quant_ops, "ck", None), "adaln")
+
+
+def _self_attention(
+    attn: Any,
+    layer: int,
+    x: torch.Tensor,
+    rotation: torch.Tensor,
+    state: CausalPass,
+    options: TransformerOptions,
+    last: bool,
+) -> torch.Tensor | None:
+    """Self-attention of x [1, F*T, dim] over the memory; None when only the memory's keys were wanted."""
+    if state.tables is not None and not last:
+        prepared = prepare(attn, layer, x, state.memory, state.tables)
+        if prepared is not None:
+            return cast(torch.Tensor, attn.o(attend(prepared, layer, state.memory, options)))
+    heads = (attn.num_heads, attn.head_dim)
+    k = comfy.ldm.flux.math.apply_rope1(attn.norm_k(attn.k(x)).unflatten(2, heads), rotation)
+    v = attn.v(x).unflatten(2, heads)
+    state.memory.write(layer, k.transpose(1, 2), v.transpose(1, 2))
+    if last:
+        return None
+    q = comfy.ldm.flux.math.apply_rope1(attn.norm_q(attn.q(x)).unflatten(2, heads), rotation)
+    y = attend(q.transpose(1, 2), layer, state.memory, options)
+    for patch in options.get("patches", {}).get("attn1_patch", ()):
+        y = patch({"x": y, "q": q, "k": k, "transformer_options": options})
+    projected: torch.Tensor = attn.o(y)
+    return projected
+
+
+def _cache_text(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, state: CausalPass) -> None:
+    """Compute the prompt's cross-attention keys and values once, and give the memory their mean per head."""
+    if state.text:
+        return
+    text = dit.text_embedding(context)
+    weight = _row_weights(context, state.memory.settings.mask_padding)
+    for layer, block in enumerate(dit.blocks):
+        cross = block.cross_attn
+        k = cross.norm_k(cross.k(text))
+        state.text.append((k, cross.v(text)))
+        state.memory.set_text(layer, _mean_key(k, weight, cross))
+
+
+def mean_text_keys(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, mask_padding: bool) -> torch.Tensor:
+    """What the memory bank is matched with: mean cross-attention keys [layers, heads, head_dim] fp32 of a prompt.
+
+    context: [1, rows, text width] on the model's device, in its dtype; the model must be loaded.
+    """
+    text = dit.text_embedding(context)
+    weight = _row_weights(context, mask_padding)
+    crosses = [block.cross_attn for block in dit.blocks]
+    return torch.cat([_mean_key(cross.norm_k(cross.k(text)), weight, cross) for cross in crosses])
+
+
+def _row_weights(context: torch.Tensor, mask_padding: bool) -> torch.Tensor:
+    """Which rows of a prompt count, [1, rows, 1]: all, as in the original, or all that are not empty."""
+    weight = torch.ones_like(context[..., :1], dtype=torch.float32)
+    if not mask_padding:
+        return weight
+    # padding rows are exactly zero in ComfyUI's Wan text encoding; an empty prompt keeps them all
+    filled = context.ne(0).any(dim=-1, keepdim=True).float()
+    return filled if filled.any() else weight
+
+
+def _mean_key(k: torch.Tensor, weight: torch.Tensor, cross: Any) -> torch.Tensor:
+    """The mean over the rows that count, [B, heads, head_dim]."""
+    mean: torch.Tensor = (k.float() * weight).sum(dim=1) / weight.sum(dim=1)
+    return mean.unflatten(-1, (cross.num_heads, cross.head_dim))

@@ -1,0 +1,124 @@
+"""Ways to film: a node for each engine."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+from comfy_api.latest import io
+from torch import Tensor
+from typing_extensions import override
+
+from ..engines.causal import CausalEngine, default_sigmas
+from ..host.wan.rollout import RolloutError
+from .sockets import (
+    CATEGORY,
+    EngineSocket,
+    frames_per_block_input,
+    loop_input,
+    memory_input,
+    memory_settings,
+)
+
+
+class LongreelCausalEngine(io.ComfyNode):
+    """Models and settings to a causal engine."""
+
+    @override
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongreelCausalEngine",
+            display_name="Causal Engine",
+            category=CATEGORY,
+            description="Films block by block and remembers what it filmed, at a cost that does not grow with the "
+            "film. For Wan text-to-video models trained for it: MemFlow, LongLive, Self-Forcing, ShotStream, the "
+            "miniature.",
+            search_aliases=[
+                "memflow",
+                "longlive",
+                "self forcing",
+                "autoregressive",
+                "causal wan",
+                "infinite video",
+                "shotstream",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="A causal Wan text-to-video model from any loader, LoRA and all."),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model (umt5_xxl for Wan)."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model (wan_2.1_vae for Wan 2.1 and 2.2 14B)."),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="A noise schedule of your own, from 1 down to 0; then `steps` does not count. Without it "
+                    "the model's own shift and even steps are used, with the memory ShotStream its published ones.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=832,
+                    min=16,
+                    max=16384,
+                    step=16,
+                    tooltip="Pixels. More: finer pictures; time and memory grow faster than the picture. Use a size "
+                    "the model was trained at.",
+                ),
+                io.Int.Input("height", default=480, min=16, max=16384, step=16, tooltip="Pixels; see width."),
+                io.Float.Input(
+                    "fps",
+                    default=16.0,
+                    min=1.0,
+                    max=120.0,
+                    step=1.0,
+                    tooltip="Frames a second the model was trained at (16 for Wan 2.1). More: each second of the "
+                    "storyboard costs more frames; motion does not get faster, it is shown faster.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=4,
+                    min=1,
+                    max=100,
+                    tooltip="Denoising calls for each block. More: slower and cleaner; models distilled to 4 gain "
+                    "little beyond.",
+                ),
+                loop_input(),
+                frames_per_block_input(),
+                memory_input(),
+            ],
+            outputs=[EngineSocket.Output(display_name="engine")],
+        )
+
+    @override
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: VAE,
+        width: int,
+        height: int,
+        fps: float,
+        steps: int,
+        loop: str,
+        frames_per_block: int,
+        memory: dict[str, Any],
+        sigmas: Tensor | None = None,
+    ) -> io.NodeOutput:
+        if clip is None:
+            raise RolloutError("The loader gave no text encoder: connect one that belongs to the model.")
+        remembers = memory_settings(memory)
+        schedule = default_sigmas(model, steps, remembers) if sigmas is None else tuple(map(float, sigmas))
+        engine = CausalEngine(
+            model=model,
+            clip=clip,
+            vae=vae,
+            width=width,
+            height=height,
+            fps=fps,
+            sigmas=schedule,
+            loop=cast(Any, loop),
+            memory=remembers,
+            frames_per_block=frames_per_block,
+        )
+        engine.check()
+        return io.NodeOutput(engine)

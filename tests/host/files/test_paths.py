@@ -1,0 +1,70 @@
+"""Everything lies in ComfyUI's folders, wherever the user has moved them, and nothing leads out of them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import folder_paths
+import pytest
+from longreel.host.files import paths
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("output", "input", "temp"):
+        monkeypatch.setattr(folder_paths, f"{name}_directory", str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    registered = copy.deepcopy(folder_paths.folder_names_and_paths)
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", registered)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+
+
+def test_stock_loaders_list_the_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "MINIATURE_WEIGHTS", tmp_path / "weights")
+    name = "longreel-miniature-test.safetensors"
+    for kind in ("diffusion_models", "vae", "text_encoders"):
+        (tmp_path / "weights" / kind).mkdir(parents=True)
+        (tmp_path / "weights" / kind / f"{kind}-{name}").touch()
+    before = {kind: folder_paths.get_folder_paths(kind) for kind in ("diffusion_models", "vae", "text_encoders")}
+    paths.register_model_folders()
+    paths.register_model_folders()
+    for kind, folders in before.items():
+        assert [x for x in folder_paths.get_filename_list(kind) if x.endswith(name)] == [f"{kind}-{name}"]
+        assert folder_paths.get_folder_paths(kind) == [*folders, str(tmp_path / "weights" / kind)]
+
+
+def test_project_folder(tmp_path: Path) -> None:
+    assert paths.project_folder("my film") == tmp_path / "output" / "longreel" / "my film"
+    for name in ("../x", "/etc", "a/../../b", "a\0b"):
+        assert paths.project_folder(name).parent == tmp_path / "output" / "longreel"
+    for name in ("", " ", ".", ".."):
+        with pytest.raises(ValueError, match="cannot name a project"):
+            paths.project_folder(name)
+
+
+def test_spill_folder(tmp_path: Path) -> None:
+    assert paths.spill_folder() == tmp_path / "temp" / "longreel"
+    assert paths.spill_folder().is_dir()
+
+
+def test_input_file(tmp_path: Path) -> None:
+    (tmp_path / "input" / "cat.png").touch()
+    (tmp_path / "output" / "cat.png").touch()
+    assert paths.input_file("cat.png") == tmp_path / "input" / "cat.png"
+    assert paths.input_file("cat.png [output]") == tmp_path / "output" / "cat.png"
+    with pytest.raises(ValueError, match=r"no file 'dog\.png'"):
+        paths.input_file("dog.png")
+    with pytest.raises(ValueError, match="Invalid file path"):
+        paths.input_file("../output/cat.png")
+
+
+def test_output_file(tmp_path: Path) -> None:
+    first = paths.output_file("films/long-%width%x%height%", ".mp4", 64, 48)
+    assert first.filename == "long-64x48_00001_.mp4"
+    assert first.subfolder == "films"
+    assert first.path == tmp_path / "output" / "films" / first.filename
+    first.path.touch()
+    assert paths.output_file("films/long-64x48", ".webm", 64, 48).filename == "long-64x48_00002_.webm"
+    with pytest.raises(ValueError, match="leads out"):
+        paths.output_file("../film", ".mp4", 64, 48)

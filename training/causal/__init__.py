@@ -1,0 +1,1 @@
+"""MemFlow on the miniature: a causal model learns to use its KV memory (2512.14699)."""

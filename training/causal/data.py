@@ -1,0 +1,113 @@
+"""What the memory adapter learns from: a character seen before a cut and filmed after it, and places without anybody.
+
+Each item is encoded once and kept. How they become training sequences is ``training.causal.train``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ...miniature.stories import describe, is_held_out, random_character
+from ...miniature.text import pad, tokenize
+from ...miniature.world import ACTIONS, CAMERAS, FPS, PLACES, POSITIONS, Actor, Beat, Character, Scene, render
+from ..miniature.latents import coverage
+from ..miniature.vae import encode
+
+VIEWS = 3
+"""Frames of a character that an item remembers."""
+TARGET = 6
+"""Latent frames of a take after a cut: two blocks."""
+_SHARD = 64
+_LONGEST = 8.0
+
+
+@dataclass(frozen=True)
+class Takes:
+    """N takes that begin after a cut. Of places alone, `views` are frames of the same place later on.
+
+    views: frames remembered of earlier, [N, VIEWS, 16, 8, 8]. told: the prompt that they were filmed under, [N, 48].
+    take: [N, TARGET, 16, 8, 8]. weights: where characters are in it, [N, TARGET, 8, 8]. tokens: its prompt, and the one
+    that says "the same character" where there is one, [N, 2, 48].
+    """
+
+    views: torch.Tensor
+    told: torch.Tensor
+    take: torch.Tensor
+    weights: torch.Tensor
+    tokens: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.take)
+
+
+def scene_of(rng: random.Random, character: Character | None, *, held_out: bool = False) -> Scene:
+    """A scene of one beat with that character alone, or nobody; ``held_out`` ones are never shown in training."""
+    places = [place for place in PLACES if character is None or is_held_out(character, place) == held_out]
+    camera = rng.choice(CAMERAS) if rng.random() < 0.5 else "still"
+    nudge = round(rng.uniform(-0.05, 0.05), 3)
+    actors = () if character is None else (Actor(character, rng.choice(POSITIONS), nudge),)
+    return Scene(rng.choice(places), actors, (Beat(0.0, tuple(rng.choice(ACTIONS) for _ in actors), camera),))
+
+
+def _item(
+    rng: random.Random, character: Character | None, see: Callable[[Scene, float, int], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    before = scene_of(rng, character)
+    after = scene_of(rng, character) if character else before
+    take = see(after, 0.0, TARGET)
+    drawn = render(after, torch.arange(1 + 4 * (TARGET - 1)) / FPS).masks
+    shown = coverage(drawn) if character else torch.zeros(TARGET, 8, 8)
+    same = frozenset({0}) if character else frozenset()
+    prompts = [describe(before), describe(after), describe(after, same=same)]
+    told, *tokens = [pad(tokenize(prompt)).to(torch.uint8) for prompt in prompts]
+    return {
+        "views": see(before, rng.uniform(0.0, _LONGEST), VIEWS + 1)[1:],
+        "told": told,
+        "take": take,
+        "weights": shown.bfloat16(),
+        "tokens": torch.stack(tokens),
+    }
+
+
+def encode_takes(
+    vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, shards: int, folder: Path, seed: int
+) -> None:
+    """Write ``shards`` shards of 64 takes with a character and a quarter as many of places alone under ``folder``;
+    those already there are kept, so a killed run goes on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    @torch.no_grad()
+    def see(scene: Scene, start: float, latents: int) -> torch.Tensor:
+        frames = render(scene, start + torch.arange(1 + 4 * (latents - 1)) / FPS).frames
+        clip = (frames.transpose(0, 1)[None] * 2 - 1).to(shift.device, memory_format=torch.channels_last_3d)
+        with torch.autocast(shift.device.type, dtype=torch.bfloat16):
+            z = encode(vae, clip).float()
+        return ((z - shift) / scale)[0].transpose(0, 1).bfloat16().cpu().contiguous()
+
+    def item(name: str, alone: bool) -> dict[str, torch.Tensor]:
+        rng = random.Random(f"memory {name}")
+        return _item(rng, None if alone else random_character(rng), see)
+
+    kinds = [("places", -(-shards // 4), True), ("characters", shards, False)]
+    for kind, count, alone in kinds:
+        for shard in range(count):
+            path = folder / f"{kind}-{shard:03}.safetensors"
+            if not path.exists():
+                items = [item(f"{kind} {seed}/{shard}/{index}", alone) for index in range(_SHARD)]
+                part = path.with_suffix(".part")
+                save_file({key: torch.stack([each[key].contiguous() for each in items]) for key in items[0]}, part)
+                part.replace(path)
+
+
+def load_takes(folder: Path, kind: str) -> Takes:
+    """All shards of a ``kind`` ("characters" or "places") found under ``folder``."""
+    shards = [load_file(path) for path in sorted(folder.glob(f"{kind}-*.safetensors"))]
+    return Takes(**{key: torch.cat([shard[key] for shard in shards]) for key in shards[0]})

@@ -1,0 +1,258 @@
+"""Teach a causal model to use its memory after a cut: who "the same character" is, and which frames are worth keeping.
+
+A training sequence is a take that begins after a cut, with the film's first block (the sink) and three remembered
+frames (the bank) before it, as a rollout shows them. Sink and bank hold places without anybody and, anywhere among
+them, the character that the new take calls "the same"; in other sequences the new take names everything, or shows a
+place alone, so that memory is used only when it is asked for.
+
+In some sequences the new take reads three of the six remembered frames only, as sparse activation lets it. A loss made
+of what a reader sees in the guessed latents (training/miniature/latent_classifier.py), and an eye if asked for, weighs
+who is shown more than how the rest looks.
+
+A last loss shapes what the bank keeps. A full bank drops the frame whose keys fit the prompt's least; here frames
+with a character are to fit every prompt better than frames without. So a film's empty moments are forgotten first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..core.loop import Metrics, Schedule, train
+from ..core.lora import WAN_LAYERS, adapt, choose_layers, save_lora
+from ..miniature.auxiliary import add_critic_arguments, open_critics
+from ..miniature.dit import DitRecipe, Miniature, loss, predict
+from ..miniature.export import FILES, read_dit, read_vae
+from ..miniature.latent_classifier import shown
+from ..miniature.pipeline import start_comfyui
+from ..miniature.sequences import BLOCK, CONTEXT_NOISE, SINK, noise_levels
+from ..miniature.vae import VaeRecipe, build_vae
+from .data import Takes, encode_takes, load_takes
+
+BANK = 3
+_ROWS = 5
+"""Prompts of a sequence: the sink's, one for each remembered frame, the new take's."""
+_FARTHEST = 240
+_SECOND = 0.3
+_ACTIVE = 3
+"""Remembered frames in view when they are few, as memory-judge's sparse activation has it."""
+_CHARACTER_WEIGHT = 10
+
+
+@dataclass(frozen=True)
+class MemoryRecipe:
+    """A run on ``shards`` shards of takes. ``ranking``: weight of the loss that shapes what the bank keeps,
+    ``reading`` and ``sight``: of what a reader, and an eye behind the decoder, see (``critics``). ``few``: share of
+    sequences in which three remembered frames are in view.
+    """
+
+    rank: int = 32
+    steps: int = 1700
+    batch: int = 16
+    rate: float = 1e-3
+    muon_rate: float = 2e-3
+    ranking: float = 0.1
+    reading: float = 0.3
+    sight: float = 0.0
+    few: float = 0.35
+    shards: int = 12
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A batch of B sequences of F frames. clean: [B, 16, F, 8, 8]; shows: which remembered frames show somebody
+    [B, BANK]; named: what the last block shows, [B, len(SHOWN)]; sees: [B, F, F]; the rest as of ``predict`` and
+    ``sequences.Batch``.
+    """
+
+    clean: torch.Tensor
+    noise: torch.Tensor
+    sigma: torch.Tensor
+    weight: torch.Tensor
+    tokens: torch.Tensor
+    caption: torch.Tensor
+    position: torch.Tensor
+    sees: torch.Tensor
+    shows: torch.Tensor
+    named: torch.Tensor
+
+
+def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int, few: float = 0.0) -> Sequences:
+    """A batch: all of it takes' first blocks, or all of it second ones. Uses torch's global generator for noise."""
+    second = rng.random() < _SECOND
+    gap = BLOCK * rng.randint(5, (_FARTHEST if rng.random() < 0.8 else 3000) // BLOCK)
+    remembered = sorted(BLOCK * at for at in rng.sample(range(1, gap // BLOCK), BANK))
+    blocks = [list(range(SINK)), *([at] for at in remembered), *([[*range(gap, gap + BLOCK)]] if second else [])]
+    start = gap + BLOCK * second
+    blocks.append(list(range(start, start + BLOCK)))
+    drawn = [_draw(people, places, rng, second) for _ in range(size)]
+    clean = torch.stack([item["clean"] for item in drawn]).transpose(1, 2)
+    owner = torch.tensor([index for index, block in enumerate(blocks) for _ in block])
+    count, noisy = len(owner), owner == len(blocks) - 1
+    # a remembered frame sees the sink and itself, the take everything before it
+    sees = (owner[:, None] == owner[None]) | (owner[None] == 0)
+    sees |= (owner[:, None] > BANK) & (owner[None] <= owner[:, None])
+    sees = sees.repeat(size, 1, 1)
+    for item, seen in zip(drawn, sees, strict=True):
+        if rng.random() < few:
+            hidden = _hidden(item["person"], rng)
+            seen[SINK + BANK :, hidden] = False
+    spoil = CONTEXT_NOISE * torch.rand(size, 1, 1, 1, 1) * (torch.rand(size, 1, 1, 1, 1) < 0.8)
+    clean = torch.where(noisy[:, None, None], clean, clean + spoil * torch.randn_like(clean))
+    weight = torch.zeros(size, 1, count, 8, 8)
+    weight[:, 0, noisy] = torch.stack([item["weight"] for item in drawn])
+    return Sequences(
+        clean,
+        torch.randn_like(clean),
+        noise_levels((size, 1), few=0.7) * noisy,
+        weight,
+        torch.stack([item["tokens"] for item in drawn]),
+        owner.clamp(max=_ROWS - 1).expand(size, -1),
+        torch.tensor([at for block in blocks for at in block]).expand(size, -1),
+        sees,
+        torch.stack([item["person"][SINK:] for item in drawn]),
+        torch.stack([shown(item["named"]) for item in drawn]),
+    )
+
+
+def _hidden(person: torch.Tensor, rng: random.Random) -> list[int]:
+    """Which of the remembered frames stay out of view when three are in it: those with somebody come first, as the
+    picks of sparse activation are meant to.
+    """
+    order = sorted(range(len(person)), key=lambda frame: (not bool(person[frame]), rng.random()))
+    return order[_ACTIVE:]
+
+
+def _draw(people: Takes, places: Takes, rng: random.Random, second: bool) -> dict[str, torch.Tensor]:
+    """One sequence: clean [F, 16, 8, 8], weight [BLOCK, 8, 8] of what is learned, tokens [5, 48], named [48], and
+    which of sink and bank show a person [SINK + BANK].
+    """
+    who = rng.randrange(len(people))
+    kind = rng.choices(("same", "named", "place"), (0.6, 0.2, 0.2))[0]
+    seen = who if kind == "same" or rng.random() < 0.3 else rng.randrange(len(people))
+    in_sink = rng.random() < 0.2
+    often = rng.choices(range(4), (0.3, 0.4, 0.2, 0.1) if in_sink or kind != "same" else (0, 0.5, 0.35, 0.15))[0]
+    often_in = rng.sample(range(BANK), often)
+    scenery = [rng.randrange(len(places)) for _ in range(BANK + 1)]
+    frames, tokens = [], []
+    if in_sink:
+        frames += list(people.views[seen][:SINK])
+        tokens.append(people.told[seen])
+    else:
+        frames += list(places.take[scenery[-1]][:SINK])
+        tokens.append(places.told[scenery[-1]])
+    for index in range(BANK):
+        source, item = (people, seen) if index in often_in else (places, scenery[index])
+        frames.append(source.views[item][rng.randrange(source.views.shape[1])])
+        tokens.append(source.told[item])
+    source, item = (places, rng.randrange(len(places))) if kind == "place" else (people, who)
+    frames += list(source.take[item][: 2 * BLOCK if second else BLOCK])
+    tokens.append(source.tokens[item, int(kind == "same")])
+    learned = slice(BLOCK, 2 * BLOCK) if second else slice(0, BLOCK)
+    return {
+        "clean": torch.stack(frames).float(),
+        "weight": 1 + _CHARACTER_WEIGHT * source.weights[item, learned].float(),
+        "tokens": torch.stack(tokens).long(),
+        "named": source.tokens[item, 0],
+        "person": torch.tensor([in_sink] * SINK + [index in often_in for index in range(BANK)]),
+    }
+
+
+def ranking_loss(keys: list[tuple[torch.Tensor, torch.Tensor]], shows: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """How far the bank is from keeping what it should, and the share of right decisions.
+
+    keys: of ``predict``; shows [B, BANK]. For each pair of remembered frames of which one shows somebody: the logistic
+    loss of its lead in the bank's own score (film.kv_memory.MemoryBank), under the new take's prompt.
+    """
+    pair = shows[:, :, None] & ~shows[:, None]
+    total, right = keys[0][0].new_zeros((), dtype=torch.float32), 0.0
+    for frame_keys, text_keys in keys:
+        _, heads, _, width = frame_keys.shape
+        text = text_keys.float().unflatten(2, (_ROWS, -1))[:, :, -1].mean(dim=2)
+        n = 16
+        means = frame_keys[:, :, SINK * n : (SINK + BANK) * n].float().unflatten(2, (BANK, n)).mean(dim=3)
+        score = torch.einsum("bhd,bhfd->bf", text, means) / (heads * width**0.5)
+        ahead = (score[:, :, None] - score[:, None])[pair]
+        total = total + F.softplus(1 - 20 * ahead).mean()
+        right += float((ahead > 0).float().mean())
+    return total / len(keys), right / len(keys)
+
+
+def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output: Path) -> Path:
+    """Train the adapter for the miniature under ``weights`` on the takes in ``folder``/takes, resuming there."""
+    people, places = (load_takes(folder / "takes", kind) for kind in ("characters", "places"))
+    model = Miniature(DitRecipe())
+    read_dit(model, weights)
+    model.requires_grad_(False)
+    critic = open_critics(weights, recipe.reading, recipe.sight)
+    names = choose_layers(model.dit, WAN_LAYERS)
+    tree, adapter = adapt(model.dit, names, recipe.rank, seed=recipe.seed)
+
+    def learn(step: int) -> tuple[torch.Tensor, Metrics]:
+        batch = draw_sequences(people, places, random.Random(f"{recipe.seed}/{step}"), recipe.batch, recipe.few)
+        keys: list[tuple[torch.Tensor, torch.Tensor]] = []
+        sigma = batch.sigma[:, None, :, None, None]
+        noised = (1 - sigma) * batch.clean + sigma * batch.noise
+        v = _velocity(model, tree, batch, noised, keys)
+        value = loss(v, batch.noise - batch.clean, batch.weight)
+        guess = noised - sigma * v
+        seen = critic.loss(guess[:, :, -BLOCK:], list(batch.named)) if critic else value.new_zeros(())
+        rank, right = ranking_loss(keys, batch.shows)
+        kind = "first" if batch.clean.shape[2] == SINK + BANK + BLOCK else "second"
+        told = {kind: float(value.detach()), f"{kind} seen": float(seen.detach()), "rank": float(rank.detach())}
+        return value + recipe.ranking * rank + seen, told | {"kept": right}
+
+    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, warmup=30, average=0.99)
+    adapter.load_state_dict(train("memory", adapter, learn, schedule, folder, seed=recipe.seed, save_every=60))
+    told = {"base": "longreel-miniature-dit", "recipe": "memory", "steps": str(recipe.steps)}
+    return save_lora(adapter, output, told, dtype=torch.bfloat16)
+
+
+def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
+    """``memory-lora``'s."""
+    usual = MemoryRecipe()
+    parser.add_argument("--folder", type=Path, required=True, help="encoded takes, checkpoints, curve (resumed)")
+    parser.add_argument("--steps", type=int, default=usual.steps, help="updates")
+    parser.add_argument("--rank", type=int, default=usual.rank, help="size of the adapter")
+    parser.add_argument("--shards", type=int, default=usual.shards, help="of 64 takes to learn from")
+    add_critic_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
+
+
+def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
+    """``memory-lora``. ``weights``: where the miniature's files are and the adapter goes."""
+    start_comfyui()
+    recipe = MemoryRecipe(
+        chosen.rank, chosen.steps, reading=chosen.reading, sight=chosen.sight, shards=chosen.shards, seed=chosen.seed
+    )
+    vae = build_vae(VaeRecipe().width)
+    read_vae(vae, weights)
+    # what read_vae gives has latents of zero mean and unit variance already
+    none, one = torch.zeros(16, 1, 1, 1), torch.ones(16, 1, 1, 1)
+    encode_takes(vae.eval(), none, one, recipe.shards, chosen.folder / "takes", recipe.seed)
+    print(train_memory_lora(recipe, weights, chosen.folder, weights / FILES["memory"]))
+
+
+def _velocity(
+    model: Miniature,
+    tree: Any,
+    batch: Sequences,
+    noised: torch.Tensor,
+    keys: list[tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    size, prompts, length = batch.tokens.shape
+    with torch.autocast(batch.clean.device.type, dtype=torch.bfloat16):
+        rows = model.text(batch.tokens.flatten(0, 1)).reshape(size, prompts * length, -1)
+        reads = F.one_hot(batch.caption, prompts).bool().repeat_interleave(length, dim=2)
+        velocity = predict(
+            tree, noised, batch.sigma * 1000, rows, position=batch.position, sees=batch.sees, reads=reads, keys=keys
+        )
+    return velocity.float()

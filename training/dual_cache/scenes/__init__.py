@@ -1,0 +1,1 @@
+"""Encoded scenes from a person's own films: cut, grouped, captioned, encoded."""

@@ -1,0 +1,97 @@
+"""Films that the base makes of the small world's casts put together anew, for it to learn filming them off pictures.
+
+Forty clips show a few dozen of all pairs, and what a LoRA makes of them it learns by heart. But the base films anybody
+from words. So characters of different clips share a scene, the base is told in words how each looks and films it, and
+behind a canvas of these pictures, under a caption that does not say colours, its film becomes one more example: what
+words can do, pictures shall do (the idea of context distillation: Askell et al., "A General Language Assistant", 2021,
+section 2.1). Nothing is seen that is not in the clips but what the base knows already.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ...film.first_frame import build_prompt
+from ...miniature.stories import describe, is_held_out
+from ...miniature.world import ACTIONS, FPS, Actor, Beat, Scene, render
+from ..core.objectives.flow_matching import Example
+from ..miniature.evaluate import film_latents
+from .dataset import CastDataError, CastItem, fingerprint_of
+from .encode import Encoders, coverage_of, encode_video, remembered
+from .world import LEARNED, MINIATURE_TRIGGER, CastScene, canvas_picture, caption_of, draw_casts
+
+
+def casts_of(items: Sequence[CastItem]) -> list[CastScene]:
+    """What the clips of a dataset of the small world show.
+
+    Raises:
+        CastDataError: they are other clips.
+    """
+    casts = draw_casts(LEARNED, len(items))
+    if [_asked(cast) for cast in casts] != [item.text for item in items]:
+        raise CastDataError("Only the small world's own clips can be put together anew: "
+                            "build the dataset by cast-data --world, with its usual seed and trigger.")  # fmt: skip
+    return casts
+
+
+def recast(casts: Sequence[CastScene], count: int, *, seed: int = 0) -> list[CastScene]:
+    """``count`` scenes like those of ``casts``, one after the other, with characters out of all of them and other
+    actions; no combination of character and place that training may not show.
+    """
+    characters = [actor.character for cast in casts for actor in cast.scene.actors]
+
+    def drawn(index: int) -> CastScene:
+        rng, like = random.Random(f"recast {seed} {index}"), casts[index % len(casts)]
+        place, places = like.scene.place, like.scene.actors
+        who = rng.sample(characters, len(places))
+        while len(set(who)) < len(who) or any(is_held_out(character, place) for character in who):
+            who = rng.sample(characters, len(places))
+        nudges = (round(rng.uniform(-0.05, 0.05), 3) for _ in who)
+        actors = tuple(map(Actor, who, (actor.position for actor in places), nudges))
+        beat = Beat(0.0, tuple(rng.choice(ACTIONS) for _ in who), like.scene.beats[0].camera)
+        bareheaded = frozenset(rng.sample(range(len(who)), len(like.bareheaded)))
+        return CastScene(Scene(place, actors, (beat,)), like.plate, bareheaded)
+
+    return [drawn(index) for index in range(count)]
+
+
+def film_casts(
+    casts: Sequence[CastScene], encoders: Encoders, frames: int, folder: Path, *, say: Callable[[str], None] = print
+) -> list[Example]:
+    """``frames`` frames of each cast, filmed in four steps block by block by the base that is told everything, behind
+    its canvas. Films that ``folder`` has already are kept while cast, length and models stay the same.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = []
+    for index, cast in enumerate(casts):
+        path = folder / f"recast-{index:04}.safetensors"
+        mark = fingerprint_of([repr(cast), frames, encoders.name + encoders.mark], [])
+        tensors, made = remembered(path, mark, partial(_film, cast, index, encoders, frames))
+        if made and (index + 1) % 20 == 0:
+            say(f"filmed {index + 1}/{len(casts)} casts put together anew")
+        examples.append(Example(tensors["latents"], tensors["text"], subject=tensors["subject"]))
+    return examples
+
+
+@torch.inference_mode()
+def _film(cast: CastScene, seed: int, encoders: Encoders, frames: int) -> dict[str, torch.Tensor]:
+    clip = encoders.clip
+    canvas = encode_video(encoders, canvas_picture(cast))
+    told = film_latents(encoders.model, clip, describe(cast.scene), 1 + (frames - 1) // 4, seed)
+    film = encoders.model.model.process_latent_in(told)[0]
+    masks = render(cast.scene, torch.arange(frames) / FPS).masks.amax(dim=1)
+    seen = coverage_of(masks, film.shape[1:])
+    return {
+        "latents": torch.cat([canvas, film], dim=1),
+        "text": clip.encode_from_tokens(clip.tokenize(_asked(cast)))[0],
+        "subject": torch.cat([torch.zeros_like(seen[:1]), seen]),
+    }
+
+
+def _asked(cast: CastScene) -> str:
+    return build_prompt(caption_of(cast), [], trigger=MINIATURE_TRIGGER).text

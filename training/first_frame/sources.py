@@ -1,0 +1,128 @@
+"""Where the clips of a cast dataset come from: a list of own clips with their entities marked.
+
+The list is a JSON file, all paths relative to it:
+
+    [{"id": "kitchen", "clip": "kitchen.mp4", "caption": "A hand lifts the mug ...", "plate": "kitchen-empty.png",
+      "entities": [{"name": "mug", "description": "a white enamel mug", "mask": "kitchen-mug.png"}]}]
+
+An entity has one of ``picture`` (a cut-out with transparency), ``mask`` (white marks it on the clip's first frame) or
+``box`` ([x, y, width, height] on the first frame). Cut-outs, masks, plates and captions come from whatever made them:
+a segmentation, image-edit or text-generation workflow, or a person. ``plate`` may be left out; ``subjects`` may name a
+video as long as the clip that is white where the cast is, so that it weighs more in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ...film.first_frame import Reference
+from ...film.first_frame.values import to_bytes
+from .dataset import CastClip, CastDataError, CastSettings, CastSource, fingerprint_of, pixels_of, read_frames
+
+_WAYS = ("picture", "mask", "box")
+_NAME = r"[\w-]+"
+
+
+def given_clip(
+    name: str,
+    frames: torch.Tensor,
+    fps: float,
+    references: Sequence[Reference],
+    plate: torch.Tensor | None,
+    caption: str,
+) -> CastSource:
+    """A clip whose frames [T, H, W, 3] in 0..1 and cut-outs are at hand, as in a graph.
+
+    Raises:
+        CastDataError: the name cannot be a file's, or there is no reference.
+    """
+    if not re.fullmatch(_NAME, name):
+        raise CastDataError(f"A clip has the name '{name}': use letters, digits, - and _.")
+    if not references:
+        raise CastDataError(f"The clip '{name}' needs at least one reference.")
+    digest = hashlib.sha256()
+    for picture in (frames, *([] if plate is None else [plate])):
+        digest.update(repr(tuple(picture.shape)).encode() + to_bytes(picture))
+    for reference in references:
+        digest.update(repr((reference.width, reference.height, reference.name, reference.description)).encode())
+        digest.update(reference.rgba)
+    clip = CastClip(frames, fps, tuple(references), plate, caption)
+    return CastSource(name, fingerprint_of([digest.hexdigest(), fps, caption], []), lambda: clip)
+
+
+def list_clips(path: Path, settings: CastSettings) -> list[CastSource]:
+    """The clips that the list names.
+
+    Raises:
+        CastDataError: it is no such list.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CastDataError(f"{path} is not a list of clips: {error}.") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise CastDataError(f"{path} is not a list of clips: it must be a JSON list of objects.")
+    return [_source(entry, path.parent, settings) for entry in entries]
+
+
+def _source(entry: Mapping[str, Any], folder: Path, settings: CastSettings) -> CastSource:
+    name = str(entry.get("id", ""))
+    if not re.fullmatch(_NAME, name):
+        raise CastDataError(f"A clip has the id '{name}': use letters, digits, - and _.")
+    entities = entry.get("entities")
+    if not entry.get("clip") or not isinstance(entities, list) or not entities:
+        raise CastDataError(f"The clip '{name}' needs a clip file and at least one entity.")
+    for entity in entities:
+        if not isinstance(entity, dict) or sum(way in entity for way in _WAYS) != 1:
+            raise CastDataError(f"Each entity of '{name}' needs exactly one of {', '.join(_WAYS)}.")
+    named = [
+        entry["clip"],
+        entry.get("plate"),
+        entry.get("subjects"),
+        *(entity.get(way) for entity in entities for way in ("picture", "mask")),
+    ]
+    files = [folder / file for file in named if file]
+    return CastSource(name, fingerprint_of(dict(entry), files), lambda: _load(entry, folder, settings))
+
+
+def _load(entry: Mapping[str, Any], folder: Path, settings: CastSettings) -> CastClip:
+    size = (settings.width, settings.height)
+    frames, fps = read_frames(folder / entry["clip"], settings.frames, size)
+    first = read_frames(folder / entry["clip"], 1)[0][0]  # entities are marked in the clip's own pixels
+    plate = _open(folder / entry["plate"], "RGB") if entry.get("plate") else None
+    references = tuple(_reference(entity, first, folder) for entity in entry["entities"])
+    subjects = None
+    if entry.get("subjects"):
+        subjects = read_frames(folder / entry["subjects"], settings.frames, size)[0].amax(dim=-1, keepdim=True)
+    return CastClip(frames, fps, references, plate, str(entry.get("caption", "")), subjects)
+
+
+def _reference(entity: Mapping[str, Any], first: torch.Tensor, folder: Path) -> Reference:
+    name, description = str(entity.get("name", "")), str(entity.get("description", ""))
+    if "picture" in entity:
+        return Reference.from_image(_open(folder / entity["picture"], "RGBA"), None, name, description)
+    if "mask" in entity:
+        return Reference.from_image(first, _open(folder / entity["mask"], "L")[..., 0], name, description)
+    try:
+        x, y, width, height = (int(value) for value in entity["box"])
+    except (TypeError, ValueError) as error:
+        raise CastDataError(f"The box of '{name}' must be four whole numbers: x, y, width, height.") from error
+    mask = torch.zeros(first.shape[:2])
+    mask[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)] = 1
+    return Reference.from_image(first, mask, name, description)
+
+
+def _open(path: Path, mode: str) -> torch.Tensor:
+    try:
+        with Image.open(path) as picture:
+            return pixels_of(picture.convert(mode))
+    except OSError as error:
+        raise CastDataError(f"{path} cannot be read as a picture: {error}.") from error

@@ -1,0 +1,1 @@
+"""The small world's own models, trained from scratch in stages."""

@@ -1,0 +1,296 @@
+"""The miniature's Wan DiT and its text encoder, trained together once in mixed modes.
+
+One network serves text-to-video, causal rollout and a given first frame, because Wan takes a noise level per frame;
+``training.miniature.sequences`` says what a training sequence is. A tenth of the sequences reads no prompt, which gives
+core's sampler a negative to guide with.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...miniature.text import TextEncoder
+from ..core.loop import Metrics, Schedule, train
+from .latent_classifier import SHOWN, reading_loss, shown
+from .latents import Stories
+from .pixel_losses import Onlooker
+from .sequences import FEW_STEPS, Batch, draw_batch
+
+_WORDLESS = 0.1
+
+
+@dataclass(frozen=True)
+class DitRecipe:
+    """Sizes and schedule of the DiT and the text encoder.
+
+    ``reading`` weighs what the reader sees in the guessed latents (see reader.py). ``own_context`` is the share of
+    sequences that go on from what the model itself makes of the frames before, ``own_steps`` the share of batches that
+    go on denoising what it has denoised itself.
+    """
+
+    dim: int = 192
+    ffn_dim: int = 576
+    layers: int = 8
+    heads: int = 3
+    freq_dim: int = 128
+    text_dim: int = 128
+    steps: int = 6000
+    batch: int = 8
+    rate: float = 1e-3
+    muon_rate: float = 2e-3
+    reading: float = 0.3
+    own_context: float = 0.5
+    own_steps: float = 0.25
+    seed: int = 0
+
+
+class Miniature(nn.Module):
+    """The DiT and the text encoder as one trainable module."""
+
+    def __init__(self, recipe: DitRecipe):
+        super().__init__()
+        self.dit = build_dit(recipe)
+        self.text = TextEncoder(recipe.text_dim)
+        for parameter in self.text.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.05)
+
+
+def build_dit(recipe: DitRecipe) -> Any:
+    """ComfyUI's ``CausalWanModel`` in float32, initialised as in the Wan paper's code: Xavier matrices, zero head."""
+    import comfy.ops
+    from comfy.ldm.wan.ar_model import CausalWanModel
+
+    dit = CausalWanModel(
+        dim=recipe.dim,
+        ffn_dim=recipe.ffn_dim,
+        num_layers=recipe.layers,
+        num_heads=recipe.heads,
+        freq_dim=recipe.freq_dim,
+        text_dim=recipe.text_dim,
+        dtype=torch.float32,
+        device="cpu",
+        operations=comfy.ops.disable_weight_init,
+    )
+    for name, parameter in dit.named_parameters():
+        if name.endswith("modulation"):
+            nn.init.normal_(parameter, std=recipe.dim**-0.5)
+        elif name.endswith(".bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim == 1:
+            nn.init.ones_(parameter)
+        elif name.startswith(("text_embedding", "time_embedding", "time_projection")):
+            nn.init.normal_(parameter, std=0.02)
+        else:
+            nn.init.xavier_uniform_(parameter.flatten(1))
+    nn.init.zeros_(dit.head.head.weight)
+    return dit
+
+
+def _angles(dit: Any, position: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine [B, 1, F * h * w, head_dim / 2] of the rotary embedding for frames at ``position`` [B, F]."""
+    d = dit.dim // dit.num_heads
+    axes = (d - 4 * (d // 6), 2 * (d // 6), 2 * (d // 6))
+    b, f = position.shape
+    ids = [
+        position[:, :, None, None].expand(b, f, height, width),
+        torch.arange(height, device=position.device)[None, None, :, None].expand(b, f, height, width),
+        torch.arange(width, device=position.device)[None, None, None].expand(b, f, height, width),
+    ]
+    parts = []
+    for axis, index in zip(axes, ids, strict=True):
+        omega = 10000.0 ** -(torch.arange(0, axis, 2, dtype=torch.float64, device=position.device) / axis)
+        parts.append(index.flatten(1).double()[..., None] * omega)
+    angle = torch.cat(parts, dim=-1)[:, None]
+    return angle.cos().float(), angle.sin().float()
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+def predict(
+    dit: Any,
+    x: torch.Tensor,
+    time: torch.Tensor,
+    text: torch.Tensor,
+    *,
+    position: torch.Tensor,
+    sees: torch.Tensor | None = None,
+    reads: torch.Tensor | None = None,
+    keys: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+) -> torch.Tensor:
+    """The velocity [B, 16, F, h, w] that ``dit`` predicts, with masks that its own forward does not take.
+
+    Args:
+        x: latents [B, 16, F, h, w]. time: noise levels [B, F] in 0..1000. text: rows [B, L, text_dim].
+        position: time position of every frame [B, F]. sees: [F, F], [B, F, F] or None for all.
+        reads: [B, F, L], the text rows that each frame reads, or None for all.
+        keys: takes each layer's rotated keys [B, H, F * n, d] and its keys of the text [B, H, L, d].
+    """
+    import comfy.ldm.wan.model as wan
+
+    b, _, f = x.shape[:3]
+    x = dit.patch_embedding(x)
+    rows, columns = x.shape[-2:]
+    n = rows * columns
+    x = x.flatten(2).transpose(1, 2)
+    heads, d = dit.num_heads, dit.dim // dit.num_heads
+    e = dit.time_embedding(wan.sinusoidal_embedding_1d(dit.freq_dim, time.flatten())).reshape(b, f, -1)
+    e0 = dit.time_projection(e).unflatten(2, (6, dit.dim))
+    context = dit.text_embedding(text)
+    cos, sin = _angles(dit, position, rows, columns)
+    if sees is not None and sees.ndim == 3:
+        sees = sees[:, None]
+    frames_bias = None if sees is None else _bias(sees.repeat_interleave(n, -1), n, context)
+    text_bias = None if reads is None else _bias(reads[:, None], n, context)
+
+    def split(y: torch.Tensor) -> torch.Tensor:
+        return y.unflatten(2, (heads, d)).transpose(1, 2)
+
+    for block in dit.blocks:
+        m = [part[:, :, None] for part in (block.modulation[None] + e0).unbind(2)]
+
+        def modulated(norm: nn.Module, y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return (norm(y).unflatten(1, (f, n)) * (1 + scale) + shift).flatten(1, 2)
+
+        def gated(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+            return (y.unflatten(1, (f, n)) * gate).flatten(1, 2)
+
+        a = block.self_attn
+        y = modulated(block.norm1, x, m[0], m[1])
+        q = _rotate(split(a.norm_q(a.q(y))), cos, sin)
+        k = _rotate(split(a.norm_k(a.k(y))), cos, sin)
+        v = split(a.v(y))
+        frame_keys = k
+        y = _attend(q, k, v, frames_bias)
+        x = x + gated(a.o(y.transpose(1, 2).flatten(2)), m[2])
+        c = block.cross_attn
+        q, k, v = split(c.norm_q(c.q(block.norm3(x)))), split(c.norm_k(c.k(context))), split(c.v(context))
+        if keys is not None:
+            keys.append((frame_keys, k))
+        y = _attend(q, k, v, text_bias)
+        x = x + c.o(y.transpose(1, 2).flatten(2))
+        x = x + gated(block.ffn(modulated(block.norm2, x, m[3], m[4])), m[5])
+    return dit.unpatchify(dit.head(x, e), (f, rows, columns))
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Attention [B, H, Lq, d] spelled out: on a CPU, with masks and a few hundred tokens, three times as fast as
+    SDPA's kernel.
+    """
+    scores = (q.to(v.dtype) * q.shape[-1] ** -0.5) @ k.to(v.dtype).transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def _bias(mask: torch.Tensor | None, n: int, like: torch.Tensor) -> torch.Tensor | None:
+    """Zero where a frame's tokens may look and minus infinity elsewhere; ``n`` tokens a frame."""
+    if mask is None:
+        return None
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, -torch.inf).repeat_interleave(n, -2)
+
+
+def velocity(model: Miniature, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
+    """What ``model`` predicts for ``batch`` under ``tokens`` [B, C, 48], of which each frame reads its caption."""
+    b, captions, length = tokens.shape
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
+        rows = model.text(tokens.flatten(0, 1)).reshape(b, captions * length, -1)
+        reads = F.one_hot(batch.caption, captions).bool().repeat_interleave(length, dim=2)
+        return predict(
+            model.dit, batch.noised(), batch.sigma * 1000, rows, position=batch.position, sees=batch.sees, reads=reads
+        ).float()
+
+
+def loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted squared error of the velocity over the noisy frames."""
+    error = (v - target).square().mean(dim=1, keepdim=True)
+    return (error * weight).sum() / weight.sum()
+
+
+def with_own_context(model: Miniature, batch: Batch, share: float) -> Batch:
+    """``batch`` in which, for ``share`` of the sequences, clean frames are what ``model`` guesses of them from noise.
+
+    A rollout goes on from its own pictures, which are a little wrong. Who has learned from rendered frames only takes
+    a ball with corners for a box and goes on from there; who has seen own frames follows the prompt (Guo et al.,
+    "End-to-End Training for Autoregressive Video Diffusion via Self-Resampling", 2025).
+    """
+    learned = batch.sigma.amax(dim=0) > 0
+    chosen = torch.rand(len(batch.tokens), device=batch.clean.device) < share
+    if not (batch.twin >= 0).any() or not chosen.any():
+        return batch
+    level = torch.empty_like(batch.sigma[:, :1]).uniform_(0.4, 0.95) * learned
+    with torch.no_grad():
+        trial = replace(batch, sigma=level)
+        noised = trial.noised()
+        guess = noised - level[:, None, :, None, None] * velocity(model, trial, batch.tokens)
+    own = chosen[:, None, None, None, None] & (batch.twin >= 0)[:, None, None]
+    return replace(batch, clean=torch.where(own, guess[:, :, batch.twin.clamp(min=0)], batch.clean))
+
+
+@torch.no_grad()
+def with_own_steps(model: Miniature, batch: Batch, done: int) -> Batch:
+    """``batch`` as four-step sampling has it after ``done`` steps: its noisy frames are what ``model`` made of noise
+    until then, noised anew to the next level.
+
+    Nothing of the rendered frames is left in them, so only what a reader reads off can be learned from: a shape that
+    came out of the first step undecided is decided by the prompt, not by what it happens to look like (Xu et al.,
+    "ImageReward", 2023, section 4, teach samplers so).
+    """
+    learned = batch.sigma > 0
+    for level in FEW_STEPS[:done]:
+        batch = replace(batch, sigma=level * learned, noise=torch.randn_like(batch.noise))
+        guess = batch.noised() - level * velocity(model, batch, batch.tokens)
+        batch = replace(batch, clean=torch.where(learned[:, None, :, None, None], guess, batch.clean))
+    return replace(batch, sigma=FEW_STEPS[done] * learned, noise=torch.randn_like(batch.noise))
+
+
+def train_dit(
+    recipe: DitRecipe,
+    model: Miniature,
+    reader: nn.Module,
+    stories: Stories,
+    openings: Stories,
+    folder: Path,
+    *,
+    onlooker: Onlooker | None = None,
+    name: str = "dit",
+) -> None:
+    """Train ``model`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``; it ends with
+    averaged weights. ``reader`` is a trained one (latent_classifier.py); an ``onlooker`` looks at what came of own steps, too. name: of its files in ``folder``.
+    """
+    device = next(model.parameters()).device
+    reader.requires_grad_(False).eval()
+
+    def learn(step: int) -> tuple[torch.Tensor, Metrics]:
+        kind, batch = draw_batch(stories, openings, random.Random(f"{recipe.seed}/{step}"), recipe.batch)
+        batch = with_own_context(model, batch.to(device), recipe.own_context)
+        own = float(torch.rand(())) < recipe.own_steps
+        if own:
+            batch = with_own_steps(model, batch, int(torch.randint(1, len(FEW_STEPS), ())))
+        wordless = torch.rand(len(batch.tokens), device=device) < _WORDLESS
+        v = velocity(model, batch, batch.tokens.masked_fill(wordless[:, None, None], 0))
+        named = shown(batch.named).gather(1, batch.caption[..., None].expand(-1, -1, len(SHOWN)))
+        told = (batch.sigma > 0) & ~wordless[:, None]
+        guess = batch.noised() - batch.sigma[:, None, :, None, None] * v
+        read = reading_loss(reader, guess, named, told)
+        if own and onlooker:
+            seen = onlooker.of_batch(batch, guess, ~wordless)
+            figures = {f"{kind} own": float(read.detach()), f"{kind} seen": float(seen.detach())}
+            return recipe.reading * read + seen, figures
+        if own:
+            return read, {f"{kind} own": float(read.detach())}
+        value = loss(v, batch.noise - batch.clean, batch.weight)
+        return value + recipe.reading * read, {kind: float(value.detach()), f"{kind} read": float(read.detach())}
+
+    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01, average=0.995)
+    model.load_state_dict(train(name, model, learn, schedule, folder, seed=recipe.seed))

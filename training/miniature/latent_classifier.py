@@ -1,0 +1,176 @@
+"""A small network that reads from one latent frame which of the world's words it shows, and the loss made of it.
+
+The squared error of the velocity hardly notices whether a ball has corners: a body's outline is a few of a latent
+frame's thousand numbers. What the reader sees in the DiT's guess of the clean latents weighs outlines as an onlooker
+does (a perceptual loss in the latents, as in Kang et al., "Distilling Diffusion Models into Conditional GANs", 2024,
+section 3.3, with words in place of a distance). It is trained on clean latents only and is not the attribute probe,
+which judges decoded films and has never seen a latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...miniature.text import WORDS
+from ...miniature.world import BODIES, COLOURS, HEADGEAR, PLACES
+from ..core.loop import Metrics, Schedule, train
+from .latents import Stories
+
+SHOWN = tuple(sorted({word for phrase in (*COLOURS, *BODIES, *HEADGEAR, *PLACES) for word in phrase.split()}))
+"""The words that a single frame can show."""
+_TOKENS = torch.tensor([WORDS.index(word) + 1 for word in SHOWN])
+_NOISE = 0.4
+
+
+class Critic(Protocol):
+    """A further loss of a recipe: what somebody makes of guessed latents [B, 16, F, h, w]."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What a run remembers of it, by the options' names."""
+        ...
+
+    def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Each of the latents shows the words ``named``; None is not looked at."""
+        ...
+
+    def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """Nobody has named what they show, but they should look like ``clean``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Critics:
+    """Several as one."""
+
+    parts: tuple[Critic, ...]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {name: weight for part in self.parts for name, weight in part.weights.items()}
+
+    def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        return torch.stack([part.loss(guess, named) for part in self.parts]).sum()
+
+    def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        return torch.stack([part.likeness(guess, clean) for part in self.parts]).sum()
+
+
+def weights_of(critic: Critic | None) -> dict[str, float]:
+    """Of all critics that there are, 0 for those that a run does without."""
+    return {"reading": 0.0, "sight": 0.0} | (critic.weights if critic else {})
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What ``reader`` reads off guessed latents, weighing ``weight``: a ``Critic``."""
+
+    reader: Reader
+    weight: float
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"reading": self.weight}
+
+    def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Of latents ``guess`` [B, 16, F, h, w], each of which shows ``named``; None is not read."""
+        known = [index for index, words in enumerate(named) if words is not None]
+        if not known:
+            return guess.new_zeros(())
+        told = torch.stack([words for words in named if words is not None]).to(guess.device)
+        every = torch.ones(len(known), guess.shape[2], dtype=torch.bool, device=guess.device)
+        told = told[:, None].expand(-1, guess.shape[2], -1)
+        return self.weight * reading_loss(self.reader, guess[known], told, every)
+
+    def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """Where nobody has named what latents show: how differently the reader sees ``guess`` and ``clean``
+        [B, 16, F, h, w], in its last maps, which say where, and in its words.
+        """
+        maps = self.reader.maps(guess.transpose(1, 2).flatten(0, 1))
+        with torch.no_grad():
+            wanted = self.reader.maps(clean.transpose(1, 2).flatten(0, 1))
+            named = self.reader.told(wanted).sigmoid()
+        unlike = (maps - wanted).square().mean() / wanted.square().mean()
+        return self.weight * (unlike + F.binary_cross_entropy_with_logits(self.reader.told(maps), named))
+
+
+@dataclass(frozen=True)
+class ReaderRecipe:
+    """Width of the reader, and a run of ``steps`` on ``batch`` latent frames each."""
+
+    width: int = 64
+    steps: int = 2000
+    batch: int = 192
+    rate: float = 1e-3
+    seed: int = 0
+
+
+class Reader(nn.Module):
+    """Latent frames [N, 16, h, w] to logits [N, len(SHOWN)]: is the word shown, wherever in the frame."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.enter = nn.Conv2d(16, width, 3, padding=1)
+        self.layers = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1) for _ in range(3)])
+        self.norms = nn.ModuleList([nn.GroupNorm(8, width) for _ in range(3)])
+        self.words = nn.Linear(2 * width, len(SHOWN))
+
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
+        """What is seen where: [N, width, h, w]."""
+        x = self.enter(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + layer(F.gelu(norm(x)))
+        return x
+
+    def told(self, maps: torch.Tensor) -> torch.Tensor:
+        """Logits of such maps."""
+        logits: torch.Tensor = self.words(torch.cat([maps.amax(dim=(2, 3)), maps.mean(dim=(2, 3))], dim=1))
+        return logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.told(self.maps(x))
+
+
+def shown(tokens: torch.Tensor) -> torch.Tensor:
+    """Which of ``SHOWN`` the captions [..., 48] name: [..., len(SHOWN)] of 0 and 1."""
+    return (tokens[..., None] == _TOKENS.to(tokens.device)).any(dim=-2).float()
+
+
+def reading_loss(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """How far ``reader`` is from reading ``named`` [B, F, len(SHOWN)] off the latents ``guess`` [B, 16, F, h, w], over
+    the frames that are ``learned`` [B, F].
+    """
+    logits = reader(guess.transpose(1, 2)[learned])
+    return F.binary_cross_entropy_with_logits(logits, named[learned])
+
+
+def train_reader(recipe: ReaderRecipe, reader: Reader, stories: Stories, openings: Stories, folder: Path) -> None:
+    """Train ``reader`` in place on clean latents with a little noise, on the device it is on, resuming from
+    ``folder``.
+    """
+    device = next(reader.parameters()).device
+
+    def frames(source: Stories, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        story, take = torch.randint(len(source), (count,)), torch.randint(source.latents.shape[1], (count,))
+        at = torch.randint(source.latents.shape[3], (count,))
+        return source.latents[story, take, :, at].float(), shown(source.tokens[story, take, 0])
+
+    def learn(step: int) -> tuple[torch.Tensor, Metrics]:
+        drawn = [frames(source, recipe.batch // 2) for source in (stories, openings)]
+        clean, named = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
+        share = _NOISE * torch.rand(len(clean), 1, 1, 1, device=device)
+        logits = reader((1 - share) * clean + share * torch.randn_like(clean))
+        value = F.binary_cross_entropy_with_logits(logits, named)
+        right = ((logits > 0) == (named > 0.5)).float()
+        bodies = right[:, [SHOWN.index(body) for body in BODIES]].amin(dim=1).mean()
+        return value, {"frames": right.amin(dim=1).mean().item(), "bodies": bodies.item()}
+
+    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=2 * recipe.rate, average=0.995)
+    reader.load_state_dict(train("reader", reader, learn, schedule, folder, seed=recipe.seed))

@@ -1,0 +1,127 @@
+"""The attribute probe's recipe: rendered one-character clips, some blurred or grainy so that it reads generated
+frames too.
+
+Drawing costs more than learning, so a pool of clips is drawn once and seen again shifted and mirrored. The action is
+learned from whole clips, the attributes from these and from single frames of many others.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ...miniature.probe import ATTRIBUTES, SIGHT, SPACING, Probe
+from ...miniature.stories import random_scene
+from ...miniature.world import ACTIONS, FPS, Scene, render
+from ..core.loop import Metrics, Schedule, train
+
+_SHIFT = 5
+
+
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """A pool of ``clips`` of 16 frames at 8 a second; each step sees ``batch`` clips and ``frames`` single frames."""
+
+    clips: int = 6000
+    steps: int = 4000
+    batch: int = 8
+    frames: int = 128
+    rate: float = 1e-3
+    muon_rate: float = 2e-3
+    seed: int = 0
+
+
+def labels(scene: Scene, time: float) -> dict[str, int]:
+    """Class numbers of a one-character scene at ``time``."""
+    character = scene.actors[0].character
+    values = {"colour": character.colour, "body": character.body, "headgear": character.headgear, "place": scene.place}
+    numbers = {name: ATTRIBUTES[name].index(value) for name, value in values.items()}
+    return numbers | {"action": ACTIONS.index(scene.beat_at(time).actions[0])}
+
+
+def draw_clips(
+    rng: random.Random, batch: int, *, held_out: bool = False
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Clips [B, 16, 3, 64, 64] in 0..1, each within one beat, and their class numbers [B]."""
+    clips: list[torch.Tensor] = []
+    known: list[dict[str, int]] = []
+    span = (SIGHT - 1) * SPACING / FPS
+    while len(clips) < batch:
+        scene = random_scene(rng, 6.0, two=0.0, held_out=held_out or rng.random() < 0.2)
+        beat = rng.choice(scene.beats)
+        later = [other.at for other in scene.beats if other.at > beat.at]
+        room = (later[0] if later else beat.at + 4.0) - beat.at - span
+        if room <= 0:
+            continue
+        start = beat.at + rng.uniform(0, room)
+        clips.append(render(scene, start + torch.arange(SIGHT) * SPACING / FPS).frames)
+        known.append(labels(scene, start))
+    return torch.stack(clips), {name: torch.tensor([k[name] for k in known]) for name in known[0]}
+
+
+def _spoil(clips: torch.Tensor) -> torch.Tensor:
+    """Clips [B, T, 3, h, w] shifted by a few pixels, half of them mirrored, half a little soft, half grainy, as
+    a decoder's pictures are.
+    """
+    moved = []
+    for clip in clips:
+        x, y = (int(torch.randint(2 * _SHIFT + 1, ())) for _ in range(2))
+        edges = F.pad(clip, (_SHIFT, _SHIFT, _SHIFT, _SHIFT), mode="replicate")
+        part = edges[..., y : y + clip.shape[-2], x : x + clip.shape[-1]]
+        moved.append(part.flip(-1) if torch.rand(()) < 0.5 else part)
+    clips = torch.stack(moved)
+    soft = F.avg_pool2d(clips.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False).unflatten(
+        0, clips.shape[:2]
+    )
+    share = torch.rand(len(clips), 1, 1, 1, 1) * (torch.rand(len(clips), 1, 1, 1, 1) < 0.5)
+    grain = 0.08 * torch.rand(len(clips), 1, 1, 1, 1) * (torch.rand(len(clips), 1, 1, 1, 1) < 0.5)
+    return clips.lerp(soft, share) + grain * torch.randn_like(clips)
+
+
+def train_probe(recipe: ProbeRecipe, probe: Probe, folder: Path, name: str = "probe") -> None:
+    """Train ``probe`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``. name: of its
+    files there.
+    """
+    device = next(probe.parameters()).device
+    pool, known = draw_clips(random.Random(f"{recipe.seed}"), recipe.clips)
+    pool = (pool * 255).round().to(torch.uint8)
+
+    def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
+        chosen = torch.randint(len(pool), (recipe.batch,))
+        alone, moment = torch.randint(len(pool), (recipe.frames,)), torch.randint(SIGHT, (recipe.frames,))
+        clips = _spoil(pool[chosen].float() / 255)
+        frames = torch.cat([clips.flatten(0, 1), _spoil(pool[alone, moment, None].float() / 255)[:, 0]])
+        features = probe.features(frames.to(device))
+        action = probe.read_action(features[: clips.shape[0] * SIGHT].unflatten(0, clips.shape[:2]))
+        wanted = known["action"][chosen].to(device)
+        value = F.cross_entropy(action, wanted)
+        metrics = {"action": (action.argmax(1) == wanted).float().mean().item()}
+        for name, head in probe.heads.items():
+            wanted = torch.cat([known[name][chosen].repeat_interleave(SIGHT), known[name][alone]]).to(device)
+            logits = head(features)
+            value = value + F.cross_entropy(logits, wanted)
+            metrics[name] = (logits.argmax(1) == wanted).float().mean().item()
+        return value, metrics
+
+    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, average=0.995)
+    probe.load_state_dict(train(name, probe, loss_at, schedule, folder, seed=recipe.seed))
+
+
+@torch.no_grad()
+def accuracy(probe: Probe, seed: int, clips: int = 400) -> dict[str, float]:
+    """Accuracy per attribute on rendered clips of combinations that training never shows."""
+    rng = random.Random(f"probe test {seed}")
+    right = dict.fromkeys([*ATTRIBUTES, "action"], 0.0)
+    for _ in range(clips // 20):
+        pictures, known = draw_clips(rng, 20, held_out=True)
+        features = probe.features(pictures.flatten(0, 1))
+        found = {name: head(features).argmax(1).unflatten(0, (20, SIGHT)) for name, head in probe.heads.items()}
+        for name in ATTRIBUTES:
+            right[name] += (found[name] == known[name][:, None]).float().mean().item()
+        action = probe.read_action(features.unflatten(0, (20, SIGHT))).argmax(1)
+        right["action"] += (action == known["action"]).float().mean().item()
+    return {name: value / (clips // 20) for name, value in right.items()}
