@@ -75,7 +75,7 @@ def test_same_after_a_restart(tmp_path: Path) -> None:
     script = (
         "import sys, comfy.options; sys.argv = [sys.argv[0], '--cpu']; comfy.options.enable_args_parsing()\n"
         "import comfy.sd, comfy.utils\n"
-        "from longreel.host.identity import fingerprint_model, fingerprint_vae\n"
+        "from longreel.host.model_fingerprint import fingerprint_model, fingerprint_vae\n"
         "print(fingerprint_model(comfy.sd.load_diffusion_model('dit.safetensors')))\n"
         "print(fingerprint_vae(comfy.sd.VAE(sd=comfy.utils.load_torch_file('vae.safetensors'))))\n"
     )

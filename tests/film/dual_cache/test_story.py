@@ -144,7 +144,7 @@ def test_a_bank_of_1000_different_keyframes_takes_less_than_1_gb_of_ram():
     script = """
 from dataclasses import replace
 import psutil, torch
-from longreel.film.cache import Keyframe, Picture, StoryCache, inject, retrieve
+from longreel.film.dual_cache import Keyframe, Picture, StoryCache, inject, retrieve
 one = Keyframe.of(torch.rand(480, 832, 3), torch.randn(16, 1, 60, 104), torch.randn(768))
 process = psutil.Process()
 before = process.memory_info().rss

@@ -374,8 +374,8 @@ def test_storing_a_big_shot_takes_no_second_copy(tmp_path: Path) -> None:
     code = f"""
 import resource, torch
 from pathlib import Path
-from longreel.film.reel import FilmedShot
-from longreel.film.storyboard import Shot, TimedPrompt
+from longreel.film.reel.reel import FilmedShot
+from longreel.film.storyboard.shot import Shot, TimedPrompt
 memory = {{f"k.{{i}}": torch.ones(4_000_000, dtype=torch.bfloat16) for i in range(32)}}
 latents = torch.zeros(1, 4, 1, 2, 4)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
