@@ -20,11 +20,11 @@ from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.kv_memory import MEMFLOW, MemorySettings, MemorySnapshot
-from ..film.kv_memory.recall import Remembered
+from ..film.kv_memory.recall import RetrievedFrame
 from ..film.kv_memory.shots import shotstream_sigmas
 from ..film.kv_memory.snapshot import check as check_snapshot
 from ..film.reel.reel import FilmedShot, Reel, ReelError, ReelLayout, check_layout
-from ..film.reel.takes import Clock, ShotPlan, plan_shot, schedule_prompts
+from ..film.reel.takes import FrameGrid, ShotPlan, plan_shot, schedule_prompts
 from ..film.storyboard.shot import Shot
 from ..host.files.paths import spill_folder
 from ..host.files.pictures import load_picture
@@ -79,9 +79,9 @@ class CausalEngine:
         return [self.model, self.clip.patcher, self.vae.patcher]
 
     @property
-    def clock(self) -> Clock:
+    def clock(self) -> FrameGrid:
         """How this engine counts time."""
-        return Clock(self.fps, self.vae.temporal_compression_decode(), self.frames_per_block)
+        return FrameGrid(self.fps, self.vae.temporal_compression_decode(), self.frames_per_block)
 
     @property
     def cell(self) -> int:
@@ -236,7 +236,7 @@ class CausalEngine:
 
     # Remembering
 
-    def retrieve(self, reel: Reel, prompt: str, top: int) -> tuple[list[Remembered], Tensor]:
+    def retrieve(self, reel: Reel, prompt: str, top: int) -> tuple[list[RetrievedFrame], Tensor]:
         """The `top` remembered frames that a prompt would bring back, best first, and their stills [n, H, W, 3].
 
         Raises ReelError for a reel that remembers nothing or was filmed otherwise, or the text encoder's ValueError.

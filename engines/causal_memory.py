@@ -15,7 +15,7 @@ from comfy.sd import VAE
 from torch import Tensor
 
 from ..film.kv_memory import MemoryEditError, MemorySnapshot, check_edit, edit, recall
-from ..film.kv_memory.recall import Remembered
+from ..film.kv_memory.recall import RetrievedFrame
 from ..film.reel.reel import FilmedShot, Reel, ReelError
 
 __all__ = ["MEMORY_LOG", "memory_log", "pictures", "pin_and_ban", "remembered", "wake"]
@@ -57,7 +57,7 @@ def pin_and_ban(reel: Reel, pin: Iterable[int], ban: Iterable[int]) -> Reel:
     return replace(reel, shots=(*reel.shots[:-1], changed))
 
 
-def remembered(reel: Reel, text: Tensor) -> list[Remembered]:
+def remembered(reel: Reel, text: Tensor) -> list[RetrievedFrame]:
     """Sink and bank of the reel by how well they fit a prompt, best first, bans left out and pins marked.
 
     text: the prompt's mean cross-attention keys [layers, heads, head_dim] fp32. Raises ReelError.

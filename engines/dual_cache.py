@@ -35,7 +35,7 @@ from ..film.dual_cache import (
     set_temporal,
 )
 from ..film.reel.reel import FilmedShot, Reel, ReelLayout, check_layout
-from ..film.reel.takes import Clock, ShotPlan, plan_shot, schedule_prompts, takes
+from ..film.reel.takes import FrameGrid, ShotPlan, plan_shot, schedule_prompts, takes
 from ..film.storyboard.shot import Shot
 from ..host.files.paths import spill_folder
 from ..host.files.pictures import cover, load_picture
@@ -48,7 +48,7 @@ from ..host.sampling import Conditioned, SamplerSettings, sample_chunk
 from ..host.wan.noise import SeededNoise
 from .dual_cache_backends import FilmWeaver
 from .dual_cache_bank import new_group, story_cache
-from .dual_cache_inputs import Backend, Scene, check_told, chunks, spoken
+from .dual_cache_inputs import Backend, ChunkInputs, check_told, chunks, spoken
 from .filming import EngineError, check_channels, check_size, encode_prompt
 
 __all__ = ["CacheGuidedEngine"]
@@ -84,9 +84,9 @@ class CacheGuidedEngine:
         return [*self.models, self.clip.patcher, self.vae.patcher, *self.embedder.get_models()]
 
     @property
-    def clock(self) -> Clock:
+    def clock(self) -> FrameGrid:
         """How this engine counts time."""
-        return Clock(self.fps, self.vae.temporal_compression_decode(), self.backend.chunk or 1)
+        return FrameGrid(self.fps, self.vae.temporal_compression_decode(), self.backend.chunk or 1)
 
     @property
     def cell(self) -> int:
@@ -288,7 +288,7 @@ class CacheGuidedEngine:
         seed: int,
         anchor: Tensor | None,
     ) -> Conditioned:
-        scene = Scene(
+        scene = ChunkInputs(
             positive=positive,
             negative=negative,
             cache=cache,

@@ -20,7 +20,7 @@ from node_helpers import conditioning_set_values
 from ..film.dual_cache import FILMWEAVER, LayoutProfile, build_payload, check_profile
 from ..host.sampling import Conditioned
 from ..host.wan.cache_tokens import PLAIN, check_model, installed_profile, with_payload
-from .dual_cache_inputs import Backend, Scene
+from .dual_cache_inputs import Backend, ChunkInputs
 from .filming import EngineError
 
 __all__ = ["BACKENDS", "Bernini", "FilmWeaver", "Phantom", "StoryMem", "Svi", "Vace", "make_backend"]
@@ -59,7 +59,7 @@ class FilmWeaver:
             check_profile(profile, self.profile)
             check_model(model, profile)
 
-    def condition(self, scene: Scene) -> Conditioned:
+    def condition(self, scene: ChunkInputs) -> Conditioned:
         """The prompt with both caches; keyframes guide apart from the text, the frames before are known to all."""
         payload = build_payload(scene.cache, scene.keyframes, scene.noise, scene.noise_seed)
         positive = with_payload(scene.positive, payload)
@@ -90,7 +90,7 @@ class Bernini:
         """Context latents are read by Wan's own forward pass."""
         _check_class(models, PLAIN, "wan2.2_bernini_r_*")
 
-    def condition(self, scene: Scene) -> Conditioned:
+    def condition(self, scene: ChunkInputs) -> Conditioned:
         """As core's Bernini Conditioning makes it of reference images of the film's size."""
         context = scene.pictures()
         if not context:
@@ -115,7 +115,7 @@ class Phantom:
         """Time concatenation is read by Wan's own forward pass."""
         _check_class(models, PLAIN, "Phantom-Wan")
 
-    def condition(self, scene: Scene) -> Conditioned:
+    def condition(self, scene: ChunkInputs) -> Conditioned:
         """As core's Wan Phantom Subject To Video makes it of pictures of the film's size."""
         pictures = scene.pictures()
         if not pictures:
@@ -145,7 +145,7 @@ class Vace:
         """The control branch must be there."""
         _check_class(models, (VaceWanModel,), "wan2.1_vace_14B")
 
-    def condition(self, scene: Scene) -> Conditioned:
+    def condition(self, scene: ChunkInputs) -> Conditioned:
         """As core's Wan Vace To Video makes it; the known frames are sampled again and trimmed."""
         width, height = scene.size
         seen = scene.seen()
@@ -183,7 +183,7 @@ class StoryMem:
         """The frame's own input channels must be there."""
         _check_image_to_video(models)
 
-    def condition(self, scene: Scene) -> Conditioned:
+    def condition(self, scene: ChunkInputs) -> Conditioned:
         """Memories, each encoded alone, before what core's Wan Image To Video makes of the known pictures.
 
         The unknown ones are mid-grey, encoded with the known; without any the whole clip is. Memories are known.
@@ -228,7 +228,7 @@ class Svi:
         """The frame's own input channels must be there."""
         _check_image_to_video(models)
 
-    def condition(self, scene: Scene) -> Conditioned:
+    def condition(self, scene: ChunkInputs) -> Conditioned:
         """Anchor, newest latent frame, zeros of the model's own space; only the anchor is marked as known.
 
         What comes first is the anchor and the newest frame filmed again: both are trimmed.

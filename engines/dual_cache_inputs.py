@@ -22,13 +22,13 @@ from ..host.media.keyframes import LEAD
 from ..host.sampling import Conditioned
 from .filming import EngineError
 
-__all__ = ["KNOWN", "Backend", "Scene", "check_told", "chunks", "spoken"]
+__all__ = ["OVERLAP", "Backend", "ChunkInputs", "check_told", "chunks", "spoken"]
 
 Conditioning = list[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class ChunkInputs:
     """What there is to tell.
 
     positive, negative: encoded text. cache: its history is the temporal cache. keyframes: as retrieved, best first.
@@ -61,7 +61,7 @@ class Scene:
         history = self.cache.history
         if history is None:
             return None
-        known = min(KNOWN, history.shape[1])
+        known = min(OVERLAP, history.shape[1])
         tail = self.vae.decode(self.latent_format.process_out(history[None, :, -(known + LEAD) :]))[0].float().cpu()
         return tail[-(1 + self.vae.temporal_compression_decode() * (known - 1)) :]
 
@@ -74,7 +74,7 @@ class Scene:
         return latent
 
 
-KNOWN = 2
+OVERLAP = 2
 """Latent frames before a clip that are told again: five pictures, and at least one of motion."""
 
 
@@ -102,7 +102,7 @@ class Backend(Protocol):
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """Raise a ValueError of one sentence for models it cannot tell."""
 
-    def condition(self, scene: Scene) -> Conditioned:
+    def condition(self, scene: ChunkInputs) -> Conditioned:
         """The conditioning of one chunk."""
 
 
@@ -124,7 +124,7 @@ def chunks(backend: Backend, plan: ShotPlan) -> list[int]:
         return [frames]
     # Every chunk but a take's first begins with what it goes on from.
     first = backend.most if plan.take_start else 0
-    pieces = bool(first) + math.ceil((frames - first) / (backend.most - KNOWN))
+    pieces = bool(first) + math.ceil((frames - first) / (backend.most - OVERLAP))
     return [frames // pieces + (index < frames % pieces) for index in range(pieces)]
 
 

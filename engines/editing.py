@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..film.dual_cache import CacheError, Retrieval, StoryCache, ban, inject, pin, remove, swap
 from ..film.reel.reel import FilmedShot, Reel, ReelError, check_layout
-from ..film.reel.takes import Clock, takes
+from ..film.reel.takes import FrameGrid, takes
 from ..film.storyboard.shot import Shot, TimedPrompt
 from ..host.files.paths import spill_folder
 from ..host.files.pictures import cover
@@ -165,7 +165,7 @@ def fork(reel: Reel, number: int, seconds: float = 0.0) -> Reel:
     if not seconds or not number:
         return reel.branch(number)
     filmed, before = reel.shots[number - 1], reel.branch(number - 1)
-    clock = Clock(reel.layout.fps, reel.layout.temporal_compression, 1)
+    clock = FrameGrid(reel.layout.fps, reel.layout.temporal_compression, 1)
     frames = max(1, round(seconds * reel.layout.fps))
     if frames >= filmed.frames:
         return reel.branch(number)

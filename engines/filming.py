@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..film.reel.project import Decision, PlannedShot, ProjectStore, shot_fingerprint
 from ..film.reel.reel import Reel, ReelLayout, check_layout
-from ..film.reel.takes import Clock, ShotPlan, plan_story
+from ..film.reel.takes import FrameGrid, ShotPlan, plan_story
 from ..film.storyboard.shot import Shot
 from ..host.progress import Previewer, Progress
 
@@ -38,7 +38,7 @@ class Engine(Protocol):
     """What every engine can do; see CausalEngine for the meaning of each."""
 
     @property
-    def clock(self) -> Clock: ...
+    def clock(self) -> FrameGrid: ...
     def layout(self) -> ReelLayout: ...
     def settings(self, picture: Tensor | None = None) -> dict[str, Any]: ...
     def steps(self, plan: ShotPlan) -> int: ...

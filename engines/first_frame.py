@@ -34,7 +34,7 @@ from ..film.first_frame import (
     find_cut,
 )
 from ..film.reel.reel import FilmedShot, Reel, ReelLayout, check_layout
-from ..film.reel.takes import Clock, ShotPlan, plan_shot
+from ..film.reel.takes import FrameGrid, ShotPlan, plan_shot
 from ..film.storyboard.shot import Shot
 from ..host.adapters.first_frame import expert_on
 from ..host.files.paths import spill_folder
@@ -93,9 +93,9 @@ class FirstFrameEngine:
         return [*self._experts, self.clip.patcher, self.vae.patcher]
 
     @property
-    def clock(self) -> Clock:
+    def clock(self) -> FrameGrid:
         """How this engine counts time: in whole latent frames, and every take begins with what is trimmed."""
-        return Clock(self.fps, self.vae.temporal_compression_decode(), 1, LEADS[self.transition])
+        return FrameGrid(self.fps, self.vae.temporal_compression_decode(), 1, LEADS[self.transition])
 
     @property
     def cell(self) -> int:

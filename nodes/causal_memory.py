@@ -13,7 +13,7 @@ from ..engines.causal_memory import memory_log, pin_and_ban
 from ..engines.filming import EngineError
 from ..film.kv_memory import MemoryEditError
 from ..film.kv_memory.plot import draw_log
-from ..film.kv_memory.recall import Remembered
+from ..film.kv_memory.recall import RetrievedFrame
 from ..film.reel.reel import Reel
 from ..host.files.pictures import as_image
 from .sockets import CATEGORY, EngineSocket, ReelSocket
@@ -72,7 +72,7 @@ class LongreelRetrieveMemory(io.ComfyNode):
         return io.NodeOutput(images, report, ui=shown)
 
 
-def _describe(item: Remembered, reel: Reel) -> str:
+def _describe(item: RetrievedFrame, reel: Reel) -> str:
     layout = reel.layout
     seconds = max(0, 1 + layout.temporal_compression * (item.frame - 1)) / layout.fps
     pinned = ", pinned" if item.pinned else ""

@@ -14,7 +14,7 @@ from .arena import FrameArena, KVLayout
 from .edit import MemoryEditError, check_edit, edit
 from .kv import Call, CallKind, KVMemory
 from .log import observe
-from .recall import Remembered, recall
+from .recall import RetrievedFrame, recall
 from .settings import (
     LONGLIVE,
     MEMFLOW,
@@ -44,7 +44,7 @@ __all__ = [
     "MemorySettings",
     "MemorySettingsError",
     "MemorySnapshot",
-    "Remembered",
+    "RetrievedFrame",
     "check_edit",
     "edit",
     "observe",

@@ -24,7 +24,7 @@ class CallKind(Enum):
     """The clean pass: they stay, and the film is `frames` longer afterwards."""
     RECACHE = "recache"
     """The newest frames again under a new prompt: they replace what the window holds of these frames."""
-    PICTURES = "pictures"
+    PREFILL = "pictures"
     """The pictures of earlier shots that become the sink; they see one another only."""
 
 
@@ -84,7 +84,7 @@ class KVMemory:
         if settings.positions == "relative":
             shape = (layout.heads, settings.sink, layout.tokens, layout.head_dim)
             self.sink_canonical = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layout.layers)]
-        self.seat_angles: torch.Tensor | None = None
+        self.position_shift: torch.Tensor | None = None
         self.clean: list[torch.Tensor] = []
         self.picked: dict[int, torch.Tensor] = {}
         self._call: Call | None = None
@@ -153,7 +153,7 @@ class KVMemory:
 
     def begin_call(self, kind: CallKind, frames: int) -> Call:
         """Plan a pass over `frames` latent frames; the first pass of a block evicts and folds the bank."""
-        if kind is CallKind.PICTURES:
+        if kind is CallKind.PREFILL:
             self._call = self._plan_pictures(frames)
             return self._call
         first = kind is CallKind.RECACHE or not self._open
@@ -167,7 +167,7 @@ class KVMemory:
                 self._open_block(frames)
             call = self._plan_block(kind, frames)
         if first and self.settings.positions == "relative":
-            self._seat_memory(call)
+            self._shift_positions(call)
         self._call = call
         return call
 
@@ -298,7 +298,7 @@ class KVMemory:
         if frames != self.settings.sink or len(self.sink) != frames:
             raise ValueError(f"A sink of {self.settings.sink} needs as many pictures after begin_take, not {frames}.")
         base = self.arena.sink_base
-        return Call(CallKind.PICTURES, self.origin, 0, frames, ((0, base, frames),), base, base + frames, True)
+        return Call(CallKind.PREFILL, self.origin, 0, frames, ((0, base, frames),), base, base + frames, True)
 
     def _plan_recache(self, frames: int) -> Call:
         if not 0 < frames <= self.position:
@@ -328,15 +328,15 @@ class KVMemory:
         means = self.sink_means[layer]
         if self.bank is not None and filled:
             means = torch.cat((self.bank.means[layer, -filled:], means))
-        if self.seat_angles is not None:
-            means = turn(means, self.seat_angles[layer, self.settings.bank - filled :].unsqueeze(1))
+        if self.position_shift is not None:
+            means = turn(means, self.position_shift[layer, self.settings.bank - filled :].unsqueeze(1))
         scores = torch.einsum("hd,nhd->hn", q[0].float().mean(dim=1), means)
         best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.settings.active].sort(dim=1).values
         if call.kind is CallKind.DENOISE:
             self.picked[layer] = best
         return best
 
-    def _seat_memory(self, call: Call) -> None:
+    def _shift_positions(self, call: Call) -> None:
         """Relative positions: turn the keys of bank and sink so that they sit directly before the window.
 
         The order is sink, bank by age, window: every frame keeps a place of its own, time still runs one way, and
@@ -360,10 +360,10 @@ class KVMemory:
             held_at = range(self.origin, self.position) if self.settings.sink_from == "shots" else self.sink
             moves = [first + seat - held for seat, held in zip(range(len(self.sink)), held_at)]
             delta[:, size : size + len(self.sink)] = torch.tensor(moves, dtype=torch.float32, device=device)
-        self.seat_angles = temporal_angles(self.layout, delta)
+        self.position_shift = temporal_angles(self.layout, delta)
         for layer in range(layers):
             k = self.arena.by_frame(layer)[0]
-            angles = self.seat_angles[layer].unsqueeze(1)
+            angles = self.position_shift[layer].unsqueeze(1)
             if self.bank is not None and self.bank.canonical is not None and filled:
                 old = self.bank.canonical[layer][:, size - filled :]
                 k[:, self.arena.sink_base - filled : self.arena.sink_base] = turn(old, angles[size - filled : size])

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["Remembered", "recall"]
+__all__ = ["RetrievedFrame", "recall"]
 
 
 @dataclass(frozen=True)
-class Remembered:
+class RetrievedFrame:
     """A remembered frame. frame: latent frame of the film; role: "sink" or "bank"; layers: share of the model's layers
     that hold it, 0..1; score: how well it fits the prompt, the mean over those layers; pinned: it never leaves.
     """
@@ -28,7 +28,7 @@ class Remembered:
         return asdict(self)
 
 
-def recall(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], text: torch.Tensor) -> list[Remembered]:
+def recall(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], text: torch.Tensor) -> list[RetrievedFrame]:
     """The frames of sink and bank, the best fitting first (ties: the earliest first).
 
     tensors: a snapshot's `sink.means` and, with a bank, `bank.means` and `bank.positions`; meta: its metadata; text:
@@ -42,12 +42,12 @@ def recall(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], text: t
     found = []
     sink = torch.einsum("lhd,lshd->ls", text, tensors["sink.means"]) / scale
     for index, frame in enumerate(meta["sink"]):
-        found.append(Remembered(frame, "sink", 1.0, float(sink[:, index].mean()), False))
+        found.append(RetrievedFrame(frame, "sink", 1.0, float(sink[:, index].mean()), False))
     if bank:
         scores = torch.einsum("lhd,lbhd->lb", text, tensors["bank.means"]) / scale
         held = tensors["bank.positions"]
         for frame in sorted({int(frame) for frame in held.flatten() if frame >= 0}):
             here = held == frame
             share = float(here.any(dim=1).float().mean())
-            found.append(Remembered(frame, "bank", share, float(scores[here].mean()), frame in pinned))
+            found.append(RetrievedFrame(frame, "bank", share, float(scores[here].mean()), frame in pinned))
     return sorted(found, key=lambda item: -item.score)

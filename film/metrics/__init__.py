@@ -9,7 +9,7 @@ from .block_motion import block_motion
 from .continuity import ContinuityReport, Seen, ShotEvidence, ShotFigures, continuity_report
 from .crops import crop_on_white, reference_on_white, windows
 from .cuts import Span, cut_sharpness, find_cuts, keyframe_positions, spans_of
-from .frame_stats import FrameSigns, Watcher, colour_distance, lab, small
+from .frame_stats import FrameStats, Watcher, colour_distance, lab, small
 from .identity import IdentityReport, Look, identity_report, looks_of, missing_spans
 from .plot import plot_continuity, plot_identity
 from .similarity import assign, cosines, join, layout_likeness, margin, mean_of_pairs
@@ -20,7 +20,7 @@ __all__ = [
     "Character",
     "ContinuityReport",
     "Found",
-    "FrameSigns",
+    "FrameStats",
     "IdentityReport",
     "Look",
     "MetricsError",

@@ -15,7 +15,7 @@ import torch
 
 from ..first_frame import Box
 from .cuts import Span, cut_sharpness
-from .frame_stats import FrameSigns, colour_distance
+from .frame_stats import FrameStats, colour_distance
 from .similarity import cosines, join, layout_likeness, margin, mean_of_pairs
 
 __all__ = ["ContinuityReport", "PairFigures", "Seen", "ShotEvidence", "ShotFigures", "continuity_report"]
@@ -128,7 +128,7 @@ class ContinuityReport:
 
 def continuity_report(
     shots: Sequence[ShotEvidence],
-    signs: Sequence[FrameSigns],
+    signs: Sequence[FrameStats],
     fps: float,
     names: Sequence[str],
     model: dict[str, Any],
@@ -186,7 +186,7 @@ def continuity_report(
 
 
 def _shot(
-    number: int, shots: Sequence[ShotEvidence], means: Sequence[torch.Tensor], signs: Sequence[FrameSigns], fps: float
+    number: int, shots: Sequence[ShotEvidence], means: Sequence[torch.Tensor], signs: Sequence[FrameStats], fps: float
 ) -> ShotFigures:
     shot = shots[number]
     inside = signs[shot.span.start : shot.span.stop]
@@ -220,9 +220,7 @@ def _shot(
     )
 
 
-def _copy(
-    number: int, shots: Sequence[ShotEvidence], means: Sequence[torch.Tensor]
-) -> tuple[float | None, str]:
+def _copy(number: int, shots: Sequence[ShotEvidence], means: Sequence[torch.Tensor]) -> tuple[float | None, str]:
     """The copy score of a shot: against what it was shown, or else the likest earlier shot against the other ones.
 
     A shot that continues the one before shows the same by intent, so it has a score of the first kind only.
@@ -240,7 +238,7 @@ def _copy(
 
 
 def _pair(
-    one: int, other: int, shots: Sequence[ShotEvidence], means: Sequence[torch.Tensor], signs: Sequence[FrameSigns]
+    one: int, other: int, shots: Sequence[ShotEvidence], means: Sequence[torch.Tensor], signs: Sequence[FrameStats]
 ) -> PairFigures:
     a, b = shots[one], shots[other]
     inside = [signs[shot.span.start : shot.span.stop] for shot in (a, b)]
@@ -251,9 +249,7 @@ def _pair(
         colour=colour_distance(_colour(inside[0]), _colour(inside[1])),
         contrast=_change(_contrast(inside[0]), _contrast(inside[1])),
         layout=max(layout_likeness(x, y) for x in a.pictures for y in b.pictures),
-        characters={
-            name: float(cosines(a.seen[name].embedding[None], b.seen[name].embedding[None])) for name in both
-        },
+        characters={name: float(cosines(a.seen[name].embedding[None], b.seen[name].embedding[None])) for name in both},
     )
 
 
@@ -266,16 +262,16 @@ def _character(name: str, shots: Sequence[ShotEvidence]) -> dict[str, float | in
     }
 
 
-def _ends(signs: Sequence[FrameSigns]) -> tuple[Sequence[FrameSigns], Sequence[FrameSigns]]:
+def _ends(signs: Sequence[FrameStats]) -> tuple[Sequence[FrameStats], Sequence[FrameStats]]:
     part = max(1, len(signs) // ENDS)
     return signs[:part], signs[-part:]
 
 
-def _colour(signs: Sequence[FrameSigns]) -> tuple[float, ...]:
+def _colour(signs: Sequence[FrameStats]) -> tuple[float, ...]:
     return tuple(sum(channel) / len(signs) for channel in zip(*(sign.colour for sign in signs)))
 
 
-def _contrast(signs: Sequence[FrameSigns]) -> float:
+def _contrast(signs: Sequence[FrameStats]) -> float:
     return sum(sign.contrast for sign in signs) / len(signs)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from .frame_stats import FrameSigns
+from .frame_stats import FrameStats
 from .values import MetricsError
 
 __all__ = ["Span", "cut_sharpness", "find_cuts", "keyframe_positions", "spans_of"]
@@ -34,7 +34,7 @@ class Span:
         return self.stop - self.start
 
 
-def find_cuts(signs: Sequence[FrameSigns]) -> tuple[int, ...]:
+def find_cuts(signs: Sequence[FrameStats]) -> tuple[int, ...]:
     """First frames of the shots after the first. Finds hard cuts; a dissolve is none.
 
     A frame begins a shot where much of it cannot be explained by motion from the frame before, and several times more
@@ -69,7 +69,7 @@ def keyframe_positions(span: Span, count: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(places))
 
 
-def cut_sharpness(signs: Sequence[FrameSigns], before: Span, after: Span) -> float:
+def cut_sharpness(signs: Sequence[FrameStats], before: Span, after: Span) -> float:
     """The difference across a cut as a multiple of what is usual within both shots next to it.
 
     About 1: no cut is seen, or a dissolve. Usual is the median of up to 8 frames on each side, at least 1/255.

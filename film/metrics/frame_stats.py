@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from .block_motion import block_motion
 
-__all__ = ["FrameSigns", "Watcher", "colour_distance", "lab", "small"]
+__all__ = ["FrameStats", "Watcher", "colour_distance", "lab", "small"]
 
 WORKING_SIDE = 128
 FASTEST = 0.05
@@ -18,7 +18,7 @@ FASTEST = 0.05
 
 
 @dataclass(frozen=True)
-class FrameSigns:
+class FrameStats:
     """One frame.
 
     difference: mean absolute difference of the values to the frame before, 0..1; 0 for the first frame. jump: what is
@@ -39,7 +39,7 @@ class FrameSigns:
 class Watcher:
     """Takes a video piece by piece. signs: of the frames seen so far."""
 
-    signs: list[FrameSigns] = field(default_factory=list)
+    signs: list[FrameStats] = field(default_factory=list)
     _before: torch.Tensor | None = None
 
     def see(self, frames: torch.Tensor) -> None:
@@ -76,7 +76,7 @@ def colour_distance(one: Sequence[float], other: Sequence[float]) -> float:
     return sum((a - b) ** 2 for a, b in zip(one, other)) ** 0.5
 
 
-def _signs(picture: torch.Tensor, before: torch.Tensor | None) -> FrameSigns:
+def _signs(picture: torch.Tensor, before: torch.Tensor | None) -> FrameStats:
     colours = lab(picture)
     lightness, a, b = (float(channel.mean()) for channel in colours)
     contrast = float(colours[0].std(correction=0))
@@ -89,4 +89,4 @@ def _signs(picture: torch.Tensor, before: torch.Tensor | None) -> FrameSigns:
         turn = colour_distance((lightness, a, b), lab(before).mean(dim=(1, 2)).tolist())
         jump, motion = max(float(left.mean()), turn / 100), float(lengths.mean())
         fastest = float(lengths.topk(max(1, round(FASTEST * lengths.numel()))).values.mean())
-    return FrameSigns(difference, jump, motion, fastest, (lightness, a, b), contrast)
+    return FrameStats(difference, jump, motion, fastest, (lightness, a, b), contrast)

@@ -22,13 +22,13 @@ from typing import Protocol
 from ..storyboard.shot import Shot, TimedPrompt, number
 
 __all__ = [
-    "Clock",
-    "Footage",
+    "FrameGrid",
+    "FrameRange",
     "PromptSchedule",
     "ShotPlan",
-    "Stretch",
     "Take",
     "TakeError",
+    "TimedShot",
     "plan_shot",
     "plan_story",
     "schedule_prompts",
@@ -42,7 +42,7 @@ class TakeError(ValueError):
 
 
 @dataclass(frozen=True)
-class Clock:
+class FrameGrid:
     """How time is counted.
 
     fps: frames a second. compression: frames to each latent frame of a take but its first. block: latent frames of one.
@@ -68,7 +68,7 @@ class Clock:
         return _exact(self.fps)
 
 
-class Footage(Protocol):
+class TimedShot(Protocol):
     """What planning needs to know of a filmed or planned shot; FilmedShot and ShotPlan are such."""
 
     @property
@@ -101,7 +101,7 @@ class ShotPlan:
     lead: int = 0
 
 
-def plan_shot(filmed: Sequence[Footage], shot: Shot, clock: Clock) -> ShotPlan:
+def plan_shot(filmed: Sequence[TimedShot], shot: Shot, clock: FrameGrid) -> ShotPlan:
     """The plan of the shot that comes after `filmed`, the whole film so far.
 
     Raises TakeError for a shot shorter than a frame, or one that continues nothing.
@@ -129,7 +129,7 @@ def plan_shot(filmed: Sequence[Footage], shot: Shot, clock: Clock) -> ShotPlan:
     return ShotPlan(shot.seconds, blocks * clock.block, frames, take_start, take_latents, take_frames, lead)
 
 
-def plan_story(shots: Sequence[Shot], clock: Clock, filmed: Sequence[Footage] = ()) -> tuple[ShotPlan, ...]:
+def plan_story(shots: Sequence[Shot], clock: FrameGrid, filmed: Sequence[TimedShot] = ()) -> tuple[ShotPlan, ...]:
     """Plans of shots that follow one another after `filmed`. Raises TakeError naming the shot, counted from 1."""
     plans: list[ShotPlan] = []
     for shot in shots:
@@ -155,7 +155,7 @@ class Take:
     lead: int = 0
 
 
-def takes(filmed: Sequence[Footage]) -> tuple[Take, ...]:
+def takes(filmed: Sequence[TimedShot]) -> tuple[Take, ...]:
     """The takes of a film, in order; together they show all its frames."""
     result: list[Take] = []
     for i, part in enumerate(filmed):
@@ -170,7 +170,7 @@ def takes(filmed: Sequence[Footage]) -> tuple[Take, ...]:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class FrameRange:
     """Frames start .. stop (exclusive) of a take, counted from the first that it decodes to."""
 
     take: Take
@@ -178,13 +178,13 @@ class Stretch:
     stop: int
 
 
-def stretches(all_takes: Sequence[Take], start: int = 0, stop: int | None = None) -> Iterator[Stretch]:
+def stretches(all_takes: Sequence[Take], start: int = 0, stop: int | None = None) -> Iterator[FrameRange]:
     """Where frames start .. stop (exclusive; to the end if None) of the finished film lie, take by take in order."""
     for take in all_takes:
         first = max(start - take.start, 0)
         last = take.frames if stop is None else min(stop - take.start, take.frames)
         if first < last:
-            yield Stretch(take, take.lead + first, take.lead + last)
+            yield FrameRange(take, take.lead + first, take.lead + last)
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class PromptSchedule:
     unseen: tuple[TimedPrompt, ...]
 
 
-def schedule_prompts(shot: Shot, plan: ShotPlan, clock: Clock) -> PromptSchedule:
+def schedule_prompts(shot: Shot, plan: ShotPlan, clock: FrameGrid) -> PromptSchedule:
     """When the shot's prompts take effect: each at the first block that starts at or after its latent frame.
 
     Times count from the shot's planned start, also where the take is ahead of it, so that a prompt changes in the
@@ -230,6 +230,6 @@ def _nearest(value: Fraction) -> int:
     return floor(value + Fraction(1, 2))
 
 
-def _last_take(filmed: Sequence[Footage]) -> Sequence[Footage]:
+def _last_take(filmed: Sequence[TimedShot]) -> Sequence[TimedShot]:
     start = max(i for i, part in enumerate(filmed) if part.take_start)
     return filmed[start:]

@@ -23,9 +23,7 @@ from ..wan.cache_tokens import install
 __all__ = ["load_cache_lora", "load_storymem_lora", "storymem_weights"]
 
 # What StoryMem adapts, before it the names of whatever wraps the model, after it PEFT's name of the adapter.
-_PEFT = re.compile(
-    r"(?:.*\.)?(blocks\.\d+\.(?:(?:self|cross)_attn\.[qkvo]|ffn\.[02]))\.lora_([AB])(?:\.\w+)?\.weight"
-)
+_PEFT = re.compile(r"(?:.*\.)?(blocks\.\d+\.(?:(?:self|cross)_attn\.[qkvo]|ffn\.[02]))\.lora_([AB])(?:\.\w+)?\.weight")
 _PARTS = {"A": "down", "B": "up"}
 
 

@@ -275,9 +275,7 @@ def _prompt_at(shot: Shot, seconds: float) -> str:
     return [prompt.text for prompt in shot.prompts if prompt.at <= seconds or prompt.at == 0][-1]
 
 
-def _notes(
-    characters: Sequence[Character], found: Sequence[Sequence[Found]] | None, told: Sequence[Shot]
-) -> list[str]:
+def _notes(characters: Sequence[Character], found: Sequence[Sequence[Found]] | None, told: Sequence[Shot]) -> list[str]:
     notes = []
     if not told:
         notes.append("No prompts were given, so there is no alignment.")

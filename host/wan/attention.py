@@ -79,9 +79,7 @@ def prepare(attn: Any, layer: int, x: torch.Tensor, memory: KVMemory, tables: Ta
     slots, norms = memory.write_slots(), (attn.norm_q, attn.norm_k)
     if slots is None or any(getattr(norm, "weight_function", ()) or norm.weight is None for norm in norms):
         return None
-    q_weight, k_weight = (
-        comfy.model_management.cast_to(norm.weight, dtype=x.dtype, device=x.device) for norm in norms
-    )
+    q_weight, k_weight = (comfy.model_management.cast_to(norm.weight, dtype=x.dtype, device=x.device) for norm in norms)
     arena, layout = memory.arena, memory.layout
     at = torch.tensor(slots, dtype=torch.int32).to(x.device, non_blocking=True)
     frame = torch.arange(len(slots), dtype=torch.int32, device=x.device)

@@ -242,9 +242,7 @@ def _block(
     return add(x, block.ffn(_modulated(block.norm2, x, shift2, scale2)), gate2)
 
 
-def _read_text(
-    cross: Any, layer: int, q: torch.Tensor, state: CausalPass, options: TransformerOptions
-) -> torch.Tensor:
+def _read_text(cross: Any, layer: int, q: torch.Tensor, state: CausalPass, options: TransformerOptions) -> torch.Tensor:
     """Cross-attention of q [1, F * T, dim] over the prompt, frames that have rows of their own over these alone."""
     k, v = state.text[layer]
     attention = comfy.ldm.modules.attention.optimized_attention

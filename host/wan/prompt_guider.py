@@ -32,9 +32,7 @@ class Prompt:
 class PromptGuider(comfy.samplers.CFGGuider):
     """A guider without guidance that holds every prompt of the take, prepared by ComfyUI, and uses one at a time."""
 
-    def __init__(
-        self, model: comfy.model_patcher.ModelPatcher, prompts: Sequence[Prompt], shown: ShotContext
-    ) -> None:
+    def __init__(self, model: comfy.model_patcher.ModelPatcher, prompts: Sequence[Prompt], shown: ShotContext) -> None:
         super().__init__(model)
         self.segment = 0
         conds = {str(index): prompt.conditioning for index, prompt in enumerate(prompts)}

@@ -325,7 +325,7 @@ class _BlockLoop:
         if isinstance(self.guider, PromptGuider) and shown.captions:
             self.guider.segment, self.state.rows = SHOWN, shown.rows()
         self.state.new_prompt()
-        self._forward(CallKind.PICTURES, pictures, torch.zeros_like(self.sigmas[0]))
+        self._forward(CallKind.PREFILL, pictures, torch.zeros_like(self.sigmas[0]))
         self.state.rows = []
 
     def _switch(self, segment: int) -> None:
@@ -366,7 +366,7 @@ class _BlockLoop:
         memory = self.state.memory
         if memory.settings.sink_from == "shots":
             filmed = [shot_turn(memory.take)] * x.shape[2]
-            self.state.turns = self.plan.shown.turns(x.shape[2]) if kind is CallKind.PICTURES else filmed
+            self.state.turns = self.plan.shown.turns(x.shape[2]) if kind is CallKind.PREFILL else filmed
         denoised: torch.Tensor = self.guider(x, sigma.reshape(1), **self.extra_args)
         if self.state.calls != 1:
             raise RolloutError("The prompt was not active in every step; remove its start and end percentages.")

@@ -21,7 +21,7 @@ from longreel.engines.dual_cache_backends import (
     Vace,
     make_backend,
 )
-from longreel.engines.dual_cache_inputs import Backend, Scene, check_told, chunks, spoken
+from longreel.engines.dual_cache_inputs import Backend, ChunkInputs, check_told, chunks, spoken
 from longreel.engines.filming import EngineError
 from longreel.film.dual_cache import FILMWEAVER, CacheNoise, Keyframe, Picture, StoryCache, push_chunk
 from longreel.film.reel.takes import PromptSchedule, ShotPlan
@@ -54,9 +54,9 @@ def keyframe(picture: torch.Tensor, vae: Any) -> Keyframe:
     return Keyframe.of(picture, FORMAT.process_in(encode_image(vae, picture, *SIZE))[0], torch.ones(4))
 
 
-def scene(vae: Any, count: int, history: torch.Tensor | None = None, anchor: torch.Tensor | None = None) -> Scene:
+def scene(vae: Any, count: int, history: torch.Tensor | None = None, anchor: torch.Tensor | None = None) -> ChunkInputs:
     cache = StoryCache("v", 16, SIZE[1] // 8, SIZE[0] // 8)
-    return Scene(
+    return ChunkInputs(
         positive=text(1),
         negative=text(2),
         cache=cache if history is None else push_chunk(cache, FORMAT.process_in(history)[0]),

@@ -26,10 +26,10 @@ import torch.nn.functional as F
 
 from ..core.loop import Metrics, Schedule, train
 from ..core.lora import WAN_LAYERS, adapt, choose_layers, save_lora
-from ..miniature.auxiliary import add_critic_arguments, open_critics
+from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
 from ..miniature.dit import DitRecipe, Miniature, loss, predict
 from ..miniature.export import FILES, read_dit, read_vae
-from ..miniature.latent_classifier import shown
+from ..miniature.latent_classifier import multi_hot_labels
 from ..miniature.pipeline import start_comfyui
 from ..miniature.sequences import BLOCK, CONTEXT_NOISE, SINK, noise_levels
 from ..miniature.vae import VaeRecipe, build_vae
@@ -118,7 +118,7 @@ def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int, 
         torch.tensor([at for block in blocks for at in block]).expand(size, -1),
         sees,
         torch.stack([item["person"][SINK:] for item in drawn]),
-        torch.stack([shown(item["named"]) for item in drawn]),
+        torch.stack([multi_hot_labels(item["named"]) for item in drawn]),
     )
 
 
@@ -191,7 +191,7 @@ def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output:
     model = Miniature(DitRecipe())
     read_dit(model, weights)
     model.requires_grad_(False)
-    critic = open_critics(weights, recipe.reading, recipe.sight)
+    critic = open_auxiliary_losses(weights, recipe.reading, recipe.sight)
     names = choose_layers(model.dit, WAN_LAYERS)
     tree, adapter = adapt(model.dit, names, recipe.rank, seed=recipe.seed)
 
@@ -222,7 +222,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=usual.steps, help="updates")
     parser.add_argument("--rank", type=int, default=usual.rank, help="size of the adapter")
     parser.add_argument("--shards", type=int, default=usual.shards, help="of 64 takes to learn from")
-    add_critic_arguments(parser)
+    add_auxiliary_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 

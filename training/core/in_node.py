@@ -17,7 +17,7 @@ from PIL import Image
 
 from ...host.progress import Progress
 from .curves import draw_panel, read_losses
-from .loop import Moment, watching
+from .loop import TrainState, callbacks
 from .lora import differentiable
 
 # The curve shows means over so many parts of the run at most: single steps are mostly noise.
@@ -40,7 +40,7 @@ def training_in_node() -> Iterator[Callable[[str], None]]:
         InterruptProcessingException: the person interrupted; the recipe has saved. Queued again it goes on.
     """
     curve = _LiveCurve()
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), differentiable(), watching(curve):
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), differentiable(), callbacks(curve):
         try:
             yield curve.say
         except _Stopped as stop:
@@ -56,7 +56,7 @@ class _LiveCurve:
         self.points: list[tuple[int, float]] = []
         self.part: list[float] = []
 
-    def __call__(self, moment: Moment) -> None:
+    def __call__(self, moment: TrainState) -> None:
         if moment.name != self.run:
             self.run, self.points, self.part = moment.name, read_losses(moment.log), []
             self.progress = Progress(moment.steps)

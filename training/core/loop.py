@@ -27,7 +27,7 @@ Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainState:
     """Where a run is: ``step`` of ``steps`` are done, ``loss`` was the last one's (None: none yet in this process)."""
 
     name: str
@@ -37,21 +37,21 @@ class Moment:
     log: Path
 
 
-Watcher = Callable[[Moment], None]
-_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+Callback = Callable[[TrainState], None]
+_callback: ContextVar[Callback | None] = ContextVar("watcher", default=None)
 
 
 @contextmanager
-def watching(watcher: Watcher) -> Iterator[None]:
+def callbacks(callback: Callback) -> Iterator[None]:
     """Inside, every run calls ``watcher`` before each step and after the last one.
 
     A watcher that raises KeyboardInterrupt stops the run as a key does: it saves first.
     """
-    token = _watcher.set(watcher)
+    token = _callback.set(callback)
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _callback.reset(token)
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,11 @@ def train(
     saved_at = logged_at = time.monotonic()
     figures: dict[str, list[float]] = {}
     updating = False
-    watcher, newest = _watcher.get(), None
+    callback, newest = _callback.get(), None
 
     def watch() -> None:
-        if watcher:
-            watcher(Moment(name, step, schedule.steps, newest, log))
+        if callback:
+            callback(TrainState(name, step, schedule.steps, newest, log))
 
     if state is None:
         save()

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA) on any diffusion model as ComfyUI loads it, and the file that core's LoRA loaders apply.
 
 The adapted model is a second module tree over the same weights: the caller's own stays as it was, so nothing is patched
-and nothing has to be undone. In it a chosen Linear is replaced by ``Adapted``, which calls the base layer and adds the
-pair's output. That, and not ``parametrize``, because a parametrization builds the whole matrix ``up @ down`` at every
+and nothing has to be undone. In it a chosen Linear is replaced by ``LoRALinear``, which calls the base layer and adds
+the pair's output. That, and not ``parametrize``, because a parametrization builds the whole matrix ``up @ down`` at every
 forward pass and needs the base weight as a plain tensor; a base that ComfyUI casts, offloads or keeps in fp8 only has
 to be callable here.
 
@@ -34,7 +34,7 @@ class LoraError(ValueError):
     """A LoRA that cannot be made or trained as asked; the message is one sentence that says what to change."""
 
 
-class LowRankPair(nn.Module):
+class LoRAWeights(nn.Module):
     """``down`` [rank, in] and ``up`` [out, rank] in float32: x [..., in] to (alpha / rank) * up(down(x)) [..., out].
 
     ``up`` starts at zero, so that a fresh adapter changes nothing.
@@ -59,10 +59,10 @@ class LowRankPair(nn.Module):
         return self.scale * (self.up @ self.down)
 
 
-class Adapted(nn.Module):
+class LoRALinear(nn.Module):
     """A layer with a pair beside it."""
 
-    def __init__(self, base: nn.Linear, pair: LowRankPair):
+    def __init__(self, base: nn.Linear, pair: LoRAWeights):
         super().__init__()
         self.base, self.pair = base, pair
 
@@ -77,12 +77,12 @@ class Adapter(nn.Module):
     ``names``: the dotted names of the layers, in the order of ``pairs``.
     """
 
-    def __init__(self, names: Iterable[str], pairs: Iterable[LowRankPair]):
+    def __init__(self, names: Iterable[str], pairs: Iterable[LoRAWeights]):
         super().__init__()
         self.names = tuple(names)
         self.pairs = nn.ModuleList(pairs)
 
-    def items(self) -> list[tuple[str, LowRankPair]]:
+    def items(self) -> list[tuple[str, LoRAWeights]]:
         """Layer names with their pairs."""
         return list(zip(self.names, self.pairs, strict=True))  # type: ignore[arg-type]
 
@@ -123,14 +123,14 @@ def adapt(
     if rank < 1 or strength <= 0 or not 0 <= dropout < 1:
         raise LoraError(f"Rank {rank}, alpha {strength:g} and dropout {dropout:g} do not fit: "
                         "rank from 1, alpha above 0, dropout from 0 to below 1.")  # fmt: skip
-    tree = _second_tree(model)
+    tree = clone_sharing_weights(model)
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
     for name in names:
         base = tree.get_submodule(name)
         assert isinstance(base, nn.Linear)
-        pairs[name] = LowRankPair(base, rank, strength, dropout, generator)
-        _put(tree, name, Adapted(base, pairs[name]))
+        pairs[name] = LoRAWeights(base, rank, strength, dropout, generator)
+        _put(tree, name, LoRALinear(base, pairs[name]))
     return tree, Adapter(pairs, pairs.values())
 
 
@@ -139,7 +139,7 @@ def merge(model: nn.Module, adapter: Adapter) -> nn.Module:
     """A second tree over ``model``'s weights in which the adapted layers have weights of their own, changed by their
     pairs in the base's precision, as core's loader does at strength 1.
     """
-    tree = _second_tree(model)
+    tree = clone_sharing_weights(model)
     for name, pair in adapter.items():
         weight = tree.get_parameter(f"{name}.weight")
         _put(tree, f"{name}.weight", nn.Parameter(weight + pair.change().to(weight), requires_grad=False))
@@ -205,7 +205,7 @@ def read_lora(adapter: Adapter, path: Path) -> None:
             kept.copy_(saved)
 
 
-def _second_tree(model: nn.Module) -> nn.Module:
+def clone_sharing_weights(model: nn.Module) -> nn.Module:
     """Modules are copied, tensors are shared; parameters are frozen in the copy only.
 
     Tensors made in inference mode, as nodes make them, are copied: autograd refuses them for good.

@@ -19,7 +19,7 @@ def quiet(line: str) -> None:
     """Only the first process speaks."""
 
 
-def mean_error(error: torch.Tensor, subjects: Sequence[torch.Tensor | None], weight: float) -> torch.Tensor:
+def weighted_mse(error: torch.Tensor, subjects: Sequence[torch.Tensor | None], weight: float) -> torch.Tensor:
     """The mean of squared errors [B, F, h, w], known ``subjects`` [F, h, w] weighing 1 + ``weight`` times as much."""
     known = [torch.zeros(error.shape[1:]) if one is None else one for one in subjects]
     weights = 1 + weight * torch.stack(known).to(error.device)

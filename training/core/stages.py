@@ -17,7 +17,7 @@ from typing import Any
 from ...film.reel.fingerprint import canonical_json
 
 
-class Stages:
+class StageCache:
     """The kept results of one folder. ``again``: stages whose results are made anew."""
 
     def __init__(self, folder: Path, again: Collection[str] = ()):

@@ -14,7 +14,7 @@ import torch
 from ...film.dual_cache import CacheError, LayoutProfile
 from ...film.dual_cache.profile import TimeMode
 from ..core.lora import WAN_LAYERS, WAN_SELF_ATTENTION, LoraError
-from ..miniature.auxiliary import add_critic_arguments, open_critics
+from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
 from ..miniature.clip import CLIP_FILE, ClipRecipe, train_clip
 from ..miniature.export import FILES, read_vae
 from ..miniature.pipeline import start_comfyui
@@ -94,7 +94,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranked", type=float, default=0.7, help="share of samples with the best keyframes, else any")
     parser.add_argument("--subject", type=float, help="how much more than scenery subjects weigh, where scenes say "
                         "where they are: default 0, miniature 4")  # fmt: skip
-    add_critic_arguments(parser)
+    add_auxiliary_arguments(parser)
     parser.add_argument("--no-cache-noise", action="store_true", help="clean caches: the ablation, not for use")
     parser.add_argument("--negative", type=float, default=0.25, help="share of keyframes taken from other scenes")
     parser.add_argument("--precision", choices=("auto", "bf16", "float32"), default="auto", help="of the forward pass")
@@ -118,7 +118,7 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     path, vae, critic = chosen.model or weights / FILES["dit"], None, None
     if chosen.model is None:
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / FILES["vae"])), dtype=torch.float32)
-        critic = open_critics(weights, chosen.reading, chosen.sight)
+        critic = open_auxiliary_losses(weights, chosen.reading, chosen.sight)
     try:
         model = comfy.sd.load_diffusion_model(str(path), model_options=options)
         print(train_scenes(model, chosen.data, recipe_of(chosen), chosen.folder, base=path.stem, vae=vae,

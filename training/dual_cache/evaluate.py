@@ -171,9 +171,7 @@ def _sentence(studio: Studio, sentence: str) -> torch.Tensor:
     return F.normalize(studio.embedder.text(sentence).mean(dim=0), dim=0)
 
 
-def open_studio(
-    lora: Path, weights: Path, steps: int = 12, guidance: float = 1.0, *, renoise: bool = False
-) -> Studio:
+def open_studio(lora: Path, weights: Path, steps: int = 12, guidance: float = 1.0, *, renoise: bool = False) -> Studio:
     """The miniature with a LoRA on it. Raises CacheError for a LoRA that is not FilmWeaver's."""
     import comfy.model_management
 

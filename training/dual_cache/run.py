@@ -14,7 +14,7 @@ from PIL import Image
 from ..core.contact_sheet import Row, draw_sheet
 from ..core.run import on_its_device
 from ..first_frame.dataset import picture_of
-from ..miniature.latent_classifier import Critic
+from ..miniature.latent_classifier import AuxiliaryLoss
 from .samples import Curriculum, TrainingScene, draw_sample, load_scenes
 from .train import WeaverMatcher, WeaverRecipe, train_weaver
 
@@ -33,7 +33,7 @@ def train_scenes(
     vae: Any = None,
     empty: torch.Tensor | None = None,
     start_from: Path | None = None,
-    critic: Critic | None = None,
+    critic: AuxiliaryLoss | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train in ``folder`` on the scenes in ``data``; returns the LoRA's file. A run that was stopped goes on there.

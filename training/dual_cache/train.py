@@ -27,11 +27,11 @@ from ...film.dual_cache import FILMWEAVER, LayoutProfile, Payload
 from ..core.loop import Metrics
 from ..core.lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, read_lora
 from ..core.memory_plan import plan_memory
-from ..core.objectives.flow_matching import Band, advance
+from ..core.objectives.flow_matching import SigmaRange, advance
 from ..core.processes import main_first, processes
-from ..core.run import mean_error, quiet, run_lora
+from ..core.run import quiet, run_lora, weighted_mse
 from ..first_frame.train import recompute, remember_recipe, uses_bf16
-from ..miniature.latent_classifier import Critic, weights_of
+from ..miniature.latent_classifier import AuxiliaryLoss, weights_of
 from .samples import TEMPORAL_ONLY, Curriculum, TrainingScene, WeaverSample, draw_sample, sample_payload
 
 _NAME = "weaver"
@@ -104,7 +104,7 @@ class WeaverMatcher:
         profile: LayoutProfile,
         bf16: bool,
         empty: torch.Tensor | None = None,
-        critic: Critic | None = None,
+        critic: AuxiliaryLoss | None = None,
     ):
         # Never adapted, and in the precision of the blocks (core keeps the patch embedding in float32).
         weight: torch.Tensor = dit.get_parameter("head.modulation")
@@ -143,7 +143,7 @@ class WeaverMatcher:
         noised = (1 - level) * clean + level * noise
         v = self.velocity(noised, sigma, text, payloads)
         error = (v - (noise - clean)).square().mean(dim=1)
-        value = mean_error(error, [one.subject for one in samples], subject)
+        value = weighted_mse(error, [one.subject for one in samples], subject)
         if self.critic:
             # whom nothing tells of, no guess can show
             told = [None if one.text is None or one.payload is None else one.shown for one in samples]
@@ -170,7 +170,7 @@ class WeaverMatcher:
         """
         text = self.texts(texts)
         x = noise.to(self.device, torch.float32)
-        for here, there in pairwise(Band(shift=shift).at(torch.linspace(1, 0, steps + 1)).tolist()):
+        for here, there in pairwise(SigmaRange(shift=shift).at(torch.linspace(1, 0, steps + 1)).tolist()):
             sigma = torch.full((len(x),), here)
             v = self.velocity(x, sigma, text, payloads)
             if guidance != 1:
@@ -189,7 +189,7 @@ def train_weaver(
     *,
     empty: torch.Tensor | None = None,
     start_from: Path | None = None,
-    critic: Critic | None = None,
+    critic: AuxiliaryLoss | None = None,
     sample: Callable[[int, WeaverMatcher], None] | None = None,
     tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
@@ -259,7 +259,7 @@ def _update_loss(
         counts.append(rest)
     # One level from each equal part of the schedule: less noise in the gradient than independent draws.
     share = (torch.randperm(recipe.batch) + torch.rand(recipe.batch)) / recipe.batch
-    levels = Band(shift=recipe.shift).at(share).split(counts)
+    levels = SigmaRange(shift=recipe.shift).at(share).split(counts)
     done = torch.zeros(())
     metrics: Metrics = {}
     for number, (count, sigma) in enumerate(zip(counts, levels, strict=True)):

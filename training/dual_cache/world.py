@@ -34,7 +34,7 @@ from ...miniature.world import (
     Scene,
     render,
 )
-from ..miniature.latent_classifier import shown
+from ..miniature.latent_classifier import multi_hot_labels
 from ..miniature.latents import coverage
 from ..miniature.vae import encode
 from .samples import SceneShot, TrainingScene, save_scene
@@ -130,7 +130,7 @@ def encode_shot(models: WorldModels, shot: WorldShot) -> SceneShot:
         keyframes=torch.stack([encode_frames(models.vae, frame[None]) for frame in chosen]),
         embeddings=embedded,
         subject=coverage(drawn.masks),
-        shown=shown(pad(tokenize(describe(shot.scene)))),
+        shown=multi_hot_labels(pad(tokenize(describe(shot.scene)))),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from ...film.first_frame import FirstFrameError
 from ..core.lora import WAN_LAYERS, LoraError
 from ..core.processes import ProcessError, processes
-from ..miniature.auxiliary import add_critic_arguments, open_critics
+from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
 from ..miniature.export import FILES
 from ..miniature.pipeline import start_comfyui
 from .dataset import CastDataError, CastSettings, build_dataset, load_dataset
@@ -83,7 +83,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--muon-rate", type=float, help="of Muon, for matrices: default 0 (AdamW), miniature 2e-3")
     parser.add_argument("--subject", type=float, help="how much more than scenery the cast weighs, where the dataset "
                         "says where it is: default 0 as published, miniature 9")  # fmt: skip
-    add_critic_arguments(parser)
+    add_auxiliary_arguments(parser)
     parser.add_argument("--clip", type=float, help="largest gradient norm: default 0.05, miniature 1")
     parser.add_argument("--weight-decay", type=float, default=usual.weight_decay, help="more keeps the LoRA smaller")
     parser.add_argument("--frames", type=int, help="of each clip: default 21 as published, miniature 81")
@@ -148,7 +148,7 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         frames = chosen.frames or (81 if small else 21)
         size = tuple(chosen.size) if chosen.size else None
         shown = variants(chosen.recoloured, chosen.mirrored)
-        critic = open_critics(weights, chosen.reading, chosen.sight) if small else None
+        critic = open_auxiliary_losses(weights, chosen.reading, chosen.sight) if small else None
         cut: Transition = chosen.cut or ("latents" if small else "frames")
         made = train_cast(
             items, encoders, recipe, chosen.folder, frames, size=size, cut=cut, shown=shown, critic=critic,

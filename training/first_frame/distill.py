@@ -60,7 +60,7 @@ def recast(casts: Sequence[CastScene], count: int, *, seed: int = 0) -> list[Cas
     return [drawn(index) for index in range(count)]
 
 
-def film_casts(
+def self_distill(
     casts: Sequence[CastScene], encoders: Encoders, frames: int, folder: Path, *, say: Callable[[str], None] = print
 ) -> list[Example]:
     """``frames`` frames of each cast, filmed in four steps block by block by the base that is told everything, behind

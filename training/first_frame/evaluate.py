@@ -19,7 +19,7 @@ from ...film.first_frame import COLLAGE_FRAMES, build_prompt
 from ...miniature.probe import Probe, Reading, half
 from ...miniature.stories import describe
 from ...miniature.world import FPS, render
-from ..core.objectives.flow_matching import Band, Example, FlowMatcher
+from ..core.objectives.flow_matching import Example, FlowMatcher, SigmaRange
 from ..miniature import evaluate
 from ..miniature.pipeline import start_comfyui
 from .world import MINIATURE_TRIGGER, MOST_REFERENCES, CastScene, canvas_picture, caption_of, draw_casts
@@ -101,7 +101,7 @@ def model_film(
     unknown = torch.zeros(_CHANNELS, latent_frames - 1, *first.shape[2:]).to(first)
     matcher = FlowMatcher(model.diffusion_model, "clean", bf16=False)
     example = Example(torch.cat([first, unknown], dim=1), text[0])
-    latents = matcher.sample(example, Band(), steps, seed, renoise=renoise)
+    latents = matcher.sample(example, SigmaRange(), steps, seed, renoise=renoise)
     frames: torch.Tensor = models.vae.decode(model.process_latent_out(latents[None]))[0]
     return frames[COLLAGE_FRAMES:].cpu()
 
@@ -152,7 +152,7 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         )  # fmt: skip
         casts[name] = judge_casts(film, base.probe, chosen.casts)
         if chosen.prompts:
-            prompts[name] = evaluate.judge_prompts(
+            prompts[name] = evaluate.evaluate_prompts(
                 models, chosen.prompts, latent_frames=chosen.latent_frames, steps=chosen.steps
             )
     evaluate.print_table(f"{chosen.casts} held-out casts: every reference present and right", casts)

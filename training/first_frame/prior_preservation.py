@@ -25,7 +25,7 @@ class Flow(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Keeper:
+class PriorPreservation:
     """``base``: the model without the adapter. texts: [N, L, D], encoded prompts. size: channels, height and width of
     latents. batch: prompts of an update.
     """

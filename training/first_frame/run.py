@@ -12,9 +12,9 @@ from ..core.contact_sheet import Row, draw_sheet
 from ..core.objectives.flow_matching import Example, FlowMatcher, first_frame_of
 from ..core.processes import main_first
 from ..core.run import on_its_device
-from ..miniature.latent_classifier import Critic
+from ..miniature.latent_classifier import AuxiliaryLoss
 from .dataset import CastItem, fingerprint_of, picture_of
-from .distill import film_casts
+from .distill import self_distill
 from .encode import PLAIN, Encoders, Transition, Variant, encode_dataset
 from .train import LoraRecipe, train_lora
 from .world import CastScene
@@ -33,7 +33,7 @@ def train_cast(
     size: tuple[int, int] | None = None,
     cut: Transition = "frames",
     shown: Sequence[Variant] = PLAIN,
-    critic: Critic | None = None,
+    critic: AuxiliaryLoss | None = None,
     kept: Sequence[str] = (),
     recast: Sequence[CastScene] = (),
     say: Callable[[str], None] = print,
@@ -52,7 +52,7 @@ def train_cast(
         examples = encode_dataset(
             items, encoders, first_frame, frames, size, folder / "encoded", cut=cut, shown=shown, say=say
         )
-        examples += film_casts(recast, encoders, frames, folder / "encoded", say=say)
+        examples += self_distill(recast, encoders, frames, folder / "encoded", say=say)
     texts = None
     if kept:
         with torch.no_grad():

@@ -21,12 +21,12 @@ from torch.utils.checkpoint import checkpoint
 from ..core.loop import Metrics
 from ..core.lora import WAN_LAYERS, LoraError, adapt, choose_layers
 from ..core.memory_plan import plan_memory
-from ..core.objectives.flow_matching import Band, Example, Expert, FlowMatcher, first_frame_of
+from ..core.objectives.flow_matching import Example, Expert, FlowMatcher, SigmaRange, first_frame_of
 from ..core.processes import main_first, processes
 from ..core.run import quiet, run_lora
-from ..miniature.latent_classifier import Critic, weights_of
-from ..miniature.sequences import FEW_STEPS, with_few
-from .prior_preservation import Keeper
+from ..miniature.latent_classifier import AuxiliaryLoss, weights_of
+from ..miniature.sequences import FEW_STEPS, mix_few_step_sigmas
+from .prior_preservation import PriorPreservation
 
 Precision = Literal["auto", "bf16", "float32"]
 _NAME = "lora"
@@ -75,9 +75,9 @@ class LoraRecipe:
     seed: int = 0
 
     @property
-    def band(self) -> Band:
+    def band(self) -> SigmaRange:
         """The noise levels of the expert."""
-        return Band.of(self.expert, self.boundary, self.shift)
+        return SigmaRange.of(self.expert, self.boundary, self.shift)
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:
@@ -112,7 +112,7 @@ def train_lora(
     folder: Path,
     metadata: Mapping[str, str],
     *,
-    critic: Critic | None = None,
+    critic: AuxiliaryLoss | None = None,
     kept: torch.Tensor | None = None,
     sample: Callable[[int, FlowMatcher], None] | None = None,
     say: Callable[[str], None] = print,
@@ -139,7 +139,7 @@ def train_lora(
             raise LoraError("Only a model that films without a first frame, too, can keep how it does so, "
                             "and it needs prompts: leave out what is to be kept.")  # fmt: skip
         channels, _, height, width = examples[0].latents.shape
-        keeper = Keeper(FlowMatcher(dit, first_frame, bf16), kept, (channels, height, width))
+        keeper = PriorPreservation(FlowMatcher(dit, first_frame, bf16), kept, (channels, height, width))
     names = choose_layers(dit, recipe.layers)
     tree, adapter = adapt(dit, names, recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed)
     if recipe.checkpointing:
@@ -163,9 +163,7 @@ def train_lora(
         return _batch_loss(matcher, draw_examples(examples, recipe, draw), recipe)
 
     look = None if sample is None else lambda step: sample(step, matcher)
-    return run_lora(
-        _NAME, tree, adapter, loss_at, recipe, recipe.steps, folder, shared, sample=look, say=say
-    )
+    return run_lora(_NAME, tree, adapter, loss_at, recipe, recipe.steps, folder, shared, sample=look, say=say)
 
 
 def draw_examples(examples: Sequence[Example], recipe: LoraRecipe, draw: int) -> list[Example]:
@@ -186,14 +184,14 @@ def _batch_loss(matcher: FlowMatcher, batch: list[Example], recipe: LoraRecipe) 
     # One level from each equal part of the band: less noise in the gradient than independent draws.
     sigma = recipe.band.at((torch.randperm(len(batch)) + torch.rand(len(batch))) / len(batch))
     if recipe.few:
-        sigma = with_few(sigma, recipe.few)
+        sigma = mix_few_step_sigmas(sigma, recipe.few)
     noise = [torch.randn(example.latents.shape) for example in batch]
     done = int(torch.randint(1, len(FEW_STEPS), ())) if float(torch.rand(())) < recipe.own_steps else 0
 
     def loss_of(part: list[int]) -> torch.Tensor:
         examples = [batch[index] for index in part]
         if done:
-            loss = matcher.own_loss(examples, done, recipe.subject)
+            loss = matcher.self_rollout_loss(examples, done, recipe.subject)
         else:
             chosen = torch.stack([noise[index] for index in part]).to(matcher.device)
             loss = matcher.loss(examples, sigma[part], chosen, recipe.subject)

@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 
 from ...miniature.probe import Probe
-from .export import read_probe, read_reader, read_vae
-from .latent_classifier import Critic, Critics, Reading
-from .pixel_losses import Onlooker
+from .export import read_latent_classifier, read_probe, read_vae
+from .latent_classifier import AuxiliaryLoss, AuxiliaryLosses, Reading
+from .pixel_losses import DecodedProbeLoss
 from .vae import VaeRecipe, build_vae
 
 
-def add_critic_arguments(parser: argparse.ArgumentParser) -> None:
+def add_auxiliary_arguments(parser: argparse.ArgumentParser) -> None:
     """``--reading`` and ``--sight``."""
     parser.add_argument("--reading", type=float, default=0.3, help="miniature only: weight of the loss made of what a "
                         "reader sees in guessed latents, 0 for none")  # fmt: skip
@@ -20,15 +20,15 @@ def add_critic_arguments(parser: argparse.ArgumentParser) -> None:
                         "eye behind the decoder sees, 0 for none; doubles a step's time")  # fmt: skip
 
 
-def open_critics(weights: Path, reading: float, sight: float, most: int = 4) -> Critic | None:
+def open_auxiliary_losses(weights: Path, reading: float, sight: float, most: int = 4) -> AuxiliaryLoss | None:
     """Those of weight above 0, of the files under ``weights``. ``most``: sequences of a batch that the eye looks at."""
-    parts: list[Critic] = []
+    parts: list[AuxiliaryLoss] = []
     if reading:
-        parts.append(Reading(read_reader(weights), reading))
+        parts.append(Reading(read_latent_classifier(weights), reading))
     if sight:
         eye = Probe().eval().requires_grad_(False)
         read_probe(eye, weights, "eye")
         vae = build_vae(VaeRecipe().width)
         read_vae(vae, weights)
-        parts.append(Onlooker(vae.eval().requires_grad_(False), eye, sight, most))
-    return Critics(tuple(parts)) if parts else None
+        parts.append(DecodedProbeLoss(vae.eval().requires_grad_(False), eye, sight, most))
+    return AuxiliaryLosses(tuple(parts)) if parts else None

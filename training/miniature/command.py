@@ -65,11 +65,11 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         return chosen.strips / name if chosen.strips else None
 
     if chosen.clips:
-        table = evaluate.judge_vae(models, chosen.clips, strip=strip("miniature-vae.png"))
+        table = evaluate.evaluate_vae(models, chosen.clips, strip=strip("miniature-vae.png"))
         evaluate.print_table(f"Reconstructions of {chosen.clips} held-out clips of 10 s", table)
     if chosen.openings:
         for way, steps in ((f"{chosen.steps[0]} steps", chosen.steps[0]), ("rendered, through the VAE", None)):
-            table = evaluate.judge_openings(models, chosen.openings, steps=steps)
+            table = evaluate.evaluate_openings(models, chosen.openings, steps=steps)
             evaluate.print_table(f"First blocks of {chosen.openings} held-out prompts, {way}", table)
     ways = [(f"causal, {steps} steps", steps, True) for steps in chosen.steps]
     if chosen.bidirectional:
@@ -78,7 +78,7 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         rows = {}
         for way, steps, causal in ways:
             picture = strip(f"miniature-{'causal' if causal else 'whole'}-{steps}.png")
-            rows[way] = evaluate.judge_prompts(models, chosen.prompts, steps=steps, causal=causal, strip=picture)
+            rows[way] = evaluate.evaluate_prompts(models, chosen.prompts, steps=steps, causal=causal, strip=picture)
         evaluate.print_table(f"Films of 5 s from {chosen.prompts} held-out prompts", rows)
 
 
@@ -98,7 +98,9 @@ def scaled(recipe: MiniatureRecipe, effort: float) -> MiniatureRecipe:
         dit=replace(recipe.dit, steps=times(recipe.dit.steps)),
         sight=replace(recipe.sight, steps=times(recipe.sight.steps)),
         decoder=replace(
-            recipe.decoder, steps=times(recipe.decoder.steps), pool=times(recipe.decoder.pool),
+            recipe.decoder,
+            steps=times(recipe.decoder.steps),
+            pool=times(recipe.decoder.pool),
             films=times(recipe.decoder.films),
         ),
     )

@@ -31,7 +31,7 @@ from ..core.loop import Metrics, Schedule, train
 from .dit import Miniature, predict
 from .evaluate import Models, schedule
 from .latents import Stories, opening_scene, story_scenes
-from .pixel_losses import likeness_loss, numbers, told_loss
+from .pixel_losses import attribute_loss, feature_matching_loss, numbers
 from .sequences import FEW_STEPS
 from .vae import draw, encode, psnr
 
@@ -214,7 +214,7 @@ def train_decoder(
         chosen = [rng.randrange(len(films.latents)) for _ in range(recipe.takes)]
         start = rng.choice((0, rng.randint(1, _FILM - _PART)))
         made = draw(vae, films.latents[chosen, :, start : start + _PART].float().to(device))
-        told = told_loss(eye, made[:, :, 4 * _LEAD - 3 if start else 0 :], films.named[chosen].to(device))
+        told = attribute_loss(eye, made[:, :, 4 * _LEAD - 3 if start else 0 :], films.named[chosen].to(device))
         return recipe.told * told, {"film told": float(told.detach())}
 
     kinds = {"rendered": rendered, "opening": opened, "take": begun}
@@ -229,7 +229,7 @@ def train_decoder(
         error = made - clips
         weight = 1 + _CHARACTER_WEIGHT * drawn.masks.to(device)
         value = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
-        likeness = likeness_loss(eye, made, clips)
+        likeness = feature_matching_loss(eye, made, clips)
         figures = {
             f"{kind} psnr": psnr((error.detach() / 2).square().mean()),
             f"{kind} unlike": float(likeness.detach()),

@@ -18,9 +18,9 @@ from torch import nn
 
 from ...miniature.text import TextEncoder
 from ..core.loop import Metrics, Schedule, train
-from .latent_classifier import SHOWN, reading_loss, shown
+from .latent_classifier import VISIBLE_WORDS, latent_bce, multi_hot_labels
 from .latents import Stories
-from .pixel_losses import Onlooker
+from .pixel_losses import DecodedProbeLoss
 from .sequences import FEW_STEPS, Batch, draw_batch
 
 _WORDLESS = 0.1
@@ -217,7 +217,7 @@ def loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.T
     return (error * weight).sum() / weight.sum()
 
 
-def with_own_context(model: Miniature, batch: Batch, share: float) -> Batch:
+def with_self_context(model: Miniature, batch: Batch, share: float) -> Batch:
     """``batch`` in which, for ``share`` of the sequences, clean frames are what ``model`` guesses of them from noise.
 
     A rollout goes on from its own pictures, which are a little wrong. Who has learned from rendered frames only takes
@@ -238,7 +238,7 @@ def with_own_context(model: Miniature, batch: Batch, share: float) -> Batch:
 
 
 @torch.no_grad()
-def with_own_steps(model: Miniature, batch: Batch, done: int) -> Batch:
+def with_self_rollout(model: Miniature, batch: Batch, done: int) -> Batch:
     """``batch`` as four-step sampling has it after ``done`` steps: its noisy frames are what ``model`` made of noise
     until then, noised anew to the next level.
 
@@ -262,27 +262,28 @@ def train_dit(
     openings: Stories,
     folder: Path,
     *,
-    onlooker: Onlooker | None = None,
+    onlooker: DecodedProbeLoss | None = None,
     name: str = "dit",
 ) -> None:
     """Train ``model`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``; it ends with
-    averaged weights. ``reader`` is a trained one (latent_classifier.py); an ``onlooker`` looks at what came of own steps, too. name: of its files in ``folder``.
+    averaged weights. ``reader`` is a trained one (latent_classifier.py); an ``onlooker`` looks at what came of own
+    steps, too. name: of its files in ``folder``.
     """
     device = next(model.parameters()).device
     reader.requires_grad_(False).eval()
 
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
         kind, batch = draw_batch(stories, openings, random.Random(f"{recipe.seed}/{step}"), recipe.batch)
-        batch = with_own_context(model, batch.to(device), recipe.own_context)
+        batch = with_self_context(model, batch.to(device), recipe.own_context)
         own = float(torch.rand(())) < recipe.own_steps
         if own:
-            batch = with_own_steps(model, batch, int(torch.randint(1, len(FEW_STEPS), ())))
+            batch = with_self_rollout(model, batch, int(torch.randint(1, len(FEW_STEPS), ())))
         wordless = torch.rand(len(batch.tokens), device=device) < _WORDLESS
         v = velocity(model, batch, batch.tokens.masked_fill(wordless[:, None, None], 0))
-        named = shown(batch.named).gather(1, batch.caption[..., None].expand(-1, -1, len(SHOWN)))
+        named = multi_hot_labels(batch.named).gather(1, batch.caption[..., None].expand(-1, -1, len(VISIBLE_WORDS)))
         told = (batch.sigma > 0) & ~wordless[:, None]
         guess = batch.noised() - batch.sigma[:, None, :, None, None] * v
-        read = reading_loss(reader, guess, named, told)
+        read = latent_bce(reader, guess, named, told)
         if own and onlooker:
             seen = onlooker.of_batch(batch, guess, ~wordless)
             figures = {f"{kind} own": float(read.detach()), f"{kind} seen": float(seen.detach())}

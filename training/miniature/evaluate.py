@@ -134,7 +134,7 @@ def write_strip(rows: Iterable[torch.Tensor], path: Path) -> None:
     image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
 
 
-def judge_prompts(
+def evaluate_prompts(
     models: Models,
     count: int,
     *,
@@ -167,7 +167,9 @@ def judge_prompts(
 
 
 @torch.inference_mode()
-def judge_openings(models: Models, count: int, *, steps: int | None = 4, seed: int = 0) -> dict[str, dict[str, float]]:
+def evaluate_openings(
+    models: Models, count: int, *, steps: int | None = 4, seed: int = 0
+) -> dict[str, dict[str, float]]:
     """Share of frames read as the prompt says in first blocks alone, over ``count`` held-out one-character prompts:
     what was learned of words, before any drift. By action, and over "all" of them. ``steps`` None: the same scenes
     rendered, through the VAE alone, which no film surpasses.
@@ -197,7 +199,7 @@ def judge_openings(models: Models, count: int, *, steps: int | None = 4, seed: i
 
 
 @torch.inference_mode()
-def judge_vae(
+def evaluate_vae(
     models: Models, count: int, *, seconds: float = 10.0, seed: int = 0, strip: Path | None = None
 ) -> dict[str, dict[str, float]]:
     """Probe accuracy on held-out rendered clips and on their reconstructions, over the whole clip and its first and

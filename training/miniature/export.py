@@ -11,7 +11,7 @@ from torch import nn
 
 from ...miniature.probe import Probe
 from .dit import DitRecipe, Miniature
-from .latent_classifier import Reader, ReaderRecipe
+from .latent_classifier import LatentClassifier, LatentClassifierRecipe
 from .vae import ClipSource, encode
 
 FILES = {
@@ -113,15 +113,15 @@ def read_probe(probe: Probe, folder: Path, name: str = "probe") -> None:
     probe.load_state_dict({key: value.float() for key, value in load_file(folder / FILES[name]).items()})
 
 
-def export_reader(reader: Reader, folder: Path) -> Path:
+def export_latent_classifier(reader: LatentClassifier, folder: Path) -> Path:
     """Write the reader of latents: what the recipes that train on use again."""
     path = folder / FILES["reader"]
     _write(reader.state_dict(), path)
     return path
 
 
-def read_reader(folder: Path) -> Reader:
-    """What ``export_reader`` wrote, frozen."""
-    reader = Reader(ReaderRecipe().width)
+def read_latent_classifier(folder: Path) -> LatentClassifier:
+    """What ``export_latent_classifier`` wrote, frozen."""
+    reader = LatentClassifier(LatentClassifierRecipe().width)
     reader.load_state_dict({key: value.float() for key, value in load_file(folder / FILES["reader"]).items()})
     return reader.requires_grad_(False).eval()

@@ -23,13 +23,13 @@ from ...miniature.world import BODIES, COLOURS, HEADGEAR, PLACES
 from ..core.loop import Metrics, Schedule, train
 from .latents import Stories
 
-SHOWN = tuple(sorted({word for phrase in (*COLOURS, *BODIES, *HEADGEAR, *PLACES) for word in phrase.split()}))
+VISIBLE_WORDS = tuple(sorted({word for phrase in (*COLOURS, *BODIES, *HEADGEAR, *PLACES) for word in phrase.split()}))
 """The words that a single frame can show."""
-_TOKENS = torch.tensor([WORDS.index(word) + 1 for word in SHOWN])
+_TOKENS = torch.tensor([WORDS.index(word) + 1 for word in VISIBLE_WORDS])
 _NOISE = 0.4
 
 
-class Critic(Protocol):
+class AuxiliaryLoss(Protocol):
     """A further loss of a recipe: what somebody makes of guessed latents [B, 16, F, h, w]."""
 
     @property
@@ -47,10 +47,10 @@ class Critic(Protocol):
 
 
 @dataclass(frozen=True)
-class Critics:
+class AuxiliaryLosses:
     """Several as one."""
 
-    parts: tuple[Critic, ...]
+    parts: tuple[AuxiliaryLoss, ...]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -63,16 +63,16 @@ class Critics:
         return torch.stack([part.likeness(guess, clean) for part in self.parts]).sum()
 
 
-def weights_of(critic: Critic | None) -> dict[str, float]:
+def weights_of(critic: AuxiliaryLoss | None) -> dict[str, float]:
     """Of all critics that there are, 0 for those that a run does without."""
     return {"reading": 0.0, "sight": 0.0} | (critic.weights if critic else {})
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What ``reader`` reads off guessed latents, weighing ``weight``: a ``Critic``."""
+    """What ``reader`` reads off guessed latents, weighing ``weight``: a ``AuxiliaryLoss``."""
 
-    reader: Reader
+    reader: LatentClassifier
     weight: float
 
     @property
@@ -87,7 +87,7 @@ class Reading:
         told = torch.stack([words for words in named if words is not None]).to(guess.device)
         every = torch.ones(len(known), guess.shape[2], dtype=torch.bool, device=guess.device)
         told = told[:, None].expand(-1, guess.shape[2], -1)
-        return self.weight * reading_loss(self.reader, guess[known], told, every)
+        return self.weight * latent_bce(self.reader, guess[known], told, every)
 
     def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         """Where nobody has named what latents show: how differently the reader sees ``guess`` and ``clean``
@@ -102,7 +102,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class ReaderRecipe:
+class LatentClassifierRecipe:
     """Width of the reader, and a run of ``steps`` on ``batch`` latent frames each."""
 
     width: int = 64
@@ -112,7 +112,7 @@ class ReaderRecipe:
     seed: int = 0
 
 
-class Reader(nn.Module):
+class LatentClassifier(nn.Module):
     """Latent frames [N, 16, h, w] to logits [N, len(SHOWN)]: is the word shown, wherever in the frame."""
 
     def __init__(self, width: int):
@@ -120,7 +120,7 @@ class Reader(nn.Module):
         self.enter = nn.Conv2d(16, width, 3, padding=1)
         self.layers = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1) for _ in range(3)])
         self.norms = nn.ModuleList([nn.GroupNorm(8, width) for _ in range(3)])
-        self.words = nn.Linear(2 * width, len(SHOWN))
+        self.words = nn.Linear(2 * width, len(VISIBLE_WORDS))
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
         """What is seen where: [N, width, h, w]."""
@@ -138,12 +138,12 @@ class Reader(nn.Module):
         return self.told(self.maps(x))
 
 
-def shown(tokens: torch.Tensor) -> torch.Tensor:
-    """Which of ``SHOWN`` the captions [..., 48] name: [..., len(SHOWN)] of 0 and 1."""
+def multi_hot_labels(tokens: torch.Tensor) -> torch.Tensor:
+    """Which of ``VISIBLE_WORDS`` the captions [..., 48] name: [..., len(SHOWN)] of 0 and 1."""
     return (tokens[..., None] == _TOKENS.to(tokens.device)).any(dim=-2).float()
 
 
-def reading_loss(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+def latent_bce(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
     """How far ``reader`` is from reading ``named`` [B, F, len(SHOWN)] off the latents ``guess`` [B, 16, F, h, w], over
     the frames that are ``learned`` [B, F].
     """
@@ -151,7 +151,9 @@ def reading_loss(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, le
     return F.binary_cross_entropy_with_logits(logits, named[learned])
 
 
-def train_reader(recipe: ReaderRecipe, reader: Reader, stories: Stories, openings: Stories, folder: Path) -> None:
+def train_latent_classifier(
+    recipe: LatentClassifierRecipe, reader: LatentClassifier, stories: Stories, openings: Stories, folder: Path
+) -> None:
     """Train ``reader`` in place on clean latents with a little noise, on the device it is on, resuming from
     ``folder``.
     """
@@ -160,7 +162,7 @@ def train_reader(recipe: ReaderRecipe, reader: Reader, stories: Stories, opening
     def frames(source: Stories, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         story, take = torch.randint(len(source), (count,)), torch.randint(source.latents.shape[1], (count,))
         at = torch.randint(source.latents.shape[3], (count,))
-        return source.latents[story, take, :, at].float(), shown(source.tokens[story, take, 0])
+        return source.latents[story, take, :, at].float(), multi_hot_labels(source.tokens[story, take, 0])
 
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
         drawn = [frames(source, recipe.batch // 2) for source in (stories, openings)]
@@ -169,7 +171,7 @@ def train_reader(recipe: ReaderRecipe, reader: Reader, stories: Stories, opening
         logits = reader((1 - share) * clean + share * torch.randn_like(clean))
         value = F.binary_cross_entropy_with_logits(logits, named)
         right = ((logits > 0) == (named > 0.5)).float()
-        bodies = right[:, [SHOWN.index(body) for body in BODIES]].amin(dim=1).mean()
+        bodies = right[:, [VISIBLE_WORDS.index(body) for body in BODIES]].amin(dim=1).mean()
         return value, {"frames": right.amin(dim=1).mean().item(), "bodies": bodies.item()}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=2 * recipe.rate, average=0.995)

@@ -22,18 +22,18 @@ from .dit import DitRecipe, Miniature, train_dit
 from .evaluate import load
 from .export import (
     export_dit,
+    export_latent_classifier,
     export_probe,
-    export_reader,
     export_vae,
     latent_statistics,
     read_dit,
+    read_latent_classifier,
     read_probe,
-    read_reader,
     read_vae,
 )
-from .latent_classifier import Reader, ReaderRecipe, train_reader
+from .latent_classifier import LatentClassifier, LatentClassifierRecipe, train_latent_classifier
 from .latents import encode_stories, load_stories
-from .pixel_losses import Onlooker
+from .pixel_losses import DecodedProbeLoss
 from .probe import ProbeRecipe, train_probe
 from .vae import VaeRecipe, build_vae, train_vae
 
@@ -45,7 +45,7 @@ class MiniatureRecipe:
     probe: ProbeRecipe = field(default_factory=ProbeRecipe)
     vae: VaeRecipe = field(default_factory=VaeRecipe)
     shards: int = 24
-    reader: ReaderRecipe = field(default_factory=ReaderRecipe)
+    reader: LatentClassifierRecipe = field(default_factory=LatentClassifierRecipe)
     dit: DitRecipe = field(default_factory=DitRecipe)
     sight: DitRecipe = field(
         default_factory=lambda: DitRecipe(steps=700, rate=3e-4, muon_rate=6e-4, own_context=0.7, own_steps=0.5)
@@ -123,15 +123,17 @@ def train_miniature(
     if start_from:
         read_dit(model, start_from)
     model.to(device)
-    reader = read_reader(start_from) if start_from and "reader" in keep else Reader(recipe.reader.width)
+    reader = (
+        read_latent_classifier(start_from) if start_from and "reader" in keep else LatentClassifier(recipe.reader.width)
+    )
     reader.to(device)
     _once(
         folder / "reader.pt",
         reader,
-        lambda: train_reader(recipe.reader, reader, stories, openings, folder),
+        lambda: train_latent_classifier(recipe.reader, reader, stories, openings, folder),
         as_it_is="reader" in keep,
     )
-    export_reader(reader, weights)
+    export_latent_classifier(reader, weights)
     _once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, reader, stories, openings, folder))
     export_dit(model, recipe.dit, weights)
 
@@ -148,7 +150,7 @@ def train_miniature(
     if "sight" not in keep:
 
         def learn_to_be_seen() -> None:
-            onlooker = Onlooker(vae.requires_grad_(False), eye)
+            onlooker = DecodedProbeLoss(vae.requires_grad_(False), eye)
             train_dit(recipe.sight, model, reader, stories, openings, folder, onlooker=onlooker, name="sight")
 
         _once(folder / "sight.pt", model, learn_to_be_seen)

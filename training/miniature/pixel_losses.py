@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from ...miniature.probe import ATTRIBUTES, Probe, half
 from ...miniature.text import WORDS
-from .latent_classifier import SHOWN, shown
+from .latent_classifier import VISIBLE_WORDS, multi_hot_labels
 from .sequences import BLOCK, Batch
 from .vae import draw
 
@@ -26,9 +26,9 @@ _LEAD = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Onlooker:
+class DecodedProbeLoss:
     """``eye`` behind the decoder of ``vae``, both frozen; it looks at a few frames of ``most`` sequences of a batch and
-    its loss weighs ``weight``. A ``reader.Critic``.
+    its loss weighs ``weight``. A ``reader.AuxiliaryLoss``.
     """
 
     vae: Any
@@ -54,7 +54,7 @@ class Onlooker:
         """Of latents ``guess`` [B, 16, F, h, w], each of which shows one character and the words ``named``; None, and
         words of two characters, are not looked at.
         """
-        nobody = torch.zeros(len(SHOWN))
+        nobody = torch.zeros(len(VISIBLE_WORDS))
         alone = _classes(torch.stack([nobody if one is None else one.cpu() for one in named]) > 0).to(guess.device)
         lead, part = _block(guess, _somewhere(guess))
         return self._told(lead, part, torch.stack([alone, torch.full_like(alone, -1)], dim=1))
@@ -67,13 +67,13 @@ class Onlooker:
         made = self._pictures(*_block(guess[chosen], first))
         with torch.no_grad():
             true = self._pictures(*_block(clean[chosen], first))
-        return self.weight * likeness_loss(self.eye, made, true)
+        return self.weight * feature_matching_loss(self.eye, made, true)
 
     def _told(self, lead: torch.Tensor, part: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
         chosen = (named[:, 0] >= 0).all(dim=1).nonzero().flatten()[: self.most]
         if not len(chosen):
             return part.new_zeros(())
-        return self.weight * told_loss(self.eye, self._pictures(lead[chosen], part[chosen]), named[chosen])
+        return self.weight * attribute_loss(self.eye, self._pictures(lead[chosen], part[chosen]), named[chosen])
 
     def _pictures(self, lead: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         """What the decoder makes of ``part`` after ``lead``: [B, 3, T, H, W] in -1..1."""
@@ -85,8 +85,10 @@ def numbers(tokens: torch.Tensor) -> torch.Tensor:
     second character, and of the place of both; -1 where they name none or two values.
     """
     second = (tokens == _AND).cumsum(dim=1) > 0
-    found = _classes(torch.stack([shown(tokens.masked_fill(hidden, 0)) for hidden in (second, ~second)], dim=1) > 0)
-    found[..., -1] = _classes(shown(tokens) > 0)[:, None, -1]
+    found = _classes(
+        torch.stack([multi_hot_labels(tokens.masked_fill(hidden, 0)) for hidden in (second, ~second)], dim=1) > 0
+    )
+    found[..., -1] = _classes(multi_hot_labels(tokens) > 0)[:, None, -1]
     return found
 
 
@@ -94,12 +96,14 @@ def _classes(words: torch.Tensor) -> torch.Tensor:
     """Class numbers [..., 4] that words [..., len(SHOWN)] stand for, the place last; -1 for none or two values."""
     found = []
     for values in ATTRIBUTES.values():
-        named = torch.stack([words[..., [SHOWN.index(word) for word in one.split()]].all(dim=-1) for one in values], -1)
+        named = torch.stack(
+            [words[..., [VISIBLE_WORDS.index(word) for word in one.split()]].all(dim=-1) for one in values], -1
+        )
         found.append(torch.where(named.sum(dim=-1) == 1, named.float().argmax(dim=-1), -1))
     return torch.stack(found, dim=-1)
 
 
-def told_loss(eye: Probe, made: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
+def attribute_loss(eye: Probe, made: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
     """How far ``eye`` is from reading ``named`` [B, 2, 4], as ``numbers`` gives them, off every picture of clips
     [B, 3, T, 64, 64] in -1..1.
     """
@@ -113,7 +117,7 @@ def told_loss(eye: Probe, made: torch.Tensor, named: torch.Tensor) -> torch.Tens
     return torch.stack([F.cross_entropy(head(features), told[name]) for name, head in eye.heads.items()]).mean()
 
 
-def likeness_loss(eye: Probe, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+def feature_matching_loss(eye: Probe, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     """How differently ``eye`` sees clips [B, 3, T, 64, 64] in -1..1: over its finer maps, and twice what it makes of
     them all.
     """

@@ -147,10 +147,10 @@ def noise_levels(shape: tuple[int, ...], few: float = 0.4) -> torch.Tensor:
     """``few`` of them are those of four-step sampling, the others mostly lie where more steps look (shift 5)."""
     u = torch.rand(shape)
     spread = torch.where(torch.rand(shape) < 0.75, 5 * u / (1 + 4 * u), u)
-    return with_few(spread, few)
+    return mix_few_step_sigmas(spread, few)
 
 
-def with_few(levels: torch.Tensor, share: float) -> torch.Tensor:
+def mix_few_step_sigmas(levels: torch.Tensor, share: float) -> torch.Tensor:
     """``levels`` of which a ``share`` are those of four-step sampling."""
     among = torch.rand(levels.shape) < share
     return torch.where(among, torch.tensor(FEW_STEPS)[torch.randint(len(FEW_STEPS), levels.shape)], levels)
@@ -231,6 +231,4 @@ def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: in
         caption = torch.where(recached, caption[:, -1:], caption)
     position = layout.position[None].expand(size, -1)
     noise = torch.randn_like(clean)
-    return kind, Batch(
-        clean, noise, sigma, weight, tokens, named, caption, position, layout.sees, layout.twin
-    )
+    return kind, Batch(clean, noise, sigma, weight, tokens, named, caption, position, layout.sees, layout.twin)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from longreel.film.first_frame import COLLAGE_FRAMES, Reference, clean_frames, compose, target_modules, to_released_keys
 from longreel.film.first_frame.lora import PARTS
-from longreel.film.reel.takes import Clock
+from longreel.film.reel.takes import FrameGrid
 
 SIZE = (320, 192)
 
@@ -56,7 +56,7 @@ def test_what_is_left_of_a_clip(filmed: int):
 
 def test_the_collage_lies_in_two_latent_frames():
     """Latent 0 holds pixel 0, latent k the four pixels up to 4 k: so the cut lies inside latent 1."""
-    clock = Clock(fps=16, compression=4, block=1)
+    clock = FrameGrid(fps=16, compression=4, block=1)
     latent = [clock.latent_frames(pixel + 1) - 1 for pixel in range(81)]
     assert latent == [ceil(pixel / 4) for pixel in range(81)]
     assert {latent[pixel] for pixel in range(COLLAGE_FRAMES)} == {0, 1}

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from longreel.film.metrics import (
-    FrameSigns,
+    FrameStats,
     MetricsError,
     Span,
     Watcher,
@@ -96,8 +96,8 @@ def test_frames_are_made_small_and_never_larger():
     assert torch.equal(small(frame), frame.movedim(-1, 1))
 
 
-def quiet(*jumps: float) -> list[FrameSigns]:
-    return [FrameSigns(jump, jump, 0, 0, (0, 0, 0), 0) for jump in jumps]
+def quiet(*jumps: float) -> list[FrameStats]:
+    return [FrameStats(jump, jump, 0, 0, (0, 0, 0), 0) for jump in jumps]
 
 
 def test_cuts_are_found_in_films_of_many_shots():

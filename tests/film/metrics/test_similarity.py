@@ -11,7 +11,7 @@ import torch
 from longreel.film.first_frame import Box
 from longreel.film.metrics import (
     Found,
-    FrameSigns,
+    FrameStats,
     Seen,
     ShotEvidence,
     Span,
@@ -81,8 +81,8 @@ def test_a_label_settles_who_it_is():
     assert assign(boxes, ["Ada", "Bo"], scores, 18) == {0: 2, 1: 1}, "the larger one, and no other box for Bo"
 
 
-def signs(count: int, lightness: float = 50, contrast: float = 10, motion: float = 0.25) -> list[FrameSigns]:
-    return [FrameSigns(0.01, 0.001, motion, 2 * motion, (lightness, 0, 0), contrast) for _ in range(count)]
+def signs(count: int, lightness: float = 50, contrast: float = 10, motion: float = 0.25) -> list[FrameStats]:
+    return [FrameStats(0.01, 0.001, motion, 2 * motion, (lightness, 0, 0), contrast) for _ in range(count)]
 
 
 def evidence(number: int, degrees: float, **more: object) -> ShotEvidence:
@@ -95,7 +95,7 @@ def seen(degrees: float, alignment: float) -> Seen:
     return Seen(at(degrees)[0], ((0, Box(1, 2, 3, 4)),), alignment)
 
 
-def report(shots: list[ShotEvidence], names: tuple[str, ...] = (), of: list[FrameSigns] | None = None):
+def report(shots: list[ShotEvidence], names: tuple[str, ...] = (), of: list[FrameStats] | None = None):
     return continuity_report(shots, of or signs(10 * len(shots)), 10, names, {"CLIP": "test"}, {})
 
 
@@ -156,8 +156,8 @@ def test_a_shot_that_goes_on_is_no_copy_of_what_it_goes_on_from():
 
 def test_drift_and_motion_are_those_of_the_frames():
     frames = signs(10, 50, 10) + signs(10, 60, 20)
-    frames[4] = FrameSigns(0.01, 0, 0.75, 0.75, (50, 0, 0), 10)
-    frames[10] = FrameSigns(0.5, 0.5, 50, 50, (60, 0, 0), 20)
+    frames[4] = FrameStats(0.01, 0, 0.75, 0.75, (50, 0, 0), 10)
+    frames[10] = FrameStats(0.5, 0.5, 50, 50, (60, 0, 0), 20)
     made = report([evidence(0, 0), evidence(1, 1)], of=frames)
     assert made.shots[0].colour_drift == made.shots[1].contrast_drift == 0
     assert made.pairs[0].colour == pytest.approx(10)
@@ -166,7 +166,7 @@ def test_drift_and_motion_are_those_of_the_frames():
     assert made.shots[0].motion == pytest.approx((8 * 0.25 + 0.75) / 9 * 10)
     assert made.film["dynamic degree"] == pytest.approx((17 * 0.25 + 0.75) / 18 * 10), "a cut is no motion"
     assert made.shots[1].cut == pytest.approx(50)
-    fading = [FrameSigns(0, 0, 0, 0, (80 - t, 0, 0), 10 + t) for t in range(20)]
+    fading = [FrameStats(0, 0, 0, 0, (80 - t, 0, 0), 10 + t) for t in range(20)]
     drifted = report([ShotEvidence(Span(0, 20), "cut", (10,), torch.rand(1, 8, 8, 3), at(0))], of=fading)
     # First fifth: 80..77, last: 64..61; contrast 11.5 to 27.5.
     assert drifted.shots[0].colour_drift == pytest.approx(16)

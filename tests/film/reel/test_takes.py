@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from longreel.film.reel.takes import (
-    Clock,
+    FrameGrid,
     ShotPlan,
     TakeError,
     plan_shot,
@@ -20,7 +20,7 @@ from longreel.film.reel.takes import (
 )
 from longreel.film.storyboard.text import Shot, TimedPrompt
 
-CLOCK = Clock(fps=16.0, compression=4, block=3)
+CLOCK = FrameGrid(fps=16.0, compression=4, block=3)
 
 
 def shot(seconds: float, start: str = "cut", *times: float) -> Shot:
@@ -29,7 +29,7 @@ def shot(seconds: float, start: str = "cut", *times: float) -> Shot:
 
 
 clocks = st.builds(
-    Clock,
+    FrameGrid,
     fps=st.sampled_from([8.0, 15.0, 16.0, 23.976, 24.0, 25.0, 29.97, 30.0]),
     compression=st.sampled_from([1, 4, 8]),
     block=st.integers(1, 7),
@@ -62,7 +62,7 @@ def test_frames_and_latent_frames_of_a_take() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(stories, clocks)
-def test_films_keep_the_storyboards_clock(shots: list[Shot], clock: Clock) -> None:
+def test_films_keep_the_storyboards_clock(shots: list[Shot], clock: FrameGrid) -> None:
     assume(all(part.seconds * clock.fps > 1.01 for part in shots))
     plans = plan_story(shots, clock)
     frames, seconds = 0, Fraction(0)
@@ -134,7 +134,7 @@ def test_shots_that_cannot_be_filmed() -> None:
 # Prompts
 
 
-def changes(part: Shot, plan: ShotPlan, clock: Clock = CLOCK) -> tuple[list[tuple[int, float]], list[float]]:
+def changes(part: Shot, plan: ShotPlan, clock: FrameGrid = CLOCK) -> tuple[list[tuple[int, float]], list[float]]:
     schedule = schedule_prompts(part, plan, clock)
     return [(latent, prompt.at) for latent, prompt in schedule.changes], [prompt.at for prompt in schedule.unseen]
 
@@ -173,7 +173,7 @@ def test_prompts_of_a_continued_shot_count_from_its_planned_start() -> None:
 @settings(max_examples=300, deadline=None)
 @given(stories, clocks, st.data())
 def test_schedules_keep_order_and_are_never_early_or_a_block_late(
-    shots: list[Shot], clock: Clock, data: st.DataObject
+    shots: list[Shot], clock: FrameGrid, data: st.DataObject
 ) -> None:
     assume(all(part.seconds * clock.fps > 1.01 for part in shots))
     i = data.draw(st.integers(0, len(shots) - 1))

@@ -13,7 +13,7 @@ from longreel.miniature.world import Beat, Scene, render
 from longreel.training.causal import data as memory_data
 from longreel.training.causal import evaluate as memory_judge
 from longreel.training.causal.train import BANK, draw_sequences, ranking_loss
-from longreel.training.miniature.latent_classifier import SHOWN
+from longreel.training.miniature.latent_classifier import VISIBLE_WORDS
 
 
 def takes(number: int, character: bool) -> memory_data.Takes:
@@ -68,7 +68,7 @@ def test_what_the_last_block_shows_is_named():
     for step in range(10):
         batch = draw_sequences(people, places, random.Random(step), 8)
         person = batch.weight[:, 0, -1].amax(dim=(1, 2)) > 1
-        assert torch.equal(batch.named[:, SHOWN.index("star")] > 0, person)
+        assert torch.equal(batch.named[:, VISIBLE_WORDS.index("star")] > 0, person)
 
 
 def test_ranking_prefers_frames_that_show_somebody():

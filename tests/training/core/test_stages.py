@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longreel.training.core import stages as module
-from longreel.training.core.stages import Stages
+from longreel.training.core.stages import StageCache
 
 UNITS = ("a", "b")
 NAMES = ("first", "second", "third")
@@ -32,7 +32,7 @@ class Machine:
             raise Killed
 
     def run(self, source: dict[str, int], again: tuple[str, ...] = ()) -> dict[str, list[int]]:
-        kept, self.calls = Stages(self.folder, again), []
+        kept, self.calls = StageCache(self.folder, again), []
         results = {}
         for unit in UNITS:
             value, row = source[unit], []
@@ -99,14 +99,14 @@ def test_one_stage_is_made_again_alone(tmp_path: Path):
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"from": "x"}'])
 def test_a_damaged_file_is_no_result(tmp_path: Path, damage: str):
-    kept = Stages(tmp_path)
+    kept = StageCache(tmp_path)
     kept.once("first", "a", 1, lambda: 5)
     (tmp_path / "first" / "a.json").write_text(damage)
-    assert Stages(tmp_path).once("first", "a", 1, lambda: 6) == 6
+    assert StageCache(tmp_path).once("first", "a", 1, lambda: 6) == 6
 
 
 def test_a_kill_while_writing_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    Stages(tmp_path).once("first", "a", 1, lambda: 5)
+    StageCache(tmp_path).once("first", "a", 1, lambda: 5)
 
     def killed(*_: object) -> None:
         raise Killed
@@ -114,14 +114,14 @@ def test_a_kill_while_writing_leaves_the_old_result(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(module.os, "replace", killed)
         with pytest.raises(Killed):
-            Stages(tmp_path).once("first", "a", 2, lambda: 6)
-    assert Stages(tmp_path).once("first", "a", 1, lambda: 7) == 5
+            StageCache(tmp_path).once("first", "a", 2, lambda: 6)
+    assert StageCache(tmp_path).once("first", "a", 1, lambda: 7) == 5
 
 
 def test_results_of_what_is_gone_are_removed_and_missing_files_made_again(tmp_path: Path):
-    kept = Stages(tmp_path)
+    kept = StageCache(tmp_path)
     for unit in UNITS:
         kept.once("first", unit, 1, lambda: 5)
     kept.keep("first", ["b"])
     assert [path.stem for path in (tmp_path / "first").iterdir()] == ["b"]
-    assert Stages(tmp_path).once("first", "b", 1, lambda: 6, whole=lambda result: False) == 6
+    assert StageCache(tmp_path).once("first", "b", 1, lambda: 6, whole=lambda result: False) == 6

@@ -83,7 +83,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> SceneModels:
     path = tmp_path_factory.mktemp("text") / "longreel-miniature.safetensors"
     save_file(tiny_models.text_weights(), path)
 
-    class Reader:
+    class LatentClassifier:
         """The miniature's text encoder, deaf to words it does not know."""
 
         clip = load_miniature_clip(str(path))
@@ -95,7 +95,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> SceneModels:
             return self.clip.encode_from_tokens(tokens)
 
     vae = comfy.sd.VAE(sd=tiny_models.vae_weights())
-    made = SceneModels(ColourClip(), Reader(), vae, comfy.latent_formats.Wan21())
+    made = SceneModels(ColourClip(), LatentClassifier(), vae, comfy.latent_formats.Wan21())
     made.__dict__["marks"] = {"embedder": "colours", "clip": "text", "vae": "vae", "writer": ""}
     return made
 

@@ -17,7 +17,7 @@ from longreel.host.wan.cache_tokens import installed_profile
 from longreel.training.core.lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, differentiable
 from longreel.training.dual_cache.samples import TEMPORAL_ONLY, Curriculum, SceneShot, TrainingScene, draw_sample
 from longreel.training.dual_cache.train import WeaverMatcher, WeaverRecipe, draw_pass, roll_out_history, train_weaver
-from longreel.training.miniature.latent_classifier import SHOWN, Reader, Reading
+from longreel.training.miniature.latent_classifier import VISIBLE_WORDS, LatentClassifier, Reading
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -117,9 +117,9 @@ def test_the_loss_is_taken_on_the_target_alone():
 @torch.no_grad()
 def test_what_is_read_off_a_guess_is_added_where_something_tells_of_it():
     (one,) = of_mode(4, 1, drop_text=0)
-    words = (torch.arange(len(SHOWN)) % 3 == 0).float()
+    words = (torch.arange(len(VISIBLE_WORDS)) % 3 == 0).float()
     told = replace(one, shown=words)
-    reader = Reader(16)
+    reader = LatentClassifier(16)
     plain = WeaverMatcher(model(), PROFILE, bf16=False)
     reading = WeaverMatcher(model(), PROFILE, bf16=False, critic=Reading(reader, 0.5))
     sigma, noise = torch.tensor([0.5]), torch.randn(1, *one.target.shape)

@@ -15,8 +15,8 @@ from longreel.training.core.objectives.flow_matching import first_frame_of
 from longreel.training.first_frame import command as cast_command
 from longreel.training.first_frame.dataset import load_dataset, pixels_of
 from longreel.training.first_frame.encode import Encoders, encode_dataset
-from longreel.training.miniature.export import FILES, export_reader
-from longreel.training.miniature.latent_classifier import Reader, ReaderRecipe
+from longreel.training.miniature.export import FILES, export_latent_classifier
+from longreel.training.miniature.latent_classifier import LatentClassifier, LatentClassifierRecipe
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -41,7 +41,7 @@ def weights(tmp_path_factory):
         path = folder / FILES[name]
         path.parent.mkdir(parents=True)
         save_file(tensors, path, metadata=tiny_models.dit_metadata() if name == "dit" else None)
-    export_reader(Reader(ReaderRecipe().width), folder)
+    export_latent_classifier(LatentClassifier(LatentClassifierRecipe().width), folder)
     return folder
 
 

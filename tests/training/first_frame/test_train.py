@@ -11,10 +11,10 @@ from comfy.ldm.wan.model import WanModel
 from comfy.ops import disable_weight_init
 from longreel.training.core.lora import LoraError, adapt, choose_layers, differentiable
 from longreel.training.core.memory_plan import plan_memory
-from longreel.training.core.objectives.flow_matching import Band, Example, FlowMatcher, advance, first_frame_of
-from longreel.training.first_frame.prior_preservation import Keeper
+from longreel.training.core.objectives.flow_matching import Example, FlowMatcher, SigmaRange, advance, first_frame_of
+from longreel.training.first_frame.prior_preservation import PriorPreservation
 from longreel.training.first_frame.train import LoraRecipe, draw_examples, train_lora
-from longreel.training.miniature.latent_classifier import Reader, Reading
+from longreel.training.miniature.latent_classifier import LatentClassifier, Reading
 from longreel.training.miniature.sequences import FEW_STEPS
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -51,11 +51,11 @@ def run(folder, recipe=QUICK, dit=None, clips=None, **options):
 
 
 def test_bands_of_the_experts():
-    high, low, both = (Band.of(expert) for expert in ("high", "low", "both"))
+    high, low, both = (SigmaRange.of(expert) for expert in ("high", "low", "both"))
     assert high.share == pytest.approx(0.357, abs=1e-3)
     assert low.share == pytest.approx(0.643, abs=1e-3)
     share = torch.linspace(0, 1, 1001)
-    for band in (high, low, both, Band.of("low", 0.875, 8.0)):
+    for band in (high, low, both, SigmaRange.of("low", 0.875, 8.0)):
         sigma = band.at(share)
         assert (sigma.diff() > 0).all()
         assert sigma[0].item() == pytest.approx(band.low, abs=1e-6)
@@ -86,7 +86,7 @@ def test_a_clean_first_frame_is_given_at_noise_level_zero_and_not_learned():
 
 
 def test_a_reader_finds_no_fault_in_the_truth_and_its_place_counts():
-    reading = Reading(Reader(16).requires_grad_(False), 0.5)
+    reading = Reading(LatentClassifier(16).requires_grad_(False), 0.5)
     generator = torch.Generator().manual_seed(4)
     clean = torch.randn(2, 16, 3, 4, 4, generator=generator)
     named = reading.reader(clean.transpose(1, 2).flatten(0, 1)).sigmoid()
@@ -97,7 +97,7 @@ def test_a_reader_finds_no_fault_in_the_truth_and_its_place_counts():
 
 
 def test_what_is_read_is_a_further_loss_of_what_is_not_given():
-    reading, clips = Reading(Reader(16).requires_grad_(False), 0.5), examples(2)
+    reading, clips = Reading(LatentClassifier(16).requires_grad_(False), 0.5), examples(2)
     dit = model()
     plain, read = (FlowMatcher(dit, "clean", bf16=False, critic=look) for look in (None, reading))
     sigma, noise = torch.tensor([0.3, 0.8]), torch.randn(2, 16, 3, 4, 4)
@@ -378,7 +378,7 @@ def test_few_steps_and_own_steps():
 
     matcher.flow = watched
     torch.manual_seed(0)
-    loss = matcher.own_loss(clips, 2)
+    loss = matcher.self_rollout_loss(clips, 2)
     clean = torch.stack([clip.latents for clip in clips])
     assert [float(time[0, 1]) / 1000 for _, time, _ in seen] == pytest.approx(FEW_STEPS[:3])
     assert [learned for *_, learned in seen] == [False, False, True]
@@ -390,14 +390,14 @@ def test_few_steps_and_own_steps():
     torch.manual_seed(0)
     seen.clear()
     turned = [replace(clip, latents=torch.cat([clip.latents[:, :1], -clip.latents[:, 1:]], dim=1)) for clip in clips]
-    matcher.own_loss(turned, 2)
+    matcher.self_rollout_loss(turned, 2)
     assert torch.equal(seen[-1][0], x)
 
 
 def test_what_is_kept_is_what_the_base_does(tmp_path):
     texts = torch.randn(6, 5, 128, generator=torch.Generator().manual_seed(3))
     base = FlowMatcher(model(), "clean", bf16=False)
-    keeper = Keeper(base, texts, (16, 4, 4))
+    keeper = PriorPreservation(base, texts, (16, 4, 4))
     asked = []
 
     class Other:

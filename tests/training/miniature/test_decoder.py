@@ -13,7 +13,7 @@ from longreel.training.miniature import latents as stored
 from longreel.training.miniature.decoder import DecoderRecipe, Films, draw_films, draw_pool, finished, train_decoder
 from longreel.training.miniature.dit import DitRecipe, Miniature
 from longreel.training.miniature.evaluate import load
-from longreel.training.miniature.pixel_losses import likeness_loss
+from longreel.training.miniature.pixel_losses import feature_matching_loss
 from longreel.training.miniature.vae import build_vae
 
 from ...server.harness import REPOSITORY
@@ -49,9 +49,9 @@ def test_an_eye_sees_no_difference_between_equals_and_pulls_at_what_is_made_alon
     torch.manual_seed(0)
     eye = Probe().requires_grad_(False)
     true = torch.rand(2, 3, 5, 64, 64) * 2 - 1
-    assert likeness_loss(eye, true, true) == 0
+    assert feature_matching_loss(eye, true, true) == 0
     made = (true + 0.1 * torch.randn_like(true)).requires_grad_()
-    near, far = likeness_loss(eye, made, true), likeness_loss(eye, -made, true)
+    near, far = feature_matching_loss(eye, made, true), feature_matching_loss(eye, -made, true)
     assert 0 < near < far
     near.backward()
     assert made.grad is not None

@@ -16,7 +16,7 @@ def models():
 
 @pytest.mark.parametrize("steps", [4, None])
 def test_openings_are_read_by_action(models, steps):
-    table = evaluate.judge_openings(models, 3, steps=steps)
+    table = evaluate.evaluate_openings(models, 3, steps=steps)
     assert set(table) <= {"all", *evaluate.ACTIONS}
     assert set(table["all"]) == {"colour", "body", "headgear", "place"}
     assert table["all"]["place"] == 1.0
@@ -24,7 +24,7 @@ def test_openings_are_read_by_action(models, steps):
 
 
 def test_reconstructions_are_read_like_their_originals(models, tmp_path):
-    table = evaluate.judge_vae(models, 1, seconds=3.0, strip=tmp_path / "strip.png")
+    table = evaluate.evaluate_vae(models, 1, seconds=3.0, strip=tmp_path / "strip.png")
     whole = table["whole"]
     assert whole["psnr"] > 20
     for name in ("colour", "headgear", "place", "action"):
@@ -33,7 +33,7 @@ def test_reconstructions_are_read_like_their_originals(models, tmp_path):
 
 
 def test_a_film_does_what_it_is_told(models):
-    row = evaluate.judge_prompts(models, 1, latent_frames=9, say=lambda _: None)
+    row = evaluate.evaluate_prompts(models, 1, latent_frames=9, say=lambda _: None)
     assert row["place"] == row["colour"] == 1.0
 
 

@@ -12,7 +12,14 @@ from longreel.training.core import loop
 from longreel.training.miniature import dit as recipe
 from longreel.training.miniature import sequences, vae
 from longreel.training.miniature.export import export_dit, export_vae, read_dit, read_vae
-from longreel.training.miniature.latent_classifier import SHOWN, Reader, ReaderRecipe, reading_loss, shown, train_reader
+from longreel.training.miniature.latent_classifier import (
+    VISIBLE_WORDS,
+    LatentClassifier,
+    LatentClassifierRecipe,
+    latent_bce,
+    multi_hot_labels,
+    train_latent_classifier,
+)
 from longreel.training.miniature.latents import Stories
 
 
@@ -133,10 +140,10 @@ def test_batches_hold_what_their_layout_says():
 def test_a_finished_run_is_kept(tmp_path):
     torch.manual_seed(6)
     model = recipe.Miniature(SMALL)
-    recipe.train_dit(SMALL, model, Reader(16), stories(4, 2, 21), stories(6, 1, 3), tmp_path)
+    recipe.train_dit(SMALL, model, LatentClassifier(16), stories(4, 2, 21), stories(6, 1, 3), tmp_path)
     assert [json.loads(line)["step"] for line in (tmp_path / "dit.jsonl").open()] == [3]
     again = recipe.Miniature(SMALL)
-    recipe.train_dit(SMALL, again, Reader(16), stories(4, 2, 21), stories(6, 1, 3), tmp_path)
+    recipe.train_dit(SMALL, again, LatentClassifier(16), stories(4, 2, 21), stories(6, 1, 3), tmp_path)
     done = model.state_dict()
     assert all(torch.equal(value, done[key]) for key, value in again.state_dict().items())
 
@@ -159,10 +166,10 @@ def test_own_context_changes_clean_frames_with_a_twin_and_nothing_else():
     model = recipe.Miniature(SMALL)
     for step in range(40):
         kind, batch = sequences.draw_batch(stories(4, 2, 21), stories(6, 1, 3), random.Random(step), 2)
-        own = recipe.with_own_context(model, batch, 1.0)
+        own = recipe.with_self_context(model, batch, 1.0)
         changed = (own.clean != batch.clean).flatten(3).any(dim=3).any(dim=1)
         assert torch.equal(changed, (batch.twin >= 0).expand_as(changed)), kind
-        assert recipe.with_own_context(model, batch, 0.0).clean is batch.clean
+        assert recipe.with_self_context(model, batch, 0.0).clean is batch.clean
         # a zero head says velocity 0: the guess is the noised frame, somewhere between picture and noise
         picture, noise = batch.clean[:, :, batch.twin], batch.noise[:, :, batch.twin]
         between = (own.clean - picture) / (noise - picture)
@@ -180,10 +187,10 @@ def test_own_steps_leave_nothing_of_the_picture_but_what_is_given(done):
         _, batch = sequences.draw_batch(stories(4, 2, 21), stories(6, 1, 3), random.Random(step), 2)
         given = batch.sigma == 0
         torch.manual_seed(1)
-        own = recipe.with_own_steps(model, batch, done)
+        own = recipe.with_self_rollout(model, batch, done)
         hidden = torch.where(given[:, None, :, None, None], batch.clean, torch.zeros_like(batch.clean))
         torch.manual_seed(1)
-        blind = recipe.with_own_steps(model, recipe.replace(batch, clean=hidden), done)
+        blind = recipe.with_self_rollout(model, recipe.replace(batch, clean=hidden), done)
         assert torch.equal(own.clean, blind.clean), "the pictures to be learned were never looked at"
         assert torch.equal(own.clean[:, :, 0][given[:, 0]], batch.clean[:, :, 0][given[:, 0]])
         assert torch.equal(own.sigma, sequences.FEW_STEPS[done] * ~given)
@@ -201,26 +208,28 @@ def test_after_a_cut_everybody_is_named_for_the_reader():
 def test_a_reader_finds_what_a_latent_shows(tmp_path):
     """Latents carry a word's own pattern somewhere: the reader learns to find it, and a guess is judged by it."""
     torch.manual_seed(9)
-    patterns = torch.randn(len(SHOWN), 16) * 3
+    patterns = torch.randn(len(VISIBLE_WORDS), 16) * 3
     tokens = torch.zeros(64, 1, 3, 48, dtype=torch.long)
     latents = torch.zeros(64, 1, 16, 3, 8, 8)
     for index in range(64):
-        word, row, column = (int(torch.randint(n, ())) for n in (len(SHOWN), 8, 8))
-        tokens[index, :, :, 5] = WORDS.index(SHOWN[word]) + 1
+        word, row, column = (int(torch.randint(n, ())) for n in (len(VISIBLE_WORDS), 8, 8))
+        tokens[index, :, :, 5] = WORDS.index(VISIBLE_WORDS[word]) + 1
         latents[index, 0, :, :, row, column] = patterns[word][:, None]
     data = Stories(latents, torch.zeros(64, 1, 3, 8, 8), tokens, torch.full((64, 1), 21))
-    reader = Reader(16)
-    train_reader(ReaderRecipe(width=16, steps=150, batch=64, rate=3e-3), reader, data, data, tmp_path)
-    named = shown(tokens[:, 0, 0])
+    reader = LatentClassifier(16)
+    train_latent_classifier(
+        LatentClassifierRecipe(width=16, steps=150, batch=64, rate=3e-3), reader, data, data, tmp_path
+    )
+    named = multi_hot_labels(tokens[:, 0, 0])
     assert (named.sum(dim=1) == 1).all()
     told, all_frames = named[:, None].expand(-1, 3, -1), torch.ones(64, 3, dtype=torch.bool)
-    right = reading_loss(reader, latents[:, 0], told, all_frames)
-    wrong = reading_loss(reader, latents[:, 0], told.roll(1, dims=0), all_frames)
+    right = latent_bce(reader, latents[:, 0], told, all_frames)
+    wrong = latent_bce(reader, latents[:, 0], told.roll(1, dims=0), all_frames)
     assert right < 0.5 * wrong
     none = torch.zeros_like(all_frames)
     none[0, 0] = True
-    first = reading_loss(reader, latents[:, 0], told, none)
-    assert torch.isclose(first, reading_loss(reader, latents[:1, 0, :, :1], told[:1, :1], none[:1, :1]), atol=1e-5)
+    first = latent_bce(reader, latents[:, 0], told, none)
+    assert torch.isclose(first, latent_bce(reader, latents[:1, 0, :, :1], told[:1, :1], none[:1, :1]), atol=1e-5)
 
 
 def _toy(folder, steps):

@@ -9,11 +9,11 @@ import torch
 from longreel.miniature.probe import ATTRIBUTES, Probe
 from longreel.miniature.text import pad, tokenize
 from longreel.miniature.world import FPS, Actor, Beat, Character, Scene, render
-from longreel.training.miniature.auxiliary import open_critics
+from longreel.training.miniature.auxiliary import open_auxiliary_losses
 from longreel.training.miniature.evaluate import expected
 from longreel.training.miniature.export import read_probe, read_vae
-from longreel.training.miniature.latent_classifier import shown, weights_of
-from longreel.training.miniature.pixel_losses import Onlooker, numbers, told_loss
+from longreel.training.miniature.latent_classifier import multi_hot_labels, weights_of
+from longreel.training.miniature.pixel_losses import DecodedProbeLoss, attribute_loss, numbers
 from longreel.training.miniature.sequences import BLOCK, Batch, draw_layout
 from longreel.training.miniature.vae import VaeRecipe, build_vae, encode
 
@@ -58,16 +58,16 @@ def test_an_eye_that_is_told_whom_a_film_shows_prefers_that_film(eye):
         [[values.index(expected(scene(who))[name]) for name, values in ATTRIBUTES.items()] for who in (RED, BLUE)]
     )
     alone = torch.stack([named, torch.full_like(named, -1)], dim=1)
-    assert told_loss(eye, made, alone) < 0.05
-    assert told_loss(eye, made, alone.flip(0)) > 1
+    assert attribute_loss(eye, made, alone) < 0.05
+    assert attribute_loss(eye, made, alone.flip(0)) > 1
 
     two = Scene("desert", (Actor(RED, "left"), Actor(BLUE, "right")), (Beat(0.0, ("stands", "stands")),))
     both = render(two, torch.arange(5) / FPS).frames.transpose(0, 1)[None] * 2 - 1
-    assert told_loss(eye, both, named[None]) < 0.05
-    assert told_loss(eye, both, named.flip(0)[None]) > 1
+    assert attribute_loss(eye, both, named[None]) < 0.05
+    assert attribute_loss(eye, both, named.flip(0)[None]) > 1
     mixed = torch.cat([made, both]), torch.cat([alone, named[None]])
-    assert told_loss(eye, *mixed) < 0.05
-    assert told_loss(eye, mixed[0], mixed[1].flip(0)) > 1
+    assert attribute_loss(eye, *mixed) < 0.05
+    assert attribute_loss(eye, mixed[0], mixed[1].flip(0)) > 1
 
 
 @pytest.mark.parametrize("kind", ["opening", "clip", "start", "middle", "cut"])
@@ -91,7 +91,7 @@ def test_true_latents_are_seen_as_named_whatever_the_layout(eye, kind):
         torch.zeros(2, len(layout.frame), dtype=torch.long), layout.position[None].expand(2, -1), layout.sees,
         layout.twin,
     )  # fmt: skip
-    onlooker, everybody = Onlooker(vae, eye, 2.0), torch.tensor([True, True])
+    onlooker, everybody = DecodedProbeLoss(vae, eye, 2.0), torch.tensor([True, True])
     guess = takes.clone().requires_grad_()
     right = onlooker.of_batch(batch, guess, everybody)
     assert right < 0.5 < onlooker.of_batch(batch, takes.flip(0), everybody)
@@ -112,23 +112,25 @@ def takes():
     clips = [render(scene(who), torch.arange(21) / FPS).frames.transpose(0, 1) * 2 - 1 for who in (RED, BLUE)]
     told = [f"A {who.colour} {who.body} with a {who.headgear} stands in the desert." for who in (RED, BLUE)]
     with torch.no_grad():
-        return encode(vae, torch.stack(clips)), list(shown(torch.stack([pad(tokenize(text)) for text in told])))
+        return encode(vae, torch.stack(clips)), list(
+            multi_hot_labels(torch.stack([pad(tokenize(text)) for text in told]))
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_critics_tell_true_latents_from_others_by_words_and_by_likeness(takes, seed):
     """Whichever frames are looked at; and who is not named is not looked at by words."""
     latents, words = takes
-    critic = open_critics(WEIGHTS, 0.5, 2.0)
+    critic = open_auxiliary_losses(WEIGHTS, 0.5, 2.0)
     assert weights_of(critic) == {"reading": 0.5, "sight": 2.0}
     torch.manual_seed(seed)
     assert critic.loss(latents, words) < 0.5 < critic.loss(latents, words[::-1])
     assert critic.loss(latents, [None, None]) == 0
     assert critic.likeness(latents, latents) < 0.1 < critic.likeness(latents, latents.flip(0))
-    only = open_critics(WEIGHTS, 0.0, 1.0)
+    only = open_auxiliary_losses(WEIGHTS, 0.0, 1.0)
     guess = latents.clone().requires_grad_()
     (only.loss(guess, [words[0], None]) + only.likeness(guess[:1], latents.flip(0)[:1])).backward()
     assert guess.grad[0].abs().sum() > 0
     assert guess.grad[1].abs().sum() == 0
-    assert open_critics(WEIGHTS, 0.0, 0.0) is None
+    assert open_auxiliary_losses(WEIGHTS, 0.0, 0.0) is None
     assert weights_of(None) == {"reading": 0.0, "sight": 0.0}

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...miniature.latent_classifier import Critic
+from ...miniature.latent_classifier import AuxiliaryLoss
 from ...miniature.sequences import FEW_STEPS
 from ..lora import LoraError
-from ..run import mean_error
+from ..run import weighted_mse
 
 Expert = Literal["both", "high", "low"]
 FirstFrame = Literal["clean", "concat"]
@@ -27,7 +27,7 @@ _MASK_CHANNELS = 4
 
 
 @dataclass(frozen=True)
-class Band:
+class SigmaRange:
     """The noise levels that are trained, ``low`` to ``high`` within 0..1, drawn as evenly as ``shift`` sees them."""
 
     low: float = 0.0
@@ -35,7 +35,7 @@ class Band:
     shift: float = 5.0
 
     @classmethod
-    def of(cls, expert: Expert, boundary: float = 0.9, shift: float = 5.0) -> Band:
+    def of(cls, expert: Expert, boundary: float = 0.9, shift: float = 5.0) -> SigmaRange:
         """An expert's own band: ``high`` works from 1 down to ``boundary``, ``low`` below; ``both`` is one model."""
         return cls(boundary if expert == "high" else 0.0, boundary if expert == "low" else 1.0, shift)
 
@@ -86,7 +86,7 @@ def first_frame_of(dit: Any, channels: int) -> FirstFrame:
 class FlowMatcher:
     """A model, how it is given its first frame, the precision it runs in, and who else looks at its guesses."""
 
-    def __init__(self, dit: nn.Module, first_frame: FirstFrame, bf16: bool, critic: Critic | None = None):
+    def __init__(self, dit: nn.Module, first_frame: FirstFrame, bf16: bool, critic: AuxiliaryLoss | None = None):
         # Never adapted, and in the precision of the blocks (core keeps the patch embedding in float32).
         weight: torch.Tensor = dit.get_parameter("head.modulation")
         self.dit, self.first_frame, self.device, self.critic = dit, first_frame, weight.device, critic
@@ -138,7 +138,7 @@ class FlowMatcher:
         clean = self._clean(examples)
         return self._seen(v - (noise - clean), guess, clean, examples, subject)
 
-    def own_loss(self, examples: Sequence[Example], done: int, subject: float = 0.0) -> torch.Tensor:
+    def self_rollout_loss(self, examples: Sequence[Example], done: int, subject: float = 0.0) -> torch.Tensor:
         """What the guess lacks of the clean latents after ``done`` of four steps from noise, as ``loss`` weighs it.
 
         Nothing of the clip is left in the latents then: a colour that the first step took from the wrong reference is
@@ -160,13 +160,15 @@ class FlowMatcher:
         """Errors [B, C, F, h, w] weighed, and what the critic says of the guess."""
         start = 1 if self.first_frame == "clean" else 0
         known = [None if one.subject is None else one.subject[start:] for one in examples]
-        value = mean_error(error.square().mean(dim=1)[:, start:], known, subject)
+        value = weighted_mse(error.square().mean(dim=1)[:, start:], known, subject)
         if self.critic:
             value = value + self.critic.likeness(guess[:, :, start:], clean[:, :, start:])
         return value
 
     @torch.no_grad()
-    def sample(self, example: Example, band: Band, steps: int, seed: int, *, renoise: bool = False) -> torch.Tensor:
+    def sample(
+        self, example: Example, band: SigmaRange, steps: int, seed: int, *, renoise: bool = False
+    ) -> torch.Tensor:
         """Latents [C, F, h, w] by Euler steps through the band, then at once to 0; no guidance. ``renoise``: each guess
         is noised anew instead, as models made for few steps want it.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.contact_sheet import Row, draw_sheet
-from ...core.stages import Stages
+from ...core.stages import StageCache
 from ...first_frame.dataset import picture_of
 from .captions import check_caption, expand_captions, write_captions
 from .encode import SceneModels, embed_middles, encode_scene, look, sheet_of
@@ -101,7 +101,7 @@ class SceneBuilder:
         if unknown := set(again) - set(STAGES):
             raise SceneDataError(f"There is no stage {min(unknown)}: the stages are {', '.join(STAGES)}.")
         self.films, self.folder, self.settings, self.models, self.say = films, folder, settings, models, say
-        self.stages = Stages(folder, again)
+        self.stages = StageCache(folder, again)
         self.lists = {name: read_list(films / f"{name}.json") for name in ("cuts", "people", "captions")}
         self.lines: list[str] = []
         self.learned: list[LearnedShot] = []
@@ -166,9 +166,7 @@ class SceneBuilder:
 
         def kept() -> Any:
             seconds = [end - start for start, end in shots]
-            rest, out = filter_scenes(
-                grouped, seconds, people, shortest=told.shortest, most_people=told.most_people
-            )
+            rest, out = filter_scenes(grouped, seconds, people, shortest=told.shortest, most_people=told.most_people)
             return {"scenes": rest, "left_out": [asdict(one) for one in out]}
 
         by = [cut, grouped, people, told.shortest, told.most_people]
