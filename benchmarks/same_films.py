@@ -1,4 +1,4 @@
-"""Whether two checkouts of the pack film the same latents, bit for bit: what a change of the code's shape must not touch.
+"""Whether two checkouts of the pack film the same latents, bit for bit.
 
     python benchmarks/same_films.py BEFORE AFTER [--work FOLDER] [--prompts NAME ...]
 
@@ -101,11 +101,11 @@ def compare(name: str, before: Path, after: Path) -> bool:
     same = len(old) == len(new)
     for number, (one, other) in enumerate(zip(old, new)):
         with safe_open(one, "pt") as a, safe_open(other, "pt") as b:
-            keys = sorted(set(a.keys()) | set(b.keys()))
-            differing = [
-                key for key in keys
-                if key not in a.keys() or key not in b.keys() or not torch.equal(a.get_tensor(key), b.get_tensor(key))
-            ]  # fmt: skip
+            names, others = set(a.keys()), set(b.keys())
+            keys = sorted(names | others)
+            differing = sorted(names ^ others) + [
+                key for key in sorted(names & others) if not torch.equal(a.get_tensor(key), b.get_tensor(key))
+            ]
         kept = one.name.split()[-1] == other.name.split()[-1]
         verdict = "identical" if not differing else f"DIFFERS in {', '.join(differing[:5])}"
         print(

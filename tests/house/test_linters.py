@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,4 +35,17 @@ def test_clean(command: tuple[str, ...], environment: dict[str, str]):
         capture_output=True,
         text=True,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["longreel", "Longreel-x", "my films"])
+def test_clean_under_any_name(name: str, tmp_path: Path):
+    """The folder may be called as the package itself, and lie on a path with a space in it."""
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    for file in ("pyproject.toml", *listed.stdout.splitlines()):
+        target = tmp_path / name / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / file, target)
+    program = Path(sys.executable).with_name("ruff" + Path(sys.executable).suffix)
+    done = subprocess.run([str(program), "check", "--no-cache"], cwd=tmp_path / name, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,9 +2,9 @@
 
 The adapted model is a second module tree over the same weights: the caller's own stays as it was, so nothing is patched
 and nothing has to be undone. In it a chosen Linear is replaced by ``LoRALinear``, which calls the base layer and adds
-the pair's output. That, and not ``parametrize``, because a parametrization builds the whole matrix ``up @ down`` at every
-forward pass and needs the base weight as a plain tensor; a base that ComfyUI casts, offloads or keeps in fp8 only has
-to be callable here.
+the pair's output. That, and not ``parametrize``, because a parametrization builds the whole matrix ``up @ down``
+at every forward pass and needs the base weight as a plain tensor; a base that ComfyUI casts, offloads or keeps in fp8
+only has to be callable here.
 
 Source: LoRA, arXiv 2106.09685, section 4.1; scale = alpha / rank.
 """
