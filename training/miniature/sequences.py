@@ -152,8 +152,10 @@ def noise_levels(shape: tuple[int, ...], few: float = 0.4) -> torch.Tensor:
 
 def mix_few_step_sigmas(levels: torch.Tensor, share: float) -> torch.Tensor:
     """``levels`` of which a ``share`` are those of four-step sampling."""
-    among = torch.rand(levels.shape) < share
-    return torch.where(among, torch.tensor(FEW_STEPS)[torch.randint(len(FEW_STEPS), levels.shape)], levels)
+    device = levels.device
+    among = torch.rand(levels.shape, device=device) < share
+    few = torch.tensor(FEW_STEPS, device=device)[torch.randint(len(FEW_STEPS), levels.shape, device=device)]
+    return torch.where(among, few, levels)
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,35 @@ def build_vae(width: int) -> Any:
 
 
 def _conv(x: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
-    taps = conv.weight.shape[2]
+    taps, weight = conv.weight.shape[2], conv.weight
     if taps > 1 and x.shape[2] == 1:  # one frame: every tap that looks back would see zeros
-        return F.conv3d(x, conv.weight[:, :, -1:], conv.bias, padding=(0, *conv.padding[1:]))
-    if taps > 1:
+        weight = weight[:, :, -1:]
+    elif taps > 1:
         x = F.pad(x, (0, 0, 0, 0, taps - 1, 0))
-    return F.conv3d(x, conv.weight, conv.bias, conv.stride, (0, *conv.padding[1:]))
+    return _convolved(x, weight, conv.bias, conv.stride[0], conv.padding[1])
+
+
+def _convolved(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int = 1, padding: int = 0
+) -> torch.Tensor:
+    if x.is_cuda:
+        return by_planes(x, weight, bias, stride, padding)
+    return F.conv3d(x, weight, bias, (stride, 1, 1), (0, padding, padding))
+
+
+def by_planes(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int = 1, padding: int = 0
+) -> torch.Tensor:
+    """A convolution [B, C, T, h, w] with a kernel [O, C, taps, k, k], strides in time, padding in space, as one of
+    planes whose channels are the frames that the taps see. GPUs have fast kernels for these in channels-last order and
+    bfloat16; for three dimensions some releases of torch fall back to a slow one.
+    """
+    taps = weight.shape[2]
+    count = (x.shape[2] - taps) // stride + 1
+    if taps > 1 or stride > 1:
+        x = torch.cat([x[:, :, i : i + stride * (count - 1) + 1 : stride] for i in range(taps)], dim=1)
+    y = F.conv2d(x.transpose(1, 2).flatten(0, 1), weight.transpose(1, 2).flatten(1, 2), bias, padding=padding)
+    return y.unflatten(0, (-1, count)).transpose(1, 2)
 
 
 def _norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
@@ -120,7 +143,7 @@ def _resample(x: torch.Tensor, block: Any) -> torch.Tensor:
         x = torch.cat([x[:, :, :1], y], dim=2)
     x = _spatial(x, block.resample)
     if block.mode == "downsample3d" and x.shape[2] > 1:
-        y = F.conv3d(x, block.time_conv.weight, block.time_conv.bias, stride=(2, 1, 1))
+        y = _convolved(x, block.time_conv.weight, block.time_conv.bias, stride=2)
         x = torch.cat([x[:, :, :1], y], dim=2)
     return x
 
