@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -41,6 +42,14 @@ class TrainState:
     steps: int
     loss: float | None
     log: Path
+
+
+class Stateful(Protocol):
+    """What a run carries from step to step beside its weights."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 Callback = Callable[[TrainState], None]
@@ -151,13 +160,15 @@ def train(
     seed: int = 0,
     save_every: float = 120.0,
     before: Callable[[int], None] | None = None,
+    further: Stateful | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, torch.Tensor]:
     """Train ``model`` in place and return the moving average of its weights.
 
     ``loss_at(draw)`` gives the loss and figures to log; with one process and nothing accumulated a draw's number is the
     step's. ``before(step)`` is called before every update, in the first process only; its random numbers do not change
-    what is learned. The first process writes into the folder: ``<name>.ckpt`` (replaced whole, every ``save_every``
+    what is learned. ``further`` is kept in the checkpoint, the first process's: others begin theirs anew when a run is
+    continued. The first process writes into the folder: ``<name>.ckpt`` (replaced whole, every ``save_every``
     seconds and at the end) and ``<name>.jsonl``. A checkpoint found there is continued. KeyboardInterrupt saves before
     it leaves.
 
@@ -185,6 +196,8 @@ def train(
         average = {key: value.to(device) for key, value in state["average"].items()}
         for optimizer, saved in zip(optimizers.all, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        if further is not None and group.is_main_process:
+            further.load_state_dict(state["further"])
         if group.is_main_process:
             say(f"{name}: continuing at step {step} of {schedule.steps}")
 
@@ -203,6 +216,7 @@ def train(
                     "model": model.state_dict(),
                     "average": average,
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers.all],
+                    **({} if further is None else {"further": further.state_dict()}),
                 },
             )
 
