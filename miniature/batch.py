@@ -19,7 +19,7 @@ from .world import ACTIONS, BODIES, CHARACTER_HEIGHT, COLOURS, GROUND, HEADGEAR,
 
 _NEVER = 1e6
 """Start in seconds of a beat that a scene does not have."""
-_PIXELS = 1 << 25
+_PIXELS = {"cuda": 1 << 25, "cpu": 1 << 22}
 """Supersampled pixels of a layer that are drawn in one go."""
 
 
@@ -195,7 +195,7 @@ class World:
     def render(self, scenes: Sequence[Scene], times: torch.Tensor) -> Pictures:
         """Draw each of S scenes at its ``times`` [S, T] (seconds, any order); equal to ``world.render``."""
         side = self.size * world.SUPERSAMPLING
-        most = max(_PIXELS // (side * side * times.shape[1]), 1)
+        most = max(_PIXELS[self.device.type] // (side * side * times.shape[1]), 1)
         parts = [
             self._render(scenes[i : i + most], times[i : i + most].to(self.device, torch.float64))
             for i in range(0, len(scenes), most)
@@ -209,7 +209,9 @@ class World:
         picture = masks = None
         for layer in range(2):
             texture = self.backdrops[told.places, layer]
-            drawn = self._sample(texture, self._scenery(scroll * (world.PARALLAX_FAR if layer == 0 else 1.0), zoom), "border")
+            drawn = self._sample(
+                texture, self._scenery(scroll * (world.PARALLAX_FAR if layer == 0 else 1.0), zoom), "border"
+            )
             picture = drawn[:, :, :3] if picture is None else picture * (1 - drawn[:, :, 3:]) + drawn[:, :, :3]
         assert picture is not None
         for actor in range(max(len(scene.actors) for scene in scenes)):

@@ -1,6 +1,6 @@
 """Training sequences out of long takes, drawn on the device that trains: what a rollout sees, far from its start, too.
 
-Seven layouts are mixed. ``opening``, ``clip``, ``cut``, ``start`` and ``story`` are those of ``training.sequences``
+Seven layouts are mixed. ``opening``, ``clip``, ``cut``, ``start`` and ``story`` are those of ``training.miniature.sequences``
 (clips also begin in the middle of takes, cuts also lie inside a VAE's chunk). Two are of long takes:
 
 * ``far``: any place of a take, seen with sink, bank and window; positions as far on as films go;
@@ -19,7 +19,7 @@ from functools import cache
 
 import torch
 
-from .sequences import CONTEXT_NOISE, Batch, with_few
+from .sequences import CONTEXT_NOISE, Batch, mix_few_step_sigmas
 from .takes import BLOCK, PROMPTS, Footage, Takes
 
 KINDS = {"opening": 0.14, "clip": 0.05, "cut": 0.08, "start": 0.2, "far": 0.28, "switch": 0.13, "story": 0.12}
@@ -94,7 +94,7 @@ def draw_levels(size: int, groups: int, device: torch.device, few: float = 0.4) 
     """Noise levels [size, groups], as ``sequences.noise_levels`` has them, drawn on the device."""
     u = torch.rand(size, groups, device=device)
     spread = torch.where(torch.rand(size, groups, device=device) < 0.75, 5 * u / (1 + 4 * u), u)
-    return with_few(spread, few)
+    return mix_few_step_sigmas(spread, few)
 
 
 class TakeSequences:

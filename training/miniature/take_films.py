@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .dit import Miniature, loss, predict, velocity, with_own_steps
-from .loop import Metrics, Schedule, train
-from .onlooker import Onlooker
-from .reader import SHOWN, shown
+from ..core.loop import Metrics, Schedule, train
+from .dit import Miniature, loss, predict, velocity, with_self_rollout
+from .latent_classifier import VISIBLE_WORDS, multi_hot_labels
+from .pixel_losses import DecodedProbeLoss
 from .sequences import FEW_STEPS, Batch
 from .take_sequences import Pattern, TakeSequences, frames_seen
 from .takes import BLOCK, PROMPTS, Footage
@@ -88,9 +88,7 @@ def refilm(model: Miniature, sequences: TakeSequences, chosen: list[int], done: 
     sequences.refilmed[chosen] = True
 
 
-def read_loss(
-    reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor
-) -> torch.Tensor:
+def read_loss(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
     """``reader.reading_loss`` without asking the device which frames are ``learned`` [B, F]."""
     logits = reader(guess.transpose(1, 2).flatten(0, 1)).unflatten(0, guess.shape[:1] + guess.shape[2:3])
     each = F.binary_cross_entropy_with_logits(logits, named, reduction="none").mean(dim=-1)
@@ -103,21 +101,21 @@ def step_loss(
     reader: nn.Module,
     kind: str,
     batch: Batch,
-    onlooker: Onlooker | None = None,
+    probe_loss: DecodedProbeLoss | None = None,
 ) -> tuple[torch.Tensor, Metrics]:
     """The loss of one batch: of the velocity and of what the reader reads; in some batches of own steps alone, where an
-    ``onlooker`` looks, too.
+    ``probe_loss`` looks, too.
     """
     own = random.random() < recipe.own_steps
     if own:
-        batch = with_own_steps(model, batch, random.randint(1, len(FEW_STEPS) - 1))
+        batch = with_self_rollout(model, batch, random.randint(1, len(FEW_STEPS) - 1))
     told = torch.rand(len(batch.tokens), device=batch.clean.device) >= _WORDLESS
     v = velocity(model, batch, batch.tokens * told[:, None, None])
-    named = shown(batch.named).gather(1, batch.caption[..., None].expand(-1, -1, len(SHOWN)))
+    named = multi_hot_labels(batch.named).gather(1, batch.caption[..., None].expand(-1, -1, len(VISIBLE_WORDS)))
     guess = batch.noised() - batch.sigma[:, None, :, None, None] * v
     read = read_loss(reader, guess, named, (batch.sigma > 0) & told[:, None])
-    if own and onlooker:
-        seen = onlooker.of_batch(batch, guess, told)
+    if own and probe_loss:
+        seen = probe_loss.of_batch(batch, guess, told)
         return recipe.reading * read + seen, {f"{kind} own": read.detach(), f"{kind} seen": seen.detach()}
     if own:
         return read, {f"{kind} own": read.detach()}
@@ -134,11 +132,11 @@ def train_on_takes(
     *,
     steps: int = 10**9,
     seconds: float = 0.0,
-    onlooker: Onlooker | None = None,
+    probe_loss: DecodedProbeLoss | None = None,
     name: str = "dit",
 ) -> TakeSequences:
     """Train ``model`` in place on the device it is on, for ``steps`` or ``seconds``, resuming from ``folder``; it ends
-    with averaged weights. ``reader``: a trained one (``training.reader``). Returns the sequences with its films.
+    with averaged weights. ``reader``: a trained one (``training.miniature.latent_classifier``). Returns the sequences with its films.
     """
     reader.requires_grad_(False).eval()
     sequences = TakeSequences(footage, recipe.own_share)
@@ -151,7 +149,7 @@ def train_on_takes(
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
         random.seed(f"{recipe.seed}/{step}")
         kind, batch = sequences.draw(random.Random(f"{recipe.seed} {step}"), recipe.batch)
-        return step_loss(recipe, model, reader, kind, batch, onlooker)
+        return step_loss(recipe, model, reader, kind, batch, probe_loss)
 
     def films_again(step: int) -> None:
         if step and step % recipe.every == 0 and progress(step) >= recipe.after:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..miniature.batch import World
-from ..miniature.stories import describe, is_held_out, random_scene
-from ..miniature.text import pad, tokenize
-from ..miniature.world import ACTIONS, CAMERAS, FPS, Beat, Scene
-from .loop import save_whole
+from ...miniature.batch import World
+from ...miniature.stories import describe, is_held_out, random_scene
+from ...miniature.text import pad, tokenize
+from ...miniature.world import ACTIONS, CAMERAS, FPS, Beat, Scene
+from ..core.loop import save_whole
 from .vae import encode
 
 BLOCK = 3
@@ -222,7 +222,9 @@ def _splice(
 def save_footage(footage: Footage, path: Path) -> None:
     """Keep it all in one file, replaced whole."""
     kinds = {"takes": footage.takes, "openings": footage.openings, "spliced": footage.spliced}
-    save_whole(path, {kind: {f.name: getattr(part, f.name).cpu() for f in fields(Takes)} for kind, part in kinds.items()})
+    save_whole(
+        path, {kind: {f.name: getattr(part, f.name).cpu() for f in fields(Takes)} for kind, part in kinds.items()}
+    )
 
 
 def load_footage(path: Path, recipe: TakeRecipe, device: torch.device) -> Footage:
