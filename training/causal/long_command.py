@@ -13,7 +13,7 @@ import torch
 
 from ..core.loop import save_whole
 from ..miniature.evaluate import print_table
-from ..miniature.export import read_dit, read_probe, read_vae
+from ..miniature.export import read_dit, read_probe, read_sizes, read_vae
 from . import long_evaluate as evaluate
 
 KINDS = ("rendered", "vae", "take", "changes", "cuts")
@@ -56,10 +56,10 @@ def open_models(weights: Path, lora: Path | None, device: torch.device) -> tuple
     from ...miniature.counter import Counter
     from ...miniature.probe import Probe
     from ..miniature.counter import read_counter
-    from ..miniature.dit import DitRecipe, Miniature
+    from ..miniature.dit import Miniature
     from ..miniature.vae import VaeRecipe, build_vae
 
-    model = Miniature(DitRecipe())
+    model = Miniature(read_sizes(weights))
     read_dit(model, weights)
     if lora is not None:
         model.dit = _merged(model.dit, lora)

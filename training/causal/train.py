@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from ..core.loop import Metrics, Schedule, train
 from ..core.lora import WAN_LAYERS, adapt, choose_layers, save_lora
 from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
-from ..miniature.dit import DitRecipe, Miniature, loss, predict
-from ..miniature.export import FILES, read_dit, read_vae
+from ..miniature.dit import Miniature, loss, predict
+from ..miniature.export import FILES, read_dit, read_sizes, read_vae
 from ..miniature.latent_classifier import multi_hot_labels
 from ..miniature.pipeline import start_comfyui
 from ..miniature.sequences import BLOCK, CONTEXT_NOISE, SINK, noise_levels
@@ -188,7 +188,7 @@ def ranking_loss(keys: list[tuple[torch.Tensor, torch.Tensor]], shows: torch.Ten
 def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output: Path) -> Path:
     """Train the adapter for the miniature under ``weights`` on the takes in ``folder``/takes, resuming there."""
     people, places = (load_takes(folder / "takes", kind) for kind in ("characters", "places"))
-    model = Miniature(DitRecipe())
+    model = Miniature(read_sizes(weights))
     read_dit(model, weights)
     model.requires_grad_(False)
     critic = open_auxiliary_losses(weights, recipe.reading, recipe.sight)

@@ -313,8 +313,8 @@ def _tune(
     seconds: float,
 ) -> None:
     """Streaming long tuning (``training.causal.train``) on the takes' prompts, with batches of the base in between."""
-    from ..causal.data import LongTakes
-    from ..causal.train import CausalRecipe, tune
+    from ..causal.long_data import LongTakes
+    from ..causal.long_tuning import CausalRecipe, tune
 
     takes = sequences.footage.takes
     told = replace(recipe.training, own_steps=0.0)

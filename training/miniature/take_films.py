@@ -85,7 +85,7 @@ def refilm(model: Miniature, sequences: TakeSequences, chosen: list[int], done: 
             clean = noised - level * v[:, :, -BLOCK:].float()
         own[:, :, here] = clean
     sequences.own[rows] = own.to(sequences.own.dtype)
-    sequences.refilmed[chosen] = True
+    sequences.refilmed.update(chosen)
 
 
 def read_loss(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
@@ -136,7 +136,8 @@ def train_on_takes(
     name: str = "dit",
 ) -> TakeSequences:
     """Train ``model`` in place on the device it is on, for ``steps`` or ``seconds``, resuming from ``folder``; it ends
-    with averaged weights. ``reader``: a trained one (``training.miniature.latent_classifier``). Returns the sequences with its films.
+    with averaged weights. ``reader``: a trained one
+    (``training.miniature.latent_classifier``). Returns the sequences with its films.
     """
     reader.requires_grad_(False).eval()
     sequences = TakeSequences(footage, recipe.own_share)

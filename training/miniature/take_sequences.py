@@ -19,6 +19,7 @@ from functools import cache
 
 import torch
 
+from ...miniature.world import FPS
 from .sequences import CONTEXT_NOISE, Batch, mix_few_step_sigmas
 from .takes import BLOCK, PROMPTS, Footage, Takes
 
@@ -99,7 +100,7 @@ def draw_levels(size: int, groups: int, device: torch.device, few: float = 0.4) 
 
 class TakeSequences:
     """Batches out of ``footage``. ``own``: what the model has made of the takes, [N, 16, F, h, w] bfloat16, with
-    ``refilmed`` [N], whether it has already (both are written to by ``take_films.refilm``); ``own_share``: of the
+    ``refilmed``, the takes of which it has already (both are written to by ``take_films.refilm``); ``own_share``: of the
     sequences that are shown it instead of the takes.
     """
 
@@ -107,11 +108,10 @@ class TakeSequences:
         self.footage, self.own_share = footage, own_share
         self.device = footage.takes.latents.device
         self.own = footage.takes.latents.clone()
-        self.refilmed = torch.zeros(len(footage.takes), dtype=torch.bool)
+        self.refilmed: set[int] = set()
         self._patterns: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self.switches = [
-            [at // BLOCK for at in range(BLOCK, footage.takes.frames, BLOCK) if row[at] != row[at - 1]]
-            for row in footage.takes.caption.tolist()
+            [round((beat.at * FPS + 3) / (4 * BLOCK)) for beat in scene.beats[1:]] for scene in footage.scenes
         ]
 
     def draw(self, rng: random.Random, size: int, kind: str | None = None) -> tuple[str, Batch]:
@@ -209,7 +209,7 @@ class TakeSequences:
         noisy = self._roles(blocks, "noisy")
 
         clean = takes.latents[rows, :, at].float().transpose(1, 2)
-        seen = self._to([rng.random() < self.own_share and bool(self.refilmed[take]) for take in chosen])
+        seen = self._to([rng.random() < self.own_share and take in self.refilmed for take in chosen])
         own = self.own[rows, :, at].float().transpose(1, 2)
         clean = torch.where(seen[:, None, None, None, None] & ~noisy[:, None, None], own, clean)
         clean = self._spoiled(clean, ~noisy)

@@ -154,12 +154,22 @@ def _resample(x: torch.Tensor, block: Any) -> torch.Tensor:
     return x
 
 
+def _attended(x: torch.Tensor, layer: Any) -> torch.Tensor:
+    """What self-attention within each frame adds. ComfyUI's asks the device for its free memory before it."""
+    b, c, t, h, w = x.shape
+    planes = x.transpose(1, 2).reshape(b * t, c, h, w)
+    q, k, v = layer.to_qkv(layer.norm(planes)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+    y = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).unflatten(2, (h, w))
+    added: torch.Tensor = layer.proj(y).unflatten(0, (b, t)).transpose(1, 2)
+    return added
+
+
 def _run(x: torch.Tensor, layers: Any) -> torch.Tensor:
     for layer in layers:
         if hasattr(layer, "residual"):
             x = _residual(x, layer)
         elif hasattr(layer, "to_qkv"):
-            x = layer(x)
+            x = x + _attended(x, layer)
         elif hasattr(layer, "resample"):
             x = _resample(x, layer)
         elif hasattr(layer, "gamma"):
