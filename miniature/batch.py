@@ -1,4 +1,4 @@
-"""Many scenes drawn at once on a device: the pictures of ``miniature.world.render``, thousands of frames a second on a GPU.
+"""Many scenes drawn at once on a device: the pictures of ``miniature.world.render``, thousands a second on a GPU.
 
 Poses and cameras of all moments are computed together in float64, then every layer is one ``grid_sample`` a scene whose
 moments lie below one another. Optical flow is left to ``render``.
@@ -82,10 +82,10 @@ def _tensors(scenes: Sequence[Scene], device: torch.device) -> _Scenes:
         cameras.append([world.CAMERAS.index(beat.camera) for beat in scene.beats] + [0] * spare)
 
     def real(values: list) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64).to(device)
+        return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
 
     def whole(values: list) -> torch.Tensor:
-        return torch.tensor(values).to(device)
+        return torch.tensor(values).to(device, non_blocking=True)
 
     return _Scenes(
         whole(places), whole(sprites), real(xs), real(lows), real(highs), real(ats), whole(actions), whole(cameras)
@@ -151,10 +151,8 @@ def _poses(scenes: _Scenes, times: torch.Tensor) -> _Poses:
             pose = _Poses(*(torch.where(elapsed < world.BLEND, a, b) for a, b in zip(blended, pose, strict=True)))
         on = ((times >= at) & (times < end))[:, None]
         shown = _Poses(*(part[..., :-1] for part in pose))
-        if found is None:
-            found = shown
-        else:
-            found = _Poses(*(torch.where(on, a, b) for a, b in zip(shown, found, strict=True)))
+        older = shown if found is None else found
+        found = _Poses(*(torch.where(on, a, b) for a, b in zip(shown, older, strict=True)))
         before = _Poses(*(part[..., -1:] for part in pose))
         x = before.x[..., 0]
     assert found is not None
@@ -163,7 +161,7 @@ def _poses(scenes: _Scenes, times: torch.Tensor) -> _Poses:
 
 def _camera(scenes: _Scenes, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``world._camera`` at ``times`` [S, T]: scroll and zoom, [S, T] each."""
-    still, left, right, closer, wider = range(len(world.CAMERAS))
+    _, left, right, closer, wider = range(len(world.CAMERAS))
     scroll = torch.zeros_like(times)
     zoom = torch.where(scenes.cameras[:, :1] == wider, world.ZOOM, 1.0) + scroll
     beats = scenes.at.shape[1]
@@ -196,10 +194,8 @@ class World:
         """Draw each of S scenes at its ``times`` [S, T] (seconds, any order); equal to ``world.render``."""
         side = self.size * world.SUPERSAMPLING
         most = max(_PIXELS[self.device.type] // (side * side * times.shape[1]), 1)
-        parts = [
-            self._render(scenes[i : i + most], times[i : i + most].to(self.device, torch.float64))
-            for i in range(0, len(scenes), most)
-        ]
+        times = times.to(self.device, torch.float64, non_blocking=True)
+        parts = [self._render(scenes[i : i + most], times[i : i + most]) for i in range(0, len(scenes), most)]
         return Pictures(torch.cat([part.frames for part in parts]), torch.cat([part.masks for part in parts]))
 
     def _render(self, scenes: Sequence[Scene], times: torch.Tensor) -> Pictures:
@@ -251,7 +247,7 @@ class World:
 
     def _sample(self, texture: torch.Tensor, points: torch.Tensor, padding: str) -> torch.Tensor:
         """``texture`` [S, 4, h, w] at ``points`` [S, T, H, W, 2], edges averaged: [S, T, 4, size, size]."""
-        count, moments = points.shape[:2]
+        moments = points.shape[1]
         layer = F.grid_sample(texture, points.flatten(1, 2), align_corners=False, padding_mode=padding)
         small = F.avg_pool2d(layer, world.SUPERSAMPLING)
         return small.unflatten(2, (moments, self.size)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Whether the bare machine has what the miniature's training needs, within seconds: imports, one small step on the GPU."""
+"""Whether the bare machine has what the miniature's training needs, within seconds: imports, a small step."""
 
 from __future__ import annotations
 

@@ -11,14 +11,13 @@ TAIL=8 step imports 90 "$python" "$checkout/benchmarks/gpu/check.py" || exit 1
 cp -r "$checkout/miniature/weights" "$G/weights"
 TAIL=25 step train "$seconds" "$python" -m longreel.training miniature --minutes "$minutes" --folder "$G/training" \
   --weights "$G/weights" --curves "$OUT/curves.png" "$@"
-# up to 16 MiB a file: models in one archive, logs and curves in another
+# at most 16 MiB a file and eight files: models in two archives, logs and curves in a third
 bring() {
-  tar cf "$OUT/weights.tar" -C "$G" weights/vae weights/diffusion_models weights/text_encoders weights/probe
-  tar czf "$OUT/logs.tgz" -C "$G/training" $(cd "$G/training" && ls | grep -E '\.(jsonl|json)$') -C "$OUT" $(cd "$OUT" && ls | grep '\.log$')
-  if [[ $(stat -c %s "$OUT/weights.tar") -gt 16000000 ]]; then
-    tar cf "$OUT/vae.tar" -C "$G" weights/vae weights/text_encoders weights/probe
-    tar cf "$OUT/dit.tar" -C "$G" weights/diffusion_models; rm "$OUT/weights.tar"
-  fi
+  tar cf "$OUT/dit.tar" -C "$G" weights/diffusion_models weights/text_encoders
+  tar cf "$OUT/vae.tar" -C "$G" weights/vae weights/probe
+  rm -rf "$G/told"; mkdir -p "$G/told"; cp "$G"/logs/*.log "$G/told"
+  cp "$G"/training/*.jsonl "$G"/training/*.json "$G/told" 2>/dev/null
+  tar czf "$OUT/logs.tgz" -C "$G/told" .
 }
 bring
 sheets=$G/sheets; mkdir -p "$sheets"
@@ -26,4 +25,4 @@ TAIL=40 step judge "${JUDGE_S:-60}" "$python" -m longreel.training evaluate --lo
   --seconds 60 --weights "$G/weights" --sheets "$sheets" --clips 40 --prompts 0
 TAIL=4 step sheets "${SHEETS_S:-40}" "$python" "$checkout/benchmarks/gpu/sheets.py" "$G/weights" "$sheets"
 tar cf "$OUT/sheets.tar" -C "$sheets" .
-bring; rm -f "$OUT"/*.log; ls -la "$OUT"; say end
+bring; ls -la "$OUT"; say end

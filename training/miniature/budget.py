@@ -1,8 +1,9 @@
 """The miniature's whole recipe within a time budget, on one GPU (or, for a proof, on a CPU at a small scale).
 
 Everything is drawn, encoded and kept on the device; each stage gets a share of what is left of the budget, and its
-learning rate falls by the clock, so that every machine ends in time with finished models. A stage that fails is told and
-left out: the models go on as they were before it. Finished stages are kept, so a killed run goes on with the next.
+learning rate falls by the clock, so that every machine ends in time with finished models. A stage that fails is
+reported and left out: the models go on as they were before it. Finished stages are kept, so a killed run goes on with
+the next.
 """
 
 from __future__ import annotations
@@ -127,7 +128,6 @@ def prepare_device() -> torch.device:
     """The GPU if there is one, set to what the recipe's small networks like."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     # its plans are made anew for every shape and mask
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -161,6 +161,8 @@ def train_within(
             model.load_state_dict(torch.load(path, weights_only=True, map_location=device))
         elif name in clock.shares:
             before = {key: value.clone() for key, value in model.state_dict().items()}
+            # kernels are chosen by trial where shapes stay the same
+            torch.backends.cudnn.benchmark = name == "vae"
             try:
                 make(clock.stage(name))
                 save_whole(path, model.state_dict())
@@ -169,6 +171,7 @@ def train_within(
                 print(f"{name} failed and is left out", flush=True)
                 failed.append(name)
                 model.load_state_dict(before)
+        torch.backends.cudnn.benchmark = False
         model.eval()
         clock.done(name)
 

@@ -31,9 +31,9 @@ class DrawnClips:
         cut = [index for index in range(batch) if rng.random() < self.cuts]
         if cut:
             others = self._draw([self.moment(rng, frames) for _ in cut], frames)
-            first = torch.tensor([rng.randint(1, frames - 1) for _ in cut], device=pictures.device)
+            first = torch.tensor([rng.randint(1, frames - 1) for _ in cut]).to(pictures.device, non_blocking=True)
             later = torch.arange(frames, device=pictures.device) >= first[:, None]
-            rows = torch.tensor(cut, device=pictures.device)
+            rows = torch.tensor(cut).to(pictures.device, non_blocking=True)
             pictures[rows] = torch.where(later[:, :, None, None, None], others[0], pictures[rows])
             masks[rows] = torch.where(later[:, :, None, None], others[1], masks[rows])
         return pictures.transpose(1, 2) * 2 - 1, 1 + 3 * masks[:, None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -139,9 +140,15 @@ class LatentClassifier(nn.Module):
         return self.told(self.maps(x))
 
 
+@cache
+def _tokens(device: torch.device) -> torch.Tensor:
+    """Of ``VISIBLE_WORDS``, sent to a device once: a GPU would be waited for."""
+    return _TOKENS.to(device)
+
+
 def multi_hot_labels(tokens: torch.Tensor) -> torch.Tensor:
     """Which of ``VISIBLE_WORDS`` the captions [..., 48] name: [..., len(SHOWN)] of 0 and 1."""
-    return (tokens[..., None] == _TOKENS.to(tokens.device)).any(dim=-2).float()
+    return (tokens[..., None] == _tokens(tokens.device)).any(dim=-2).float()
 
 
 def latent_bce(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 
@@ -154,8 +155,13 @@ def mix_few_step_sigmas(levels: torch.Tensor, share: float) -> torch.Tensor:
     """``levels`` of which a ``share`` are those of four-step sampling."""
     device = levels.device
     among = torch.rand(levels.shape, device=device) < share
-    few = torch.tensor(FEW_STEPS, device=device)[torch.randint(len(FEW_STEPS), levels.shape, device=device)]
-    return torch.where(among, few, levels)
+    return torch.where(among, _few_steps(device)[torch.randint(len(FEW_STEPS), levels.shape, device=device)], levels)
+
+
+@cache
+def _few_steps(device: torch.device) -> torch.Tensor:
+    """``FEW_STEPS`` on a device, sent there once: a GPU would be waited for."""
+    return torch.tensor(FEW_STEPS, device=device)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def train_decoder_on_takes(
         rng = random.Random(f"decoder {recipe.seed}/{step}")
         chosen = [rng.choice(filmed) for _ in range(recipe.clips)]
         start = rng.choice((0, rng.randint(1, takes.frames - _PART)))
-        rows = torch.tensor(chosen, device=device)
+        rows = torch.tensor(chosen).to(device, non_blocking=True)
         z = sequences.own[rows, :, start : start + _PART].float()
         # latent frame j shows pictures 4 j - 3 to 4 j
         first = 4 * (start + _LEAD) - 3 if start else 0

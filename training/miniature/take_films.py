@@ -69,8 +69,8 @@ def refilm(model: Miniature, sequences: TakeSequences, chosen: list[int], done: 
         at = [*([0] if block else []), *past, block]
         blocks = [Pattern("sink", 0)] if block else []
         blocks += [Pattern("past", one) for one in past] + [Pattern("noisy", block)]
-        sees = frames_seen(tuple(blocks))[0].to(device)
-        frames = torch.tensor([one * BLOCK + i for one in at for i in range(BLOCK)], device=device)
+        sees = frames_seen(tuple(blocks))[0].to(device, non_blocking=True)
+        frames = torch.tensor([one * BLOCK + i for one in at for i in range(BLOCK)]).to(device, non_blocking=True)
         here = slice(block * BLOCK, (block + 1) * BLOCK)
         reads = F.one_hot(caption[:, frames], PROMPTS).bool().repeat_interleave(length, dim=2)
         position = frames.expand(len(chosen), -1)
