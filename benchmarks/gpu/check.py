@@ -8,7 +8,7 @@ began = time.monotonic()
 import torch  # noqa: E402
 
 print(f"torch {torch.__version__}, CUDA {torch.cuda.is_available()}, {time.monotonic() - began:.1f} s")
-from longreel.training.miniature.pipeline import start_comfyui  # noqa: E402
+from longreel.training.miniature.pipeline import prepare_device, start_comfyui  # noqa: E402
 
 start_comfyui()
 import comfy.sd  # noqa: E402, F401
@@ -18,7 +18,7 @@ from longreel.training.miniature.dit import DitRecipe, Miniature, predict  # noq
 from longreel.training.miniature.vae import build_vae, decode, encode  # noqa: E402
 
 print(f"{len(COMMANDS)} commands, imports {time.monotonic() - began:.1f} s")
-device = budget.prepare_device()
+device = prepare_device()
 model, vae = Miniature(DitRecipe()).to(device), build_vae(16).to(device)
 with torch.autocast(device.type, torch.bfloat16):
     x, tokens = torch.randn(2, 16, 6, 8, 8, device=device), torch.ones(2, 48, dtype=torch.long, device=device)

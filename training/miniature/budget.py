@@ -38,6 +38,7 @@ from .export import (
     read_vae,
 )
 from .latent_classifier import LatentClassifier, LatentClassifierRecipe, train_latent_classifier
+from .pipeline import prepare_device
 from .pixel_losses import DecodedProbeLoss, feature_matching_loss
 from .probe import ProbeRecipe, train_probe
 from .take_decoder import TakeDecoderRecipe, train_decoder_on_takes
@@ -122,16 +123,6 @@ class _Clock:
         self.shares.pop(name, None)
         self.path.write_text(json.dumps(self.total - self.left()))
         print(f"[{self.total - self.left():.0f} s of {self.total:.0f}] {name} is done", flush=True)
-
-
-def prepare_device() -> torch.device:
-    """The GPU if there is one, set to what the recipe's small networks like."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    # its plans are made anew for every shape and mask
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    return torch.device("cuda")
 
 
 def train_within(

@@ -65,6 +65,16 @@ def start_comfyui() -> None:
     sys.argv = own
 
 
+def prepare_device() -> torch.device:
+    """The GPU if there is one, set to what the miniature's small networks like."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    # its plans are made anew for every shape and mask
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return torch.device("cuda")
+
+
 def once(path: Path, model: nn.Module, make: Callable[[], object], *, as_it_is: bool = False) -> None:
     """Run ``make``, which trains ``model`` in place, and keep the result at ``path``; load it if it is there.
 
