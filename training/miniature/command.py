@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ..causal.long_command import add_long_arguments, judge_long
 from .pipeline import MiniatureRecipe, start_comfyui, train_miniature
 
 CURVES = Path(__file__).resolve().parents[2] / "docs" / "images" / "miniature-loss.png"
@@ -87,12 +88,16 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
         "--bidirectional", action="store_true", help="also film with core's sampler, all frames at once"
     )
     parser.add_argument("--strips", type=Path, default=None, help="folder for strips of frames")
+    add_long_arguments(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
 def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
     """``evaluate``: tables of what films and reconstructions show. ``weights``: the miniature's, unless named."""
     start_comfyui()
+    if chosen.long is not None:
+        judge_long(chosen, chosen.weights or weights)
+        return
     from . import evaluate
 
     models = evaluate.load(chosen.weights or weights)
