@@ -74,6 +74,7 @@ def judge_long(chosen: argparse.Namespace, weights: Path) -> dict[str, Any]:
 
 def open_models(weights: Path, lora: Path | None, device: torch.device) -> tuple[Any, Any, evaluate.Judge]:
     """The miniature that films (with an adapter merged, if there is one), its VAE and the judge, on `device`."""
+    from ...miniature.batch import World
     from ...miniature.counter import Counter
     from ...miniature.probe import Probe
     from ..miniature.counter import read_counter
@@ -91,7 +92,7 @@ def open_models(weights: Path, lora: Path | None, device: torch.device) -> tuple
     read_counter(counter, weights)
     for part in (model, vae, probe, counter):
         part.to(device).eval().requires_grad_(False)
-    return model, vae, evaluate.Judge(probe, counter)
+    return model, vae, evaluate.Judge(probe, counter, World(device))
 
 
 def _merged(dit: Any, path: Path) -> Any:
@@ -127,7 +128,7 @@ def _judged(
     for index in coming:
         film = films[index]
         if kind in ("rendered", "vae"):
-            frames = evaluate.render_film(film)
+            frames = evaluate.render_film(judge.world, film)
             frames = evaluate.through_vae(vae, film, frames) if kind == "vae" else frames
         else:
             frames = evaluate.decode_film(vae, next(made).to(device), film.starts)
