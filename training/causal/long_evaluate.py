@@ -24,6 +24,7 @@ from ...miniature.counter import COUNTS, Counter
 from ...miniature.probe import ATTRIBUTES, SIGHT, SPACING, Probe
 from ...miniature.text import pad, tokenize
 from ...miniature.world import ACTIONS, FPS, Scene
+from ..core.precision import mixed_precision
 from ..miniature.sequences import BLOCK, FEW_STEPS
 from ..miniature.vae import draw, encode
 from .long_data import LongTakes, captions, long_scene
@@ -176,7 +177,7 @@ def through_vae(vae: Any, film: Judged, frames: torch.Tensor) -> torch.Tensor:
     latents = []
     for number in range(len(film.scenes)):
         clip = frames[shots == number].transpose(0, 1)[None].to(device) * 2 - 1
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             latents.append(encode(vae, clip.contiguous(memory_format=torch.channels_last_3d)).float()[0])
     return decode_film(vae, torch.cat(latents, dim=1), film.starts)
 

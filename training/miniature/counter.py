@@ -31,6 +31,7 @@ from ...miniature.world import _sample as sample
 from ...miniature.world import _scroll_matrix as scroll_matrix
 from ...miniature.world import _sprite_matrix as sprite_matrix
 from ..core.loop import Metrics, Schedule, save_whole, train
+from ..core.precision import mixed_precision
 from .export import FILES
 from .export import _write as write
 from .probe import _spoil as spoil
@@ -197,7 +198,7 @@ def _clips(recipe: CounterRecipe, vae: Any) -> list[tuple[torch.Tensor, torch.Te
         scenes = [random_scene(rng, 5.0, two=0.35, held_out=rng.random() < 0.2) for _ in range(count)]
         times = torch.tensor([[rng.uniform(0, 30)] for _ in scenes]) + torch.arange(21) / FPS
         clips = world.render(scenes, times).frames.transpose(1, 2) * 2 - 1
-        with torch.autocast(clips.device.type, torch.bfloat16):
+        with mixed_precision(clips.device):
             latents = encode(vae, clips.contiguous(memory_format=torch.channels_last_3d))
         decoded = draw(vae, latents.float()).clamp(-1, 1) / 2 + 0.5
         chosen = (decoded[:, :, ::3].transpose(1, 2).flatten(0, 1) * 255).round().byte().cpu()
