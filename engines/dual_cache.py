@@ -2,7 +2,7 @@
 
 A shot becomes latents in six steps, all in `CacheGuidedEngine.film`: plan its length, gather what the reel remembers,
 encode its prompts, film it chunk by chunk (each with the keyframes its prompt calls for), choose its own keyframes, and
-put latents and keyframes on disk as one more shot of the reel. Source: shared/research/filmweaver.md 1.5, 8.
+put latents and keyframes on disk as one more shot of the reel. Source: docs/methods/filmweaver.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a model is told of the two caches, one way for each kind of weights.
 
 A backend only maps caches to conditioning, number of latent frames and frames to trim; filming is cache_guided.py's.
-Where ComfyUI has a node for the weights, the conditioning is the one that node makes for the same pictures.
-Source: shared/research/filmweaver.md 2.1, 4.
+Where ComfyUI has a node for the weights, the conditioning is the one that node makes for the same pictures. Source:
+docs/methods/filmweaver.md, other weights in the same engine.
 """
 
 from __future__ import annotations

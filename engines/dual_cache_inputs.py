@@ -1,6 +1,6 @@
 """What a chunk's backend is told: the scene, and what every backend has in common.
 
-Source: shared/research/filmweaver.md 2.1, 4.
+Source: docs/methods/filmweaver.md, other weights in the same engine.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A project is a folder with one file for each shot ever filmed in it, named by the shot's fingerprint. The fingerprint
 covers everything that decides how a shot looks, the shots before it included, so a shot whose file is there is simply
 used again. There is no index that could disagree with the files: a file is written beside its name and renamed when
-whole, and everything else that a project says is read from the files' headers.
+whole, and everything else that a project reports is read from the files' headers.
 """
 
 from __future__ import annotations

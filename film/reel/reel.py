@@ -157,7 +157,7 @@ class FilmedShot:
 
     @property
     def lead(self) -> int:
-        """Frames at the beginning of the take, which it then begins, that are not shown."""
+        """Frames at the beginning of the take, which it then begins, that are trimmed."""
         value: int = self.meta.get("transition", {}).get("lead", 0)
         return value
 
@@ -275,7 +275,7 @@ def check_layout(reel: Reel, layout: ReelLayout) -> None:
         mine, wanted = getattr(reel.layout, name), getattr(layout, name)
         if mine != wanted:
             what = name.replace("_", " ")
-            if name in ("model", "vae"):  # fingerprints tell a person nothing
+            if name in ("model", "vae"):  # fingerprints mean nothing to a user
                 raise ReelError(f"The reel was filmed with another {what.replace('vae', 'VAE')}: {remedy}.")
             raise ReelError(f"The reel was filmed with {what} {mine} and this engine has {wanted}: {remedy}.")
     for name in sorted(shared):

@@ -1,4 +1,4 @@
-"""How a storyboard's lines are read: which are text, and what the others say. The grammar is in storyboard.py."""
+"""How a storyboard's lines are parsed: text, settings and times. The grammar is in storyboard.py."""
 
 from __future__ import annotations
 

@@ -2,9 +2,8 @@
 
 Reads Self-Forcing, LongLive 1.0, MemFlow (base and LoRA), ShotStream, plain Wan and diffusers layouts, `.pt` and
 `.safetensors`, one file or a sharded folder. A `.pt` is a pickle: it is read weights-only, so code in it is refused and
-never run.
-Names and facts: shared/research/memflow.md 1.2-1.3. On the command line:
-`python -m longreel.host.files.checkpoints --help`.
+never run. Names and facts: docs/methods/memflow.md, released files. On the command line: `python -m
+longreel.host.files.checkpoints --help`.
 """
 
 from __future__ import annotations

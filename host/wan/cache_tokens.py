@@ -5,7 +5,7 @@ replacements append them behind the model's own before the first block and take 
 order only by positions, so behind is as good as before, and everything that counts tokens from the front stays right.
 The model itself is never changed; without a payload the wrapper calls it as if it were not there.
 
-Source: shared/research/filmweaver.md 2.2, 2.3; ComfyUI's comfy/ldm/wan/model.py.
+Source: docs/methods/filmweaver.md, in a stock Wan model; ComfyUI's comfy/ldm/wan/model.py.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def kind_of(model: ModelPatcher) -> Kind:
 def split_steps(model: ModelPatcher, scheduler: str, steps: int, boundary: float) -> int:
     """Steps of the schedule that begin at a noise level of `boundary` or more: those of the high-noise expert.
 
-    With shift 5 and boundary 0.9 that is 8 of 20 and 18 of 50 (brief 1.5).
+    With shift 5 and boundary 0.9 that is 8 of 20 and 18 of 50 (docs/methods/ffgo.md).
     """
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
     return int((sigmas[:-1] >= boundary).sum())

@@ -1,8 +1,8 @@
 """Run a stock Wan model block by block with our KV memory instead of full attention.
 
-Only the layers the model already has are called, so LoRA patches, fp8 and GGUF weights, offloading and hooks work as
-in ComfyUI. The forward pass is put in place for one sampling run by a DIFFUSION_MODEL wrapper in transformer_options;
-the model itself is never changed. Facts: shared/research/memflow.md 1-3 and ComfyUI's comfy/ldm/wan/model.py.
+Only the layers the model already has are called, so LoRA patches, fp8 and GGUF weights, offloading and hooks work as in
+ComfyUI. The forward pass is put in place for one sampling run by a DIFFUSION_MODEL wrapper in transformer_options; the
+model itself is never changed. Facts: docs/methods/memflow.md and ComfyUI's comfy/ldm/wan/model.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Film a take block by block: denoise a few latent frames, commit them to the KV memory, go on.
 
 `roll_out` is the way in. It drives ComfyUI's own guider and sampling entry, so model loading, LoRA, hooks, memory
-management, previews and interruption are ComfyUI's. Facts: shared/research/memflow.md 2 and 6.
+management, previews and interruption are ComfyUI's. Facts: docs/methods/memflow.md, sampling and prompt changes.
 """
 
 from __future__ import annotations

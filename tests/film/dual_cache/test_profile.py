@@ -1,4 +1,4 @@
-"""The layout profile against the tables of the brief, and its way through files."""
+"""The layout profile against the tables of docs/methods/filmweaver.md, and its way through files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEIGHT, WIDTH = 60, 104  # 832x480 through an 8x VAE
 
 
 def test_tokens_at_832x480():
-    """filmweaver.md 1.2: the table of token counts."""
+    """docs/methods/filmweaver.md: the table of token counts."""
     per_frame = FILMWEAVER.tokens(HEIGHT, WIDTH, 0, 0) // 6
     assert per_frame == 1560
     assert FILMWEAVER.tokens(HEIGHT, WIDTH, 0, 0) == 9360
@@ -34,7 +34,7 @@ def test_tokens_through_a_16x_vae(height: int, width: int, frame: int):
 
 
 def test_ids_and_phases_at_832x480():
-    """filmweaver.md 1.3: the worked example."""
+    """docs/methods/filmweaver.md: the time ids of its table."""
     target = FILMWEAVER.target_ids(HEIGHT, WIDTH)
     assert target.shape == (9360, 3)
     assert [sorted(set(column.tolist())) for column in target.T] == [list(range(6)), list(range(30)), list(range(52))]
@@ -93,7 +93,7 @@ def test_rates_are_those_of_the_paper():
 
 
 def test_decoded_length_of_n_chunks():
-    """filmweaver.md 1.1: 24n - 3 frames."""
+    """docs/methods/filmweaver.md: 24n - 3 frames."""
     layout = ReelLayout(24.0, 832, 480, 16, 8, 4, "m", "v", {})
     assert [layout.decoded_frames(FILMWEAVER.chunk * n) for n in (1, 2, 5)] == [21, 45, 117]
 

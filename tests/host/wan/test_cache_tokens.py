@@ -225,7 +225,7 @@ def test_at_832x480_full_caches_cost_five_frames_more():
 
 
 def test_positions_of_the_published_layout():
-    """The worked example of the brief, as the model's own embedder turns it into angles."""
+    """The worked example of docs/methods/filmweaver.md, as the model's own embedder turns it into angles."""
     model = load(1)
     dit = model.model.diffusion_model
     frame = Keyframe.of(torch.zeros(4, 4, 3), torch.zeros(16, 1, 60, 104), torch.ones(2))
