@@ -1,10 +1,10 @@
 """Films that the base makes of the small world's casts put together anew, for it to learn filming them off pictures.
 
-Forty clips show a few dozen of all pairs, and what a LoRA makes of them it learns by heart. But the base films anybody
-from words. So characters of different clips share a scene, the base is told in words how each looks and films it, and
-behind a canvas of these pictures, under a caption that does not say colours, its film becomes one more example: what
-words can do, pictures shall do (the idea of context distillation: Askell et al., "A General Language Assistant", 2021,
-section 2.1). Nothing is seen that is not in the clips but what the base knows already.
+Self-distillation: forty clips hold a few dozen of all pairs, and a LoRA overfits to them. But the base generates any
+character from a caption. So characters of different clips are recombined in one scene, the base films it from a full
+caption, and behind a canvas of their pictures, under a caption without colours, its film becomes one more example: the
+LoRA learns to reach by pictures what the base reaches by text (context distillation: Askell et al., "A General Language
+Assistant", 2021, section 2.1). Nothing is added to the clips but what the base has learned already.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from .world import LEARNED, MINIATURE_TRIGGER, CastScene, canvas_picture, captio
 def casts_of(items: Sequence[CastItem]) -> list[CastScene]:
     """What the clips of a dataset of the small world show.
 
-    Raises:
-        CastDataError: they are other clips.
+    Raises CastDataError: they are other clips.
     """
     casts = draw_casts(LEARNED, len(items))
     if [_asked(cast) for cast in casts] != [item.text for item in items]:
@@ -40,8 +39,8 @@ def casts_of(items: Sequence[CastItem]) -> list[CastScene]:
 
 
 def recast(casts: Sequence[CastScene], count: int, *, seed: int = 0) -> list[CastScene]:
-    """``count`` scenes like those of ``casts``, one after the other, with characters out of all of them and other
-    actions; no combination of character and place that training may not show.
+    """`count` scenes like those of `casts`, one after the other, with characters out of all of them and other actions;
+    no combination of character and place that training may not show.
     """
     characters = [actor.character for cast in casts for actor in cast.scene.actors]
 
@@ -63,8 +62,8 @@ def recast(casts: Sequence[CastScene], count: int, *, seed: int = 0) -> list[Cas
 def self_distill(
     casts: Sequence[CastScene], encoders: Encoders, frames: int, folder: Path, *, say: Callable[[str], None] = print
 ) -> list[Example]:
-    """``frames`` frames of each cast, filmed in four steps block by block by the base that is told everything, behind
-    its canvas. Films that ``folder`` has already are kept while cast, length and models stay the same.
+    """`frames` frames of each cast, filmed in four steps block by block by the base from full captions, behind its
+    canvas. Films that `folder` has already are kept while cast, length and models stay the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     examples = []

@@ -1,4 +1,4 @@
-"""Two commands: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges them."""
+"""Two commands: `miniature` trains the small world's models from scratch, `evaluate` judges them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CURVES = Path(__file__).resolve().parents[2] / "docs" / "images" / "miniature-lo
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """``miniature``'s."""
+    """`miniature`'s."""
     parser.add_argument(
         "--folder", type=Path, default=Path("miniature-training"), help="checkpoints and logs (resumed)"
     )
@@ -29,7 +29,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_training(chosen: argparse.Namespace, weights: Path) -> None:
-    """``miniature``. ``weights``: where the finished files go, unless named."""
+    """`miniature`. weights: where the finished files go, unless named."""
     recipe = scaled(MiniatureRecipe(seed=chosen.seed), chosen.effort)
     dit = recipe.dit
     dit = replace(dit, rate=dit.rate * chosen.rate, muon_rate=dit.muon_rate * chosen.rate, seed=chosen.seed)
@@ -41,7 +41,7 @@ def run_training(chosen: argparse.Namespace, weights: Path) -> None:
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
-    """``evaluate``'s."""
+    """`evaluate`'s."""
     parser.add_argument("--weights", type=Path, help="the files to judge; default the miniature's")
     parser.add_argument("--prompts", type=int, default=200, help="films of 5 s to make")
     parser.add_argument("--openings", type=int, default=0, help="first blocks to make, told by action")
@@ -55,7 +55,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
-    """``evaluate``: tables of what films and reconstructions show. ``weights``: the miniature's, unless named."""
+    """evaluate: tables of what films and reconstructions show. weights: the miniature's, unless named."""
     start_comfyui()
     from . import evaluate
 
@@ -83,7 +83,7 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
 
 
 def scaled(recipe: MiniatureRecipe, effort: float) -> MiniatureRecipe:
-    """The same recipe with ``effort`` times the steps."""
+    """The same recipe with `effort` times the steps."""
 
     def times(steps: int) -> int:
         return max(round(steps * effort), 1)

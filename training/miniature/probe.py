@@ -1,7 +1,7 @@
 """The attribute probe's recipe: rendered one-character clips, some blurred or grainy so that it reads generated
 frames too.
 
-Drawing costs more than learning, so a pool of clips is drawn once and seen again shifted and mirrored. The action is
+Drawing costs more than learning, so a pool of clips is drawn once and reused shifted and mirrored. The action is
 learned from whole clips, the attributes from these and from single frames of many others.
 """
 
@@ -24,7 +24,7 @@ _SHIFT = 5
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """A pool of ``clips`` of 16 frames at 8 a second; each step sees ``batch`` clips and ``frames`` single frames."""
+    """A pool of `clips` of 16 frames at 8 a second; each step takes `batch` clips and `frames` single frames."""
 
     clips: int = 6000
     steps: int = 4000
@@ -36,7 +36,7 @@ class ProbeRecipe:
 
 
 def labels(scene: Scene, time: float) -> dict[str, int]:
-    """Class numbers of a one-character scene at ``time``."""
+    """Class numbers of a one-character scene at `time`."""
     character = scene.actors[0].character
     values = {"colour": character.colour, "body": character.body, "headgear": character.headgear, "place": scene.place}
     numbers = {name: ATTRIBUTES[name].index(value) for name, value in values.items()}
@@ -83,8 +83,8 @@ def _spoil(clips: torch.Tensor) -> torch.Tensor:
 
 
 def train_probe(recipe: ProbeRecipe, probe: Probe, folder: Path, name: str = "probe") -> None:
-    """Train ``probe`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``. name: of its
-    files there.
+    """Train `probe` in place as `recipe` says, on the device it is on, resuming from `folder`. name: of its files
+    there.
     """
     device = next(probe.parameters()).device
     pool, known = draw_clips(random.Random(f"{recipe.seed}"), recipe.clips)

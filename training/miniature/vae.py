@@ -1,13 +1,13 @@
 """The miniature's Wan 2.1 VAE, trained from scratch on rendered clips.
 
-ComfyUI's ``WanVAE`` runs a clip in chunks of two frames with a cache per convolution. ``reconstruct`` computes the same
+ComfyUI's `WanVAE` runs a clip in chunks of two frames with a cache per convolution. `reconstruct` computes the same
 numbers for a whole clip at once (every convolution is causal in time), several times faster and with bfloat16
-convolutions in channels-last order, which is what makes training on two CPU cores possible; ``tests/training`` hold
-the two equal.
+convolutions in channels-last order, which is what makes training on two CPU cores possible; `tests/training` hold the
+two equal.
 
-Order of training: single images first, then clips with single images mixed in. The temporal convolutions start from
-the spatial ones (the taps that look back start at zero, the resampling ones copy and average frames), so that the
-first clip is already reconstructed as a sequence of its key pictures.
+Order of training: single images first, then clips with single images mixed in. The temporal convolutions start from the
+spatial ones (the taps on earlier frames start at zero, the resampling ones copy and average frames), so that the first
+clip is already reconstructed as a sequence of its key pictures.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ sampler's errors.
 
 @dataclass(frozen=True)
 class VaeRecipe:
-    """Sizes and schedule. ``image_steps`` of single images, then ``clip_steps`` of clips of ``frames`` pixel frames
-    (1 + 4 n).
+    """Sizes and schedule. `image_steps` of single images, then `clip_steps` of clips of `frames` pixel frames (1 + 4
+    n).
     """
 
     width: int = 16
@@ -49,7 +49,7 @@ class VaeRecipe:
 
 
 def build_vae(width: int) -> Any:
-    """A ``WanVAE`` of the given width with initialised weights (ComfyUI's layers come uninitialised)."""
+    """A `WanVAE` of the given width with initialised weights (ComfyUI's layers come uninitialised)."""
     from comfy.ldm.wan.vae import Resample, WanVAE
 
     vae = WanVAE(dim=width, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True])
@@ -86,7 +86,7 @@ def build_vae(width: int) -> Any:
 
 def _conv(x: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
     taps = conv.weight.shape[2]
-    if taps > 1 and x.shape[2] == 1:  # one frame: every tap that looks back would see zeros
+    if taps > 1 and x.shape[2] == 1:  # one frame: every tap on an earlier frame would get zeros
         return F.conv3d(x, conv.weight[:, :, -1:], conv.bias, padding=(0, *conv.padding[1:]))
     if taps > 1:
         x = F.pad(x, (0, 0, 0, 0, taps - 1, 0))
@@ -94,7 +94,7 @@ def _conv(x: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
 
 
 def _norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    """RMS norm over channels: ``F.normalize`` of the original, without its slow vector norm."""
+    """RMS norm over channels: `F.normalize` of the original, without its slow vector norm."""
     return x * (torch.rsqrt(x.square().sum(dim=1, keepdim=True) + 1e-6) * norm.scale) * norm.gamma
 
 
@@ -143,20 +143,20 @@ def _run(x: torch.Tensor, layers: Any) -> torch.Tensor:
 
 
 def encode(vae: Any, clip: torch.Tensor) -> torch.Tensor:
-    """Latents [B, 16, 1 + n, h/8, w/8] of a clip [B, 3, 1 + 4 n, h, w] in -1..1; equal to ``vae.encode``."""
+    """Latents [B, 16, 1 + n, h/8, w/8] of a clip [B, 3, 1 + 4 n, h, w] in -1..1; equal to `vae.encode`."""
     x = _conv(clip, vae.encoder.conv1)
     x = _run(_run(_run(x, vae.encoder.downsamples), vae.encoder.middle), vae.encoder.head)
     return _conv(x, vae.conv1)[:, :16]
 
 
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Clip [B, 3, 1 + 4 n, h, w] in about -1..1 of latents [B, 16, 1 + n, h/8, w/8]; equal to ``vae.decode``."""
+    """Clip [B, 3, 1 + 4 n, h, w] in about -1..1 of latents [B, 16, 1 + n, h/8, w/8]; equal to `vae.decode`."""
     x = _conv(_conv(latents, vae.conv2), vae.decoder.conv1)
     return _run(_run(_run(x, vae.decoder.middle), vae.decoder.upsamples), vae.decoder.head)
 
 
 def draw(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """``decode`` as training does it, on the latents' device in bfloat16 and channels-last; float32."""
+    """`decode` as training does it, on the latents' device in bfloat16 and channels-last; float32."""
     with torch.autocast(latents.device.type, torch.bfloat16):
         clip: torch.Tensor = decode(vae, latents.contiguous(memory_format=torch.channels_last_3d)).float()
     return clip
@@ -181,7 +181,7 @@ class ClipSource:
         return torch.stack(pictures), torch.stack(weights)
 
     def images(self, step: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for single pictures, four moments of each of ``batch`` / 4 scenes: [B, 3, 1, 64, 64] and weights."""
+        """The same for single pictures, four moments of each of `batch` / 4 scenes: [B, 3, 1, 64, 64] and weights."""
         rng = random.Random(f"{self.seed}/image/{step}")
         drawn = [self._draw(rng, torch.tensor([rng.uniform(0, 8.0) for _ in range(4)])) for _ in range(batch // 4)]
         pictures = torch.cat([d.frames for d in drawn]) * 2 - 1
@@ -213,8 +213,8 @@ def psnr(mse: torch.Tensor) -> float:
 
 
 def train_vae(recipe: VaeRecipe, vae: Any, folder: Path) -> None:
-    """Train ``vae`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``; it ends with
-    averaged weights.
+    """Train `vae` in place as `recipe` says, on the device it is on, resuming from `folder`; it ends with averaged
+    weights.
     """
     device = next(vae.parameters()).device
     source = ClipSource(recipe.seed)
