@@ -40,7 +40,7 @@ def open_engine() -> Any:
     from longreel.training.miniature.evaluate import load
 
     models = load(WEIGHTS)
-    return CausalEngine(models.model, models.clip, models.vae, 64, 64, 16.0, default_sigmas(models.model, 4))
+    return CausalEngine((models.model,), models.clip, models.vae, 64, 64, 16.0, default_sigmas(models.model, 4))
 
 
 @torch.inference_mode()

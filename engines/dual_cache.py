@@ -10,14 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
-from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.dual_cache import (
@@ -34,124 +31,87 @@ from ..film.dual_cache import (
     retrieve,
     set_temporal,
 )
-from ..film.reel.reel import FilmedShot, Reel, ReelLayout, check_layout
-from ..film.reel.takes import FrameGrid, ShotPlan, plan_shot, schedule_prompts, takes
+from ..film.reel.reel import FilmedShot, Reel, check_layout
+from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts, takes
 from ..film.storyboard.shot import Shot
 from ..host.files.paths import spill_folder
 from ..host.files.pictures import cover, load_picture
 from ..host.media.embedder import Embedder
 from ..host.media.keyframes import LEAD, picture_keyframes, shot_keyframes
-from ..host.media.streaming_vae import encode_clip, wan_vae_version
-from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
-from ..host.progress import Previewer, Progress, film_previewer
+from ..host.progress import Progress
 from ..host.sampling import Conditioned, SamplerSettings, sample_chunk
 from ..host.wan.noise import SeededNoise
 from .dual_cache_backends import FilmWeaver
 from .dual_cache_bank import new_group, story_cache
 from .dual_cache_inputs import Backend, ChunkInputs, check_told, chunks, spoken
-from .filming import EngineError, check_channels, check_size, encode_prompt
+from .engine import Capabilities, EngineBase, EngineError
 
 __all__ = ["CacheGuidedEngine"]
 
 
 @dataclass(frozen=True, eq=False)
-class CacheGuidedEngine:
-    """A way to film: which models, at which size and rate, sampled how, told what of the caches.
+class CacheGuidedEngine(EngineBase):
+    """A way to film: sampled how, told what of the caches.
 
-    models: one, or two that share the steps (high noise, low noise). width, height: pixels, multiples of `cell`.
-    negative: prompt of what should not be seen. noise: on the caches; choice: which frames become keyframes; policy:
-    which keyframes a shot is told of.
+    models: one, or two that share the steps (high noise, low noise). embedder: of keyframes and prompts, for retrieval.
+    backend: how the model reads the caches. negative: prompt of what should not be seen. noise: on the caches; choice:
+    which frames become keyframes; policy: which keyframes a shot is told of.
     """
 
-    models: tuple[ModelPatcher, ...]
-    clip: CLIP
-    vae: VAE
     embedder: Embedder
     backend: Backend
-    width: int
-    height: int
-    fps: float
     negative: str = ""
     sampling: SamplerSettings = field(default_factory=SamplerSettings)
     noise: CacheNoise = field(default_factory=CacheNoise)
     choice: ChoicePolicy = field(default_factory=ChoicePolicy)
     policy: RetrievalPolicy = field(default_factory=RetrievalPolicy)
 
+    name: ClassVar[str] = "cache-guided"
+
     # What the engine is
 
-    def get_models(self) -> list[ModelPatcher]:
-        """ComfyUI asks this of values that hold models, so that it does not unload them in the middle of a film."""
-        return [*self.models, self.clip.patcher, self.vae.patcher, *self.embedder.get_models()]
-
     @property
-    def clock(self) -> FrameGrid:
-        """How this engine counts time."""
-        return FrameGrid(self.fps, self.vae.temporal_compression_decode(), self.backend.chunk or 1)
-
-    @property
-    def cell(self) -> int:
-        """Pixels to a side of one token: width and height are multiples of it."""
-        patch = self.models[0].model.diffusion_model.patch_size
-        return int(self.vae.spacial_compression_encode() * max(patch[1:]))
-
-    @property
-    def latent_format(self) -> LatentFormat:
-        """Between LATENT and the model's own space."""
-        return self.models[0].model.latent_format
-
-    def layout(self) -> ReelLayout:
-        """What a reel must have in common with this engine to be continued by it. Nothing of the model's is kept."""
-        return ReelLayout(
-            fps=self.fps,
-            width=self.width,
-            height=self.height,
-            latent_channels=self.vae.latent_channels,
-            spatial_compression=self.vae.spacial_compression_encode(),
-            temporal_compression=self.clock.compression,
-            model=self._fingerprints["model"],
-            vae=self._fingerprints["vae"],
-            engine={},
+    def capabilities(self) -> Capabilities:
+        """What the backend can; every one has keyframes to edit."""
+        return Capabilities(
+            continues=self.backend.moves,
+            references=self.backend.keyframes,
+            prompts_per_shot=None if self.backend.most else 1,
+            start_image=self.backend.moves,
+            edits=("keyframes",),
         )
 
-    def settings(self, picture: Tensor | None = None) -> dict[str, Any]:
-        """Everything but the shot itself that decides how it looks, JSON-able. picture: as from `picture`."""
-        settings: dict[str, Any] = {
-            "engine": "cache-guided",
-            "backend": self.backend.name,
-            **self._fingerprints,
-            **{name: getattr(self, name) for name in ("width", "height", "fps", "negative")},
-            **{name: vars(getattr(self, name)) for name in ("sampling", "noise", "choice", "policy")},
-        }
-        if isinstance(self.backend, FilmWeaver):
-            settings["profile"] = self.backend.profile.to_json()
-        return settings if picture is None else {**settings, "picture": fingerprint_image(picture)}
+    def get_models(self) -> list[ModelPatcher]:
+        """The embedder's too."""
+        return [*super().get_models(), *self.embedder.get_models()]
+
+    @property
+    def block(self) -> int:
+        """Latent frames of a chunk, where the backend films only so many at once."""
+        return self.backend.chunk or 1
+
+    def _settings(self) -> dict[str, Any]:
+        parts = {name: vars(getattr(self, name)) for name in ("sampling", "noise", "choice", "policy")}
+        settings = {"backend": self.backend.name, "negative": self.negative, **parts}
+        return (
+            {**settings, "profile": self.backend.profile.to_json()}
+            if isinstance(self.backend, FilmWeaver)
+            else settings
+        )
 
     def steps(self, plan: ShotPlan) -> int:
-        """Steps of the progress bar: denoising, and one for each finished chunk."""
+        """Denoising steps, and one for each finished chunk."""
         return len(chunks(self.backend, plan)) * (self.sampling.steps + 1)
 
-    def previewer(self) -> Previewer:
-        """Makes a picture of the newest chunk."""
-        return film_previewer(self.models[0], self.vae)
-
-    @cached_property
     def _fingerprints(self) -> dict[str, str]:
-        return {
-            "model": " ".join(fingerprint_model(model) for model in self.models),
-            "clip": fingerprint_clip(self.clip),
-            "vae": fingerprint_vae(self.vae),
-            "embedder": self.embedder.fingerprint,
-        }
+        return {**super()._fingerprints(), "embedder": self.embedder.fingerprint}
 
     # What it refuses before a GPU starts
 
     def check(self) -> None:
         """Refuse models and settings that cannot film. Raises a ValueError of one sentence."""
         self.backend.check(self.models)
-        wan_vae_version(self.vae)
-        for model in self.models:
-            check_channels(model, self.vae)
-        check_size(self.width, self.height, self.cell)
+        self.check_models()
         if self.policy.count > self.backend.keyframes:
             raise EngineError(
                 f"The {self.backend.name} backend takes {self.backend.keyframes} keyframe"
@@ -226,13 +186,13 @@ class CacheGuidedEngine:
         return picture_keyframes(pictures, names, self.vae, self.embedder, self.latent_format, size, pinned=pinned)
 
     def _empty(self) -> StoryCache:
-        compression = self.vae.spacial_compression_encode()
+        _, channels, _, height, width = self.latent_shape(1)
         return StoryCache(
-            vae=self._fingerprints["vae"],
-            clip=self._fingerprints["embedder"],
-            channels=self.vae.latent_channels,
-            height=self.height // compression,
-            width=self.width // compression,
+            vae=self.fingerprints["vae"],
+            clip=self.fingerprints["embedder"],
+            channels=channels,
+            height=height,
+            width=width,
             profile=self.backend.profile if isinstance(self.backend, FilmWeaver) else FILMWEAVER,
         )
 
@@ -272,11 +232,6 @@ class CacheGuidedEngine:
         ranked = self.rank(cache, prompt, before).keyframes
         anchor = reel.shots[before].latents(0, 1) if goes_on else None
         return self._condition(positive, negative, told, ranked, self.backend.chunk or frames, seed, anchor)
-
-    def latent_shape(self, frames: int) -> tuple[int, int, int, int, int]:
-        """Of so many latent frames of the film."""
-        empty = self._empty()
-        return 1, empty.channels, frames, empty.height, empty.width
 
     def _condition(
         self,
@@ -325,7 +280,7 @@ class CacheGuidedEngine:
             references = self.user_keyframes(picture, names, pinned=False)
             cache = inject(cache, references)
         elif picture is not None:
-            anchor = encode_clip(self.vae, picture, self.width, self.height)
+            anchor = self.encode_frames(picture)
             start = [anchor]
             cache = set_temporal(cache, self.latent_format.process_in(anchor)[0])
         elif not plan.take_start:
@@ -365,7 +320,7 @@ class CacheGuidedEngine:
         prompts = spoken(schedule_prompts(shot, plan, self.clock), pieces)
         for unseen in (prompt for prompt in shot.prompts if prompt not in prompts):
             logging.warning("Longreel: no chunk is left for the prompt at %g s: %s", unseen.at, unseen.text)
-        negative = encode_prompt(self.clip, self.models[0], self.negative)
+        negative = self.encode_prompt(self.negative)
         # Counted through the take: a shot that goes on with the same seed must not begin with the same noise.
         noise = SeededNoise(shot.seed, plan.take_latents)
         made: list[Tensor] = []
@@ -374,7 +329,7 @@ class CacheGuidedEngine:
         keyframes: list[Keyframe] = []
         for index, (frames, prompt) in enumerate(zip(pieces, prompts)):
             if not index or prompt != prompts[index - 1]:
-                positive = encode_prompt(self.clip, self.models[0], prompt.text)
+                positive = self.encode_prompt(prompt.text)
                 called = [kept for kept in self.rank(cache, prompt.text, first).keyframes if kept not in references]
                 keyframes = [*references, *called][: max(self.policy.count, len(references))]
             given = self._condition(positive, negative, cache, keyframes, frames, shot.seed, anchor)

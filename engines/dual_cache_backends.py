@@ -21,7 +21,7 @@ from ..film.dual_cache import FILMWEAVER, LayoutProfile, build_payload, check_pr
 from ..host.sampling import Conditioned
 from ..host.wan.cache_tokens import PLAIN, check_model, installed_profile, with_payload
 from .dual_cache_inputs import Backend, ChunkInputs
-from .filming import EngineError
+from .engine import EngineError
 
 __all__ = ["BACKENDS", "Bernini", "FilmWeaver", "Phantom", "StoryMem", "Svi", "Vace", "make_backend"]
 

@@ -20,7 +20,7 @@ from ..film.reel.takes import PromptSchedule, ShotPlan
 from ..film.storyboard.shot import TimedPrompt
 from ..host.media.keyframes import LEAD
 from ..host.sampling import Conditioned
-from .filming import EngineError
+from .engine import EngineError
 
 __all__ = ["OVERLAP", "Backend", "ChunkInputs", "check_told", "chunks", "spoken"]
 

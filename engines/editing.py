@@ -19,7 +19,8 @@ from ..host.media.streaming_vae import encode_clip
 from ..host.model_fingerprint import fingerprint_image
 from .dual_cache import CacheGuidedEngine
 from .dual_cache_bank import GROUP, edited, insert_shot
-from .filming import Engine, EngineError, film_shot, prepare
+from .engine import Engine, EngineError
+from .filming import film_shot, prepare
 
 __all__ = [
     "add_references",

@@ -5,47 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-from comfy.model_patcher import ModelPatcher
-from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.reel.project import Decision, PlannedShot, ProjectStore, shot_fingerprint
-from ..film.reel.reel import Reel, ReelLayout, check_layout
-from ..film.reel.takes import FrameGrid, ShotPlan, plan_story
+from ..film.reel.reel import Reel, check_layout
+from ..film.reel.takes import plan_story
 from ..film.storyboard.shot import Shot
-from ..host.progress import Previewer, Progress
+from ..host.progress import Progress
+from .engine import Engine, EngineError
 
-__all__ = [
-    "Engine",
-    "EngineError",
-    "Place",
-    "Story",
-    "check_channels",
-    "check_size",
-    "encode_prompt",
-    "film_shot",
-    "prepare",
-]
-
-
-class EngineError(ValueError):
-    """An engine, or a shot for it, that cannot film; the message is one sentence that says what to change."""
-
-
-class Engine(Protocol):
-    """What every engine can do; see CausalEngine for the meaning of each."""
-
-    @property
-    def clock(self) -> FrameGrid: ...
-    def layout(self) -> ReelLayout: ...
-    def settings(self, picture: Tensor | None = None) -> dict[str, Any]: ...
-    def steps(self, plan: ShotPlan) -> int: ...
-    def previewer(self) -> Previewer: ...
-    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None: ...
-    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor | None: ...
-    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel: ...
+__all__ = ["Place", "Story", "film_shot", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -154,34 +124,3 @@ def film_shot(
     if place.shot == place.shots:
         report.finish("\n".join(filter(None, (note, longer.describe()))))
     return longer
-
-
-def check_channels(model: ModelPatcher, vae: VAE) -> None:
-    """Raises EngineError unless model and VAE have latents of the same channels."""
-    channels = model.model.latent_format.latent_channels
-    if vae.latent_channels != channels:
-        fitting = "wan2.2_vae.safetensors" if channels == 48 else "wan_2.1_vae.safetensors"
-        raise EngineError(
-            f"The model's latents have {channels} channels and the VAE's {vae.latent_channels}: "
-            f"load {fitting} with this model."
-        )
-
-
-def check_size(width: int, height: int, cell: int) -> None:
-    """Raises EngineError unless both are whole tokens. cell: pixels to a side of one."""
-    for name, pixels in (("width", width), ("height", height)):
-        if pixels < cell or pixels % cell:
-            near = max(1, round(pixels / cell)) * cell
-            raise EngineError(f"A {name} of {pixels} does not fit this model: set a multiple of {cell} such as {near}.")
-
-
-def encode_prompt(clip: CLIP, model: ModelPatcher, text: str) -> list[Any]:
-    """A prompt as ComfyUI's CONDITIONING. Raises EngineError for a text encoder of another model."""
-    conditioning: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    given, wanted = conditioning[0][0].shape[-1], model.model.diffusion_model.text_dim
-    if given != wanted:
-        raise EngineError(
-            f"The text encoder gives {given} numbers a word and the model reads {wanted}: "
-            "load the text encoder that belongs to the model."
-        )
-    return conditioning

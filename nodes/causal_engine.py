@@ -109,7 +109,7 @@ class LongreelCausalEngine(io.ComfyNode):
         remembers = memory_settings(memory)
         schedule = default_sigmas(model, steps, remembers) if sigmas is None else tuple(map(float, sigmas))
         engine = CausalEngine(
-            model=model,
+            models=(model,),
             clip=clip,
             vae=vae,
             width=width,

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ..engines.causal import CausalEngine
 from ..engines.causal_memory import memory_log, pin_and_ban
-from ..engines.filming import EngineError
+from ..engines.engine import EngineError
 from ..film.kv_memory import MemoryEditError
 from ..film.kv_memory.plot import draw_log
 from ..film.kv_memory.recall import RetrievedFrame

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..engines.editing import add_references, as_cache_guided, contact_sheet, describe_bank, describe_ranking, edit_bank
-from ..engines.filming import Engine
+from ..engines.engine import Engine
 from ..film.dual_cache import CacheError
 from ..film.reel.reel import Reel
 from .sockets import CATEGORY, EngineSocket, ReelSocket

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from ..engines.dual_cache import CacheGuidedEngine
 from ..engines.dual_cache_backends import BACKENDS, make_backend
-from ..engines.filming import EngineError
+from ..engines.engine import EngineError
 from ..film.dual_cache import CacheNoise, ChoicePolicy, RetrievalPolicy
 from ..host.adapters.dual_cache import load_cache_lora, load_storymem_lora
 from ..host.files.paths import CLIP_KIND

@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..engines.editing import as_cache_guided, begin_with_clip, extend_shot, fork
-from ..engines.filming import Engine
+from ..engines.engine import Engine
 from ..film.reel.reel import Reel
 from ..film.storyboard.shot import MAX_SEED, Shot, TimedPrompt
 from .sockets import CATEGORY, EngineSocket, ReelSocket

@@ -10,7 +10,8 @@ from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 from typing_extensions import override
 
-from ..engines.filming import Engine, Place, film_shot, prepare
+from ..engines.engine import Engine
+from ..engines.filming import Place, film_shot, prepare
 from ..film.reel.project import ProjectStore
 from ..film.reel.reel import Reel
 from ..film.storyboard.text import Storyboard, StoryboardError, format_shot, parse_shot

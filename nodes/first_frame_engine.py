@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
-from ..engines.filming import EngineError
+from ..engines.engine import EngineError
 from ..engines.first_frame import FirstFrameEngine, Transition
 from ..film.first_frame import TRIGGER, LayoutKind, Reference
 from .first_frame_models import boundary_input, scheduler_input, shift_input, shifted, steps_input
@@ -142,8 +142,7 @@ class LongreelFirstFrameEngine(io.ComfyNode):
         if clip is None:
             raise EngineError("The loader gave no text encoder: connect one that belongs to the model.")
         engine = FirstFrameEngine(
-            model=shifted(model, shift),
-            low_model=None if low_noise_model is None else shifted(low_noise_model, shift),
+            models=tuple(shifted(expert, shift) for expert in (model, low_noise_model) if expert is not None),
             clip=clip,
             vae=vae,
             width=width,

@@ -43,7 +43,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> CausalEngine:
     model = comfy.sd.load_diffusion_model_state_dict(tiny_models.dit_weights(), metadata=tiny_models.dit_metadata())
     vae = comfy.sd.VAE(sd=tiny_models.vae_weights())
     return CausalEngine(
-        model=model,
+        models=(model,),
         clip=load_miniature_clip(str(text)),
         vae=vae,
         width=32,
@@ -153,7 +153,7 @@ def test_image_to_video_model_is_refused(engine: CausalEngine):
     weights = tiny_models.image_to_video_weights()
     model = comfy.sd.load_diffusion_model_state_dict(weights, metadata=tiny_models.dit_metadata(causal=False))
     with pytest.raises(ValueError, match="36 input channels"):
-        replace(engine, model=model).check()
+        replace(engine, models=(model,)).check()
 
 
 def test_vae_of_another_family_is_refused(engine: CausalEngine):
@@ -202,7 +202,7 @@ def test_model_of_another_family_is_refused(engine: CausalEngine):
         {name: value.zero_() for name, value in weights.items()}, metadata=metadata
     )
     with pytest.raises(ValueError, match="LTXV is not a Wan model"):
-        replace(engine, model=model).check()
+        replace(engine, models=(model,)).check()
 
 
 def test_reel_of_another_model_is_refused(engine: CausalEngine):
@@ -210,4 +210,4 @@ def test_reel_of_another_model_is_refused(engine: CausalEngine):
     weights = tiny_models.dit_weights(seed=9)
     other = comfy.sd.load_diffusion_model_state_dict(weights, metadata=tiny_models.dit_metadata())
     with pytest.raises(ReelError, match=r"^The reel was filmed with another model: connect the one it was filmed with"):
-        replace(engine, model=other).film(parse_shot("A red ball."), reel, Progress(1))
+        replace(engine, models=(other,)).film(parse_shot("A red ball."), reel, Progress(1))

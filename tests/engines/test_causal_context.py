@@ -47,7 +47,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> CausalEngine:
     save_file(tiny_models.text_weights(), text)
     model = comfy.sd.load_diffusion_model_state_dict(tiny_models.dit_weights(), metadata=tiny_models.dit_metadata())
     return CausalEngine(
-        model=model,
+        models=(model,),
         clip=load_miniature_clip(str(text)),
         vae=comfy.sd.VAE(sd=tiny_models.vae_weights()),
         width=32,

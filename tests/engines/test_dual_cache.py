@@ -14,7 +14,8 @@ from longreel.engines.causal import CausalEngine, default_sigmas
 from longreel.engines.dual_cache import CacheGuidedEngine
 from longreel.engines.dual_cache_backends import Bernini, FilmWeaver, Phantom, Vace, make_backend
 from longreel.engines.dual_cache_bank import edited, insert_shot
-from longreel.engines.filming import Engine, EngineError, film_shot, prepare
+from longreel.engines.engine import Engine, EngineError
+from longreel.engines.filming import film_shot, prepare
 from longreel.film.dual_cache import FILMWEAVER, CacheError, RetrievalPolicy, ban, inject, pin
 from longreel.film.reel.project import ProjectStore
 from longreel.film.reel.reel import Reel, ReelError, load_reel, save_reel
@@ -263,7 +264,7 @@ def test_a_shot_rolled_back_and_filmed_again_is_the_same(weaver: CacheGuidedEngi
 def test_a_story_changes_engines_between_shots(weaver: CacheGuidedEngine):
     model = comfy.sd.load_diffusion_model_state_dict(tiny_models.dit_weights(), metadata=tiny_models.dit_metadata())
     causal = CausalEngine(
-        model=model,
+        models=(model,),
         clip=weaver.clip,
         vae=weaver.vae,
         width=32,
@@ -282,14 +283,14 @@ def test_a_story_changes_engines_between_shots(weaver: CacheGuidedEngine):
         tiny_models.dit_weights(seed=9), metadata=tiny_models.dit_metadata()
     )
     with pytest.raises(ReelError, match="another model"):
-        film(replace(causal, model=other), "A red ball.", reel)
+        film(replace(causal, models=(other,)), "A red ball.", reel)
 
 
 def test_a_film_begun_with_caches_binds_the_causal_engine_that_joins(weaver: CacheGuidedEngine):
     def causal(seed: int) -> CausalEngine:
         weights = tiny_models.dit_weights(seed)
         model = comfy.sd.load_diffusion_model_state_dict(weights, metadata=tiny_models.dit_metadata())
-        return CausalEngine(model, weaver.clip, weaver.vae, 32, 48, 16.0, default_sigmas(model, 1))
+        return CausalEngine((model,), weaver.clip, weaver.vae, 32, 48, 16.0, default_sigmas(model, 1))
 
     reel = film(causal(1), "seconds: 0.5\nA red ball.", film(weaver, "seconds: 0.5\nA red ball."))
     film(weaver, "seconds: 0.5\nA red ball.", reel)

@@ -22,7 +22,7 @@ from longreel.engines.dual_cache_backends import (
     make_backend,
 )
 from longreel.engines.dual_cache_inputs import Backend, ChunkInputs, check_told, chunks, spoken
-from longreel.engines.filming import EngineError
+from longreel.engines.engine import EngineError
 from longreel.film.dual_cache import FILMWEAVER, CacheNoise, Keyframe, Picture, StoryCache, push_chunk
 from longreel.film.reel.takes import PromptSchedule, ShotPlan
 from longreel.film.storyboard.shot import TimedPrompt

@@ -20,7 +20,8 @@ from longreel.engines.editing import (
     extend_shot,
     fork,
 )
-from longreel.engines.filming import EngineError, film_shot, prepare
+from longreel.engines.engine import EngineError
+from longreel.engines.filming import film_shot, prepare
 from longreel.film.dual_cache import FILMWEAVER, CacheError
 from longreel.film.reel.reel import Reel, ReelError
 from longreel.film.storyboard.text import parse_shot, parse_storyboard

@@ -71,8 +71,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> FirstFrameEngine:
     text = tmp_path_factory.mktemp("text") / tiny_models.TEXT
     save_file(tiny_models.text_weights(), text)
     return FirstFrameEngine(
-        model=dit(1, 36),
-        low_model=dit(2, 36),
+        models=(dit(1, 36), dit(2, 36)),
         clip=load_miniature_clip(str(text)),
         vae=comfy.sd.VAE(sd=tiny_models.vae_weights()),
         width=WIDTH,
@@ -127,19 +126,19 @@ def test_pair_films_what_two_ksamplers_make(pair: FirstFrameEngine, sampler: str
         1,
         start_image=first,
     ).args
-    switch = split_steps(engine.model, "simple", 5, 0.9)
+    switch = split_steps(engine.models[0], "simple", 5, 0.9)
     assert 0 < switch < 5
     run = core_nodes.KSamplerAdvanced().sample
     plain = (sampler, "simple", positive, negative)
-    half = run(engine.model, "enable", 3, 5, 6.0, *plain, latent, 0, switch, "enable")[0]
-    whole = run(engine.low_model, "disable", 3, 5, 6.0, *plain, half, switch, 10000, "disable")[0]
+    half = run(engine.models[0], "enable", 3, 5, 6.0, *plain, latent, 0, switch, "enable")[0]
+    whole = run(engine.models[1], "disable", 3, 5, 6.0, *plain, half, switch, 10000, "disable")[0]
     assert torch.equal(mine, whole["samples"])
-    swapped = film(replace(engine, model=engine.low_model, low_model=engine.model)).latents(0)
+    swapped = film(replace(engine, models=engine.models[::-1])).latents(0)
     assert not torch.allclose(mine, swapped, atol=1e-3)
 
 
 def test_single_image_to_video_model_films_what_ksampler_makes(pair: FirstFrameEngine):
-    engine = replace(pair, low_model=None)
+    engine = replace(pair, models=pair.models[:1])
     engine.check()
     first = picture(4)
     alone = film(replace(engine, cast=()), first=first).latents(0)
@@ -153,7 +152,7 @@ def test_single_image_to_video_model_films_what_ksampler_makes(pair: FirstFrameE
         1,
         start_image=first,
     ).args
-    theirs = core_nodes.KSampler().sample(engine.model, 3, 5, 6.0, "euler", "simple", positive, negative, latent)[0]
+    theirs = core_nodes.KSampler().sample(engine.models[0], 3, 5, 6.0, "euler", "simple", positive, negative, latent)[0]
     assert torch.equal(alone, theirs["samples"])
 
 
@@ -162,7 +161,7 @@ def test_5b_films_what_ksampler_makes(pair: FirstFrameEngine):
         tiny_models.dit_weights(5, 48, out_dim=48), metadata=tiny_models.dit_metadata(causal=False)
     )
     assert kind_of(model) == "latent"
-    engine = replace(pair, model=model, low_model=None, vae=vae_5b(), cast=())
+    engine = replace(pair, models=(model,), vae=vae_5b(), cast=())
     engine.check()
     first = picture(4)
     mine = film(engine, first=first).latents(0)
@@ -173,10 +172,10 @@ def test_5b_films_what_ksampler_makes(pair: FirstFrameEngine):
 
 
 def test_text_to_video_model_is_given_a_clean_first_frame(pair: FirstFrameEngine, monkeypatch: pytest.MonkeyPatch):
-    engine = replace(pair, model=dit(1), low_model=None, cast=())
-    assert kind_of(engine.model) == "frame"
+    engine = replace(pair, models=(dit(1),), cast=())
+    assert kind_of(engine.models[0]) == "frame"
     first, seen = picture(4), []
-    network = engine.model.model.diffusion_model
+    network = engine.models[0].model.diffusion_model
     real = network.forward_orig
 
     def watch(x: torch.Tensor, timestep: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
@@ -188,7 +187,7 @@ def test_text_to_video_model_is_given_a_clean_first_frame(pair: FirstFrameEngine
     latents = film(engine, first=first).latents(0)
     encoded = encode_image(engine.vae, first, WIDTH, HEIGHT)
     assert torch.allclose(latents[:, :, :1], encoded, atol=1e-5)
-    clean = engine.model.model.process_latent_in(encoded)[:, :, 0]
+    clean = engine.models[0].model.process_latent_in(encoded)[:, :, 0]
     assert len(seen) >= 5
     for x, timestep in seen:
         assert torch.allclose(x, clean.expand_as(x), atol=1e-5)
@@ -201,8 +200,8 @@ def test_text_to_video_model_is_given_a_clean_first_frame(pair: FirstFrameEngine
 
 @pytest.mark.parametrize(("steps", "switch"), [(4, 2), (6, 3), (8, 3), (20, 8), (30, 11), (40, 15), (50, 18)])
 def test_expert_switch_of_the_published_schedule(pair: FirstFrameEngine, steps: int, switch: int):
-    assert split_steps(pair.model, "simple", steps, 0.9) == switch
-    levels = comfy.samplers.calculate_sigmas(pair.model.get_model_object("model_sampling"), "simple", steps)
+    assert split_steps(pair.models[0], "simple", steps, 0.9) == switch
+    levels = comfy.samplers.calculate_sigmas(pair.models[0].get_model_object("model_sampling"), "simple", steps)
     assert len(levels) == steps + 1
     assert levels[switch - 1] >= 0.9 > levels[switch]
 
@@ -331,20 +330,20 @@ def test_settings(pair: FirstFrameEngine, change: dict[str, Any], message: str):
 
 def test_models(pair: FirstFrameEngine):
     with pytest.raises(ValueError, match="takes 20 input channels"):
-        replace(pair, model=dit(1, 20), low_model=None).check()
+        replace(pair, models=(dit(1, 20),)).check()
     with pytest.raises(ValueError, match="Only image-to-video models come as a pair"):
-        replace(pair, model=dit(1)).check()
+        replace(pair, models=(dit(1), pair.models[1])).check()
     with pytest.raises(ValueError, match=r"latents have 16 channels and the VAE's 48: load wan_2.1_vae"):
         replace(pair, vae=_vae("2.2", 8)).check()
 
 
 def test_experts_with_each_others_lora(pair: FirstFrameEngine):
-    high, low = pair.model.clone(), pair.low_model.clone()  # type: ignore[union-attr]
+    high, low = (model.clone() for model in pair.models)
     high.set_attachments("lora_metadata", {"expert": "low"})
     low.set_attachments("lora_metadata", {"expert": "high"})
     with pytest.raises(ValueError, match="The two LoRAs are swapped"):
-        replace(pair, model=high, low_model=low).check()
-    replace(pair, model=low, low_model=high).check()
+        replace(pair, models=(high, low)).check()
+    replace(pair, models=(low, high)).check()
 
 
 @pytest.mark.parametrize(
