@@ -15,7 +15,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSampler, calculate_sigmas, sampler_object
 from torch import Tensor
 
-from .guidance import Cfg, DualCfg, Guidance, Guider
+from .guidance import Cfg, DualCfg, Guidance
+from .guider import Guider
 
 __all__ = [
     "Conditioned",

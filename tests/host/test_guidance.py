@@ -13,21 +13,21 @@ import torch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiTSimple
-from longreel.host import guidance
+from longreel.host import guider
 from longreel.host.guidance import (
     Cfg,
     Conds,
     DualCfg,
     Guidance,
     GuidanceError,
-    Guider,
     InnerGuidance,
     SpatioTemporalGuidance,
     Step,
     Window,
     evaluations,
-    patch_guidance,
+    formula_of,
 )
+from longreel.host.guider import Guider, patch_guidance
 from longreel.host.sampling import Inputs, Stage, sample, schedule
 
 from .. import tiny_models
@@ -49,7 +49,7 @@ def predictions(shape: tuple[int, ...] = (1, 2, 3, 4, 4)) -> dict[str, torch.Ten
 def test_formulas_of_the_papers():
     p = predictions()
     inner = InnerGuidance(3.0, Window()).at(step())
-    merged = guidance._formula((Cfg(6.0), InnerGuidance(3.0, Window())), step())
+    merged = formula_of((Cfg(6.0), InnerGuidance(3.0, Window())), step())
     assert torch.allclose(merged.apply(p), 9 * p["positive"] - 5 * p["negative"] - 3 * p["nomotion"], atol=1e-5)
     assert inner.base is None
     dual = p["negative"] + 2 * (p["middle"] - p["negative"]) + 5 * (p["positive"] - p["middle"])
@@ -86,7 +86,7 @@ def test_frames_and_text_guide_apart_frame_by_frame(shape: tuple[int, ...], axis
     ],
 )
 def test_passes_without_weight_are_not_run(parts: list[Guidance], names: set[str]):
-    formula = guidance._formula(parts, step())
+    formula = formula_of(parts, step())
     assert formula.needed() == names
     p = predictions()
     left_out = {name: value if name in names else torch.full_like(value, 0.0) for name, value in p.items()}
@@ -188,7 +188,7 @@ def test_evaluations_are_those_that_are_made(model: Any, monkeypatch: pytest.Mon
         counted.append(sum(cond is not None for cond in conds))
         return comfy.samplers.calc_cond_batch(inner, conds, *rest)
 
-    monkeypatch.setattr(guidance, "calc_cond_batch", calc)
+    monkeypatch.setattr(guider, "calc_cond_batch", calc)
     parts = [Cfg(3.0), Halved(2.0, Window(0.0, 0.5))]
     run(Guider(model, parts, CONDS), model)
     assert counted == evaluations(parts, model, schedule(model, "simple", STEPS)) == [3, 3, 2, 2]
@@ -209,7 +209,9 @@ def test_hooks_of_other_packs_act_on_the_pair(model: Any):
     hooked = model.clone()
     hooked.set_model_sampler_post_cfg_function(after)
     hooked.set_model_sampler_pre_cfg_function(lambda args: args["conds_out"])
-    assert torch.equal(run(plain(patch_guidance(hooked, parts[1]), 3.0), model), run(Guider(model, parts, CONDS), model))
+    assert torch.equal(
+        run(plain(patch_guidance(hooked, parts[1]), 3.0), model), run(Guider(model, parts, CONDS), model)
+    )
     assert seen == [(3.0, True, True)] * STEPS
 
 
