@@ -339,7 +339,7 @@ class CacheGuidedEngine(EngineBase):
                 noise(index, 0, self.latent_shape(given.frames)),
                 self.sampling,
                 seed=(shot.seed + plan.take_latents + index) % 2**63,
-                callback=lambda *_: report.step(),
+                on_step=lambda _: report.step(),
             )
             anchor = latents[:, :, :1] if anchor is None else anchor
             made.append(latents)

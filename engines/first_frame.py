@@ -41,7 +41,8 @@ from ..host.files.paths import spill_folder
 from ..host.files.pictures import PLATE, load_cut_out, load_picture
 from ..host.media.streaming_vae import StreamingDecoder
 from ..host.progress import Progress
-from ..host.wan.first_frame import Stage, kind_of, sample_clip, split_steps, start_from
+from ..host.sampling import Stage, stages_by_boundary
+from ..host.wan.first_frame import kind_of, sample_clip, start_from
 from .engine import Capabilities, EngineBase, EngineError
 
 __all__ = ["FirstFrameEngine", "Transition"]
@@ -119,11 +120,7 @@ class FirstFrameEngine(EngineBase):
 
     @cached_property
     def _stages(self) -> tuple[Stage, ...]:
-        if len(self.models) == 1:
-            return (Stage(self.models[0], 0, self.step_count),)
-        high, low = self.models
-        switch = split_steps(high, self.scheduler, self.step_count, self.boundary)
-        return Stage(high, 0, switch), Stage(low, switch, self.step_count)
+        return stages_by_boundary(self.models, self.scheduler, self.step_count, self.boundary)
 
     # What it refuses before a GPU starts
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ..film.first_frame import FirstFrameError
 from ..host.adapters.first_frame import apply_lora
-from ..host.wan.first_frame import split_steps
+from ..host.sampling import stages_by_boundary
 from .sockets import CATEGORY
 
 _NONE = "none"
@@ -179,7 +179,7 @@ class LongreelExpertSwitch(io.ComfyNode):
         boundary: float,
     ) -> io.NodeOutput:
         high, low = shifted(model, shift), shifted(low_noise_model, shift)
-        switch = split_steps(high, scheduler, steps, boundary)
+        switch = stages_by_boundary((high, low), scheduler, steps, boundary)[0].last
         shown = ui.PreviewText(f"{switch} steps with the high-noise model, {steps - switch} with the low-noise one.")
         return io.NodeOutput(high, low, steps, switch, ui=shown)
 

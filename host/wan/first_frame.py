@@ -9,7 +9,7 @@ causal models, the miniature); core has no node for it, so a wrapper tells the m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import comfy.ldm.wan.ar_model
@@ -18,17 +18,18 @@ import comfy.model_base
 import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.sample
-import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanImageToVideo
 from torch import Tensor
 
+from ..guidance import Cfg
 from ..media.streaming_vae import encode_image
+from ..sampling import Inputs, Stage, sample, schedule
 from .forward import UnsupportedModelError
 
-__all__ = ["Kind", "Stage", "Start", "kind_of", "sample_clip", "split_steps", "start_from"]
+__all__ = ["Kind", "Start", "kind_of", "sample_clip", "start_from"]
 
 Kind = Literal["concat", "latent", "frame"]
 
@@ -43,15 +44,6 @@ class Start:
     positive: list[Any]
     negative: list[Any]
     latent: dict[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One model's part of the denoising: steps first .. last (exclusive) of the schedule."""
-
-    model: ModelPatcher
-    first: int
-    last: int
 
 
 def kind_of(model: ModelPatcher) -> Kind:
@@ -73,15 +65,6 @@ def kind_of(model: ModelPatcher) -> Kind:
         f"This Wan model takes {channels} input channels, which are not those of a first frame: load an "
         "image-to-video model."
     )
-
-
-def split_steps(model: ModelPatcher, scheduler: str, steps: int, boundary: float) -> int:
-    """Steps of the schedule that begin at a noise level of `boundary` or more: those of the high-noise expert.
-
-    With shift 5 and boundary 0.9 that is 8 of 20 and 18 of 50 (docs/methods/ffgo.md).
-    """
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
-    return int((sigmas[:-1] >= boundary).sum())
 
 
 def start_from(
@@ -126,39 +109,21 @@ def sample_clip(
     """Denoise a clip with one model, or with several one after the other, as a chain of KSampler (Advanced) would.
 
     stages: together all `steps`. on_step: called after each step with what the clip would be, in LATENT space; may
-    raise to stop. Returns latents [1, C, T, h, w] in LATENT space.
+    raise to stop. Returns latents [1, C, T, h, w] fp32 on the CPU, in LATENT space.
     """
     samples = start.latent["samples"]
-    noise = comfy.sample.prepare_noise(samples, seed)
-    for stage in stages:
-        model = stage.model
-        if start.kind == "frame":
-            model = _given_first_frame(model, start.latent["samples"][:, :, :1])
-
-        def report(_step: int, denoised: Tensor, *_: Any, base: Any = model.model) -> None:
-            on_step(base.process_latent_out(denoised))
-
-        samples = comfy.sample.sample(
-            model,
-            noise,
-            steps,
-            cfg,
-            sampler,
-            scheduler,
-            start.positive,
-            start.negative,
-            samples,
-            disable_noise=stage is not stages[0],
-            start_step=stage.first,
-            last_step=stage.last,
-            force_full_denoise=stage is stages[-1],
-            noise_mask=start.latent.get("noise_mask"),
-            callback=report,
-            disable_pbar=True,
-            seed=seed,
-        )
-        noise = torch.zeros_like(noise)
-    return samples
+    if start.kind == "frame":
+        stages = [replace(stage, model=_given_first_frame(stage.model, samples[:, :, :1])) for stage in stages]
+    return sample(
+        stages,
+        Inputs({"positive": start.positive, "negative": start.negative}, samples, start.latent.get("noise_mask")),
+        [Cfg(cfg)],
+        comfy.sample.prepare_noise(samples, seed),
+        sigmas=schedule(stages[0].model, scheduler, steps, sampler),
+        sampler=sampler,
+        seed=seed,
+        on_step=on_step,
+    )
 
 
 def _given_first_frame(model: ModelPatcher, first: Tensor) -> ModelPatcher:

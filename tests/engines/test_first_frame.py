@@ -27,7 +27,8 @@ from longreel.host.media.decode import film_frames
 from longreel.host.media.streaming_vae import encode_image
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.progress import Progress
-from longreel.host.wan.first_frame import kind_of, split_steps
+from longreel.host.sampling import stages_by_boundary
+from longreel.host.wan.first_frame import kind_of
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -126,7 +127,7 @@ def test_pair_films_what_two_ksamplers_make(pair: FirstFrameEngine, sampler: str
         1,
         start_image=first,
     ).args
-    switch = split_steps(engine.models[0], "simple", 5, 0.9)
+    switch = stages_by_boundary(engine.models, "simple", 5, 0.9)[0].last
     assert 0 < switch < 5
     run = core_nodes.KSamplerAdvanced().sample
     plain = (sampler, "simple", positive, negative)
@@ -200,7 +201,7 @@ def test_text_to_video_model_is_given_a_clean_first_frame(pair: FirstFrameEngine
 
 @pytest.mark.parametrize(("steps", "switch"), [(4, 2), (6, 3), (8, 3), (20, 8), (30, 11), (40, 15), (50, 18)])
 def test_expert_switch_of_the_published_schedule(pair: FirstFrameEngine, steps: int, switch: int):
-    assert split_steps(pair.models[0], "simple", steps, 0.9) == switch
+    assert stages_by_boundary(pair.models, "simple", steps, 0.9)[0].last == switch
     levels = comfy.samplers.calculate_sigmas(pair.models[0].get_model_object("model_sampling"), "simple", steps)
     assert len(levels) == steps + 1
     assert levels[switch - 1] >= 0.9 > levels[switch]
