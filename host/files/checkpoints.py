@@ -65,9 +65,9 @@ def convert(
     """Write `source`, with `lora` merged in fp32 if given, to the safetensors file `output`; returns its path.
 
     source: a .pt or .safetensors file, or a folder in diffusers layout. ema: take the averaged weights where a file has
-    both. head_dim: channels per attention head, which no tensor tells (128 in every released Wan). The output
-    appears whole or not at all, and its metadata make ComfyUI load it as a causal model. Memory needed is that of the
-    largest tensors, for an old-style pickle that of the file. Raises CheckpointError.
+    both. head_dim: channels per attention head, which no tensor's shape determines (128 in every released Wan). The
+    output appears whole or not at all, and its metadata make ComfyUI load it as a causal model. Memory needed is that
+    of the largest tensors, for an old-style pickle that of the file. Raises CheckpointError.
     """
     tensors = _plain_names(open_tensors(Path(source), _MODEL_ENTRIES, prefer=1 if ema else 0), source)
     config = _check_model(tensors, head_dim, source)

@@ -1,8 +1,8 @@
 """In-context cache tokens on a stock Wan model: keyframes and earlier frames join the self-attention of a chunk.
 
 A payload travels with the conditioning (`model_conds`), a DIFFUSION_MODEL wrapper turns it into tokens, and block
-replacements append them behind the model's own before the first block and take them off after the last. Attention knows
-order only by positions, so behind is as good as before, and everything that counts tokens from the front stays right.
+replacements append them behind the model's own before the first block and take them off after the last. Attention has
+no order but positions, so behind is as good as before, and everything that counts tokens from the front stays right.
 The model itself is never changed; without a payload the wrapper calls it as if it were not there.
 
 Source: docs/methods/filmweaver.md, in a stock Wan model; ComfyUI's comfy/ldm/wan/model.py.
@@ -219,7 +219,7 @@ class _CacheTokens:
     """The cache tokens of one forward pass, and the blocks that compute them beside the model's own.
 
     tokens [1 or B, n, dim]; angles [1, n, 1, pairs, 2, 2]; modulation [B, n, 6, dim], None where the cache tokens are
-    told the target's noise level and that is one for each sample.
+    modulated with the target's noise level and that is one for each sample.
     """
 
     def __init__(self, tokens: Tensor, angles: Tensor, modulation: Tensor | None) -> None:
@@ -229,7 +229,7 @@ class _CacheTokens:
     def block(self, inner: Block | None, first: bool, last: bool, args: Options, extra: Options) -> Options:
         """A block replacement; before the first block the tokens join, after the last they leave.
 
-        inner: a replacement of the same block by somebody else, which is called with the longer sequence.
+        inner: a replacement of the same block by another node, which is called with the longer sequence.
         """
         img = args["img"]
         if first:
@@ -244,7 +244,7 @@ class _CacheTokens:
     def _vectors(self, vec: Tensor, own: int) -> Tensor:
         """A modulation for every token, [B, own + n, 6, dim]; the same in all blocks, so made in the first.
 
-        The model's rule, tokens over frames, must see its own tokens only: with ours it would stretch every frame.
+        The model's rule, tokens over frames, must count its own tokens only: with ours it would stretch every frame.
         """
         if self._each is None:
             assert self.modulation is not None
@@ -281,7 +281,9 @@ def _angles(dit: Any, segment: Segment, profile: LayoutProfile, device: torch.de
 
 
 def _times(payload: Payload, segment: Segment, timestep: Tensor) -> Tensor:
-    """Time [B] that a segment's tokens are told. Of a chunk with given frames, "shared" is that of the others."""
+    """Time [B] that a segment's tokens are modulated with. Of a chunk with given frames, "shared" is that of the
+    others.
+    """
     target = timestep.reshape(timestep.shape[0], -1).amax(dim=1)
     if payload.profile.time_mode == "shared":
         return target

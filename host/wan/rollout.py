@@ -79,17 +79,17 @@ def roll_out(
     callback: Callback | None = None,
     shown: ShotContext | None = None,
 ) -> Rollout:
-    """Film `shape` = [1, C, T, h, w] latents after what `memory` remembers.
+    """Film `shape` = [1, C, T, h, w] latents after those in `memory`.
 
     prompts: the first at frame 0; each later one switches prompt with a recache. sigmas: falling from at most 1 to 0.
     memory: None begins a film. start: "cut" drops the recent past (sink, bank and positions stay), "continue" keeps it
-    and recaches it under the first prompt, "resume" goes on as if nothing had happened (same prompt as before).
-    first_frame: [1, C, n, h, w] latents (LATENT space) given as the first n frames of the take, n at most a block.
-    seed: of the noise, which depends on it, the block's number in the take (from `first_block`) and the step only.
-    noise: replaces the seeded noise. loop: "renoise" denoises fully and adds fresh noise at each step (the distilled
-    models), "euler" follows the flow. on_block(block, latents [1, C, frames, h, w]) gets each finished block in LATENT
-    space, on the sampling device. callback: ComfyUI's (step, x0, x, total steps). shown: what a cut is shown of earlier
-    shots, for a sink that is of these; without it the film begins.
+    and recaches it under the first prompt, "resume" continues without a recache (same prompt as before). first_frame:
+    [1, C, n, h, w] latents (LATENT space) given as the first n frames of the take, n at most a block. seed: of the
+    noise, which depends on it, the block's number in the take (from `first_block`) and the step only. noise: replaces
+    the seeded noise. loop: "renoise" denoises fully and adds fresh noise at each step (the distilled models), "euler"
+    follows the flow. on_block(block, latents [1, C, frames, h, w]) gets each finished block in LATENT space, on the
+    sampling device. callback: ComfyUI's (step, x0, x, total steps). shown: pictures of earlier shots for a cut, for a
+    sink that is of these; without it the film begins.
 
     Peak memory does not depend on T but for the latents. Nothing is kept on the model. Raises RolloutError,
     UnsupportedModelError, MemorySettingsError, MemoryMismatchError, and ComfyUI's InterruptProcessingException.

@@ -64,3 +64,11 @@ def test_links_lead_somewhere(page: Path):
         if not target.exists() or (anchor and anchor not in headings(target)):
             dead.append(link)
     assert dead == []
+
+
+def test_readme_lists_every_node():
+    sources = [file.read_text(encoding="utf-8") for file in (REPOSITORY / "nodes").glob("*.py")]
+    shown = {name for source in sources for name in re.findall(r'display_name="([^"]+)",\n\s+category', source)}
+    listed = set(re.findall(r"^\| ([^|*]+?) \|", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert shown
+    assert sorted(shown - listed) == []
