@@ -13,8 +13,7 @@ from longreel.engines.dual_cache import CacheGuidedEngine
 from longreel.engines.dual_cache_backends import Bernini, make_backend
 from longreel.engines.dual_cache_bank import edit_bank
 from longreel.engines.editing import begin_with_clip, extend_shot, fork, retake_shot
-from longreel.engines.engine import EngineError
-from longreel.engines.engine import Engine
+from longreel.engines.engine import Engine, EngineError
 from longreel.engines.filming import film_shot, prepare
 from longreel.film.dual_cache import FILMWEAVER
 from longreel.film.reel.groups import KeyframeGroup, KVPinsGroup
@@ -145,11 +144,11 @@ def test_a_shot_with_a_lead_is_cut_behind_it(tmp_path):
 
 def test_the_causal_engine_extends_any_shot(causal: CausalEngine):  # noqa: F811
     reel = film(causal, STORY)
-    piece = parse_shot("seconds: 1, start: continue\nA red ball jumps.")
+    piece = parse_shot("seconds: 1, start: continue, seed: 4\nA red ball jumps.")
     longer = extend_shot(causal, reel, 1, piece, keep_rest=True)
     assert [shot.take_start for shot in longer.shots] == [True, False, True, True]
     assert [longer.shots[i].file.path for i in (0, 2, 3)] == [shot.file.path for shot in reel.shots]
-    whole = film(causal, "seconds: 1\nA red ball.\n---\nseconds: 1, start: continue\nA red ball jumps.")
+    whole = film(causal, "seconds: 1\nA red ball.\n---\nseconds: 1, start: continue, seed: 4\nA red ball jumps.")
     assert torch.equal(longer.latents(1), whole.latents(1)), "as if it had been filmed so at first"
     assert film(causal, "seconds: 0.5, start: continue\nA red ball.", longer).shots[-1].latent_frames
 
@@ -174,7 +173,7 @@ def test_the_causal_engine_goes_on_from_what_it_did_not_film(causal: CausalEngin
 
 
 def test_a_shot_is_taken_again_and_what_goes_on_from_it(causal: CausalEngine):  # noqa: F811
-    text = STORY.replace("seconds: 1\nA red ball jumps.", "seconds: 1, start: continue\nA red ball jumps.")
+    text = STORY.replace("seconds: 1\nA red ball jumps.", "seconds: 1, start: continue, seed: 1\nA red ball jumps.")
     reel = film(causal, text)
     pinned = pin_and_ban(reel, [], [max(_bank(causal, reel))])
     again = retake_shot(causal, pinned, 1, 77, keep_rest=True)
