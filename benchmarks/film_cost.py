@@ -68,7 +68,7 @@ def film(seconds: float, folder: Path) -> dict[str, float]:
         shot = Shot((prompt,), SHOT_SECONDS, seed=index, start="cut" if index == 0 else "continue")
         report = Clocked(10_000)
         report.start_shot(index + 1, shots, 1)
-        reel = engine.film(shot, reel, report)
+        reel = engine.film(shot, reel, report, engine.shot_inputs(shot))
     filmed = time.perf_counter()
     with VideoWriter(folder / "film.mp4", 64, 64, 16.0) as writer:
         for frames in film_frames(reel, engine.vae, 0, reel.frames):

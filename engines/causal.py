@@ -1,8 +1,8 @@
 """The causal engine: a Wan model films a shot block by block and remembers it in a bounded KV memory.
 
 A shot becomes latents in six steps, all in `CausalEngine.film`: plan its length, encode its prompts, encode its first
-picture if it has one, wake the memory that the reel's last shot left, roll the film out, and put latents and memory on
-disk as one more shot of the reel. Nothing is decoded on the way.
+picture if it has one, restore the memory that the reel's last shot left, roll the film out, and put latents and memory
+on disk as one more shot of the reel. Nothing is decoded on the way.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..film.kv_memory import MEMFLOW, MemorySettings, MemorySnapshot
 from ..film.kv_memory.recall import RetrievedFrame
 from ..film.kv_memory.shots import shotstream_sigmas
 from ..film.kv_memory.snapshot import check as check_snapshot
+from ..film.reel.groups import KVLogGroup, KVMemoryGroup
 from ..film.reel.reel import FilmedShot, Reel, ReelError, check_layout
 from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts
 from ..film.storyboard.shot import Shot
@@ -32,8 +33,8 @@ from ..host.wan.forward import check_model, kv_layout
 from ..host.wan.recall import prompt_keys
 from ..host.wan.rollout import Prompt, check_sigmas, roll_out
 from .causal_context import earlier_shots
-from .causal_memory import MEMORY_LOG, pictures, remembered, wake
-from .engine import Capabilities, EngineBase, EngineError
+from .causal_memory import decode_stills, restore, retrieve
+from .engine import Capabilities, EngineBase, EngineError, ShotInputs
 
 __all__ = ["CausalEngine", "default_sigmas"]
 
@@ -117,72 +118,74 @@ class CausalEngine(EngineBase):
         check_sigmas(torch.tensor(self.sigmas))
         self.memory.check_block(self.frames_per_block)
 
-    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None:
-        """Refuse a shot that this engine cannot film, unknown words among it. picture: given beside its references.
-
-        Raises EngineError, or the text encoder's own ValueError.
-        """
-        pictures = len(shot.references) + (picture is not None)
+    def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs:
+        """Its first frame: the picture given, or its one reference. See EngineBase."""
+        pictures = len(shot.references) + (given is not None)
         if pictures > 1:
             raise EngineError(f"A shot of the causal engine starts from one picture and this has {pictures}: keep one.")
         if pictures and shot.start != "cut":
             raise EngineError("Only a shot that starts with a cut can start from a picture: set its start to cut.")
         for prompt in shot.prompts:
             self.clip.tokenize(prompt.text)
-
-    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor | None:
-        """The picture that a shot starts from, [1, H, W, 3] in 0..1: the one given, or its first reference."""
-        if given is not None or not shot.references:
-            return given
-        return load_picture(shot.references[0])
+        return ShotInputs(load_picture(shot.references[0]) if shot.references else given)
 
     # Filming
 
-    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel:
-        """Film one shot after those on the reel.
-
-        report: gets a step for every forward pass and the newest block's picture. picture: [1, H, W, C] in 0..1, the
-        take's first frame; see `picture`. Returns the reel with the shot on it, its tensors in a temporary file.
-
-        Raises ReelError for a reel of another model, size or rate, TakeError, EngineError, MemoryMismatchError for a
-        reel that remembers in another way, and ComfyUI's InterruptProcessingException; the reel given stays good.
-        """
-        check_layout(reel, self.layout())
+    def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
+        """Film one shot; see EngineBase. Raises MemoryMismatchError, too, for a reel that remembers in another way."""
         plan = plan_shot(reel.shots, shot, self.clock)
         shown = None
         if self.memory.sink_from == "shots" and plan.take_start:
             # nothing of the last shot's memory outlives a cut
             shown = earlier_shots(reel, self.memory.sink, self.vae, self.encode_prompt)
         memory = self._memory_after(reel) if shown is None else None
-        first_frame = None if picture is None else encode_image(self.vae, picture, self.width, self.height)
+        given = None if inputs.picture is None else encode_image(self.vae, inputs.picture, self.width, self.height)
+        start, again = shot.start, 0
+        if memory is None and not plan.take_start and self.memory.sink_from != "shots":
+            given, start, again = self._last_block(reel), "cut", self.block
+        passes = again // self.block * (len(self.sigmas) - 1)
         rollout = roll_out(
             self.model,
-            self._prompts(shot, plan),
-            self.latent_shape(plan.latent_frames),
+            self._prompts(shot, plan, again),
+            self.latent_shape(again + plan.latent_frames),
             torch.tensor(self.sigmas),
             settings=self.memory,
             memory=memory,
-            start=shot.start,
-            first_frame=first_frame,
+            start=start,
+            first_frame=given,
             frames_per_block=self.frames_per_block,
             seed=shot.seed,
             loop=self.loop,
-            on_block=lambda _, latents: report.block_done(latents),
-            callback=lambda *_: report.step(),
+            on_block=lambda block, latents: report.block_done(latents) if block * self.block >= again else None,
+            callback=lambda step, *_: report.step() if step >= passes else None,
             shown=shown,
         )
         filmed = FilmedShot.store(
             shot,
-            rollout.latents,
+            rollout.latents[:, :, again:],
             previous=reel.fingerprint,
-            settings=self.settings(picture),
+            settings=self.settings(inputs.picture),
             take_start=plan.take_start,
             frames=plan.frames,
-            tensors={"memory": rollout.memory.tensors},
-            meta={"memory": rollout.memory.meta, MEMORY_LOG: rollout.log},
+            tensors={KVMemoryGroup.NAME: rollout.memory.tensors},
+            meta={KVMemoryGroup.NAME: rollout.memory.meta, KVLogGroup.NAME: rollout.log[again // self.block :]},
             folder=spill_folder(),
         )
         return reel.append(filmed)
+
+    def _last_block(self, reel: Reel) -> Tensor:
+        """The newest block of the last take, to go on from where no KV memory is left of it: it is filmed again.
+
+        So a shot of another engine, a clip, or a shot that was cut short can be continued; the model remembers that
+        block of it and nothing before.
+        """
+        latents = reel.tail(self.block)
+        if latents is None or latents.shape[2] < self.block:
+            raise EngineError(
+                f"The take to go on from is shorter than a block of {self.block} latent frames: begin with a longer "
+                "one, or start with a cut."
+            )
+        return latents
 
     # Remembering
 
@@ -197,14 +200,14 @@ class CausalEngine(EngineBase):
                 "ShotStream shows pictures of all earlier shots, whatever the prompt: there is nothing to retrieve."
             )
         text = prompt_keys(self.model, self.encode_prompt(prompt), mask_padding=self.memory.mask_padding)
-        found = remembered(reel, text)[:top]
+        found = retrieve(reel, text)[:top]
         if not found:
             raise ReelError("This film has neither sink nor bank, so nothing can be brought back: film it with a bank.")
-        return found, pictures(self.vae, reel, [item.frame for item in found])
+        return found, decode_stills(self.vae, reel, [item.frame for item in found])
 
     def _memory_after(self, reel: Reel) -> MemorySnapshot | None:
         """What the reel's last shot left to remember, None where the film begins."""
-        memory = None if reel.last_shot is None else wake(reel.last_shot)
+        memory = restore(reel)
         if memory is None:
             return None
         check_snapshot(
@@ -215,9 +218,9 @@ class CausalEngine(EngineBase):
         )
         return memory
 
-    def _prompts(self, shot: Shot, plan: ShotPlan) -> Sequence[Prompt]:
-        """The shot's prompts, encoded, with the latent frames at which they begin to hold."""
+    def _prompts(self, shot: Shot, plan: ShotPlan, before: int) -> Sequence[Prompt]:
+        """The shot's prompts, encoded, with the frame at which each begins to hold; `before` frames are not its own."""
         schedule = schedule_prompts(shot, plan, self.clock)
         for prompt in schedule.unseen:
             logging.warning("Longreel: no block is left for the prompt at %g s: %s", prompt.at, prompt.text)
-        return [Prompt(at, self.encode_prompt(prompt.text)) for at, prompt in schedule.changes]
+        return [Prompt(at and before + at, self.encode_prompt(prompt.text)) for at, prompt in schedule.changes]

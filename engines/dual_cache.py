@@ -31,6 +31,7 @@ from ..film.dual_cache import (
     retrieve,
     set_temporal,
 )
+from ..film.reel.groups import ShownKeyframesGroup
 from ..film.reel.reel import FilmedShot, Reel, check_layout
 from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts, takes
 from ..film.storyboard.shot import Shot
@@ -42,9 +43,9 @@ from ..host.progress import Progress
 from ..host.sampling import Conditioned, SamplerSettings, sample_chunk
 from ..host.wan.noise import SeededNoise
 from .dual_cache_backends import FilmWeaver
-from .dual_cache_bank import new_group, story_cache
-from .dual_cache_inputs import Backend, ChunkInputs, check_told, chunks, spoken
-from .engine import Capabilities, EngineBase, EngineError
+from .dual_cache_bank import StoryCaches, new_group, story_caches
+from .dual_cache_inputs import Backend, ChunkInputs, check_history, chunks, prompt_per_chunk
+from .engine import Capabilities, EngineBase, EngineError, ShotInputs
 
 __all__ = ["CacheGuidedEngine"]
 
@@ -74,10 +75,10 @@ class CacheGuidedEngine(EngineBase):
     def capabilities(self) -> Capabilities:
         """What the backend can; every one has keyframes to edit."""
         return Capabilities(
-            continues=self.backend.moves,
+            continues=self.backend.supports_continuation,
             references=self.backend.keyframes,
-            prompts_per_shot=None if self.backend.most else 1,
-            start_image=self.backend.moves,
+            prompts_per_shot=None if self.backend.max_chunk else 1,
+            start_image=self.backend.supports_continuation,
             edits=("keyframes",),
         )
 
@@ -88,16 +89,12 @@ class CacheGuidedEngine(EngineBase):
     @property
     def block(self) -> int:
         """Latent frames of a chunk, where the backend films only so many at once."""
-        return self.backend.chunk or 1
+        return self.backend.fixed_chunk or 1
 
     def _settings(self) -> dict[str, Any]:
         parts = {name: vars(getattr(self, name)) for name in ("sampling", "noise", "choice", "policy")}
-        settings = {"backend": self.backend.name, "negative": self.negative, **parts}
-        return (
-            {**settings, "profile": self.backend.profile.to_json()}
-            if isinstance(self.backend, FilmWeaver)
-            else settings
-        )
+        layout = {"profile": self.backend.profile.to_json()} if isinstance(self.backend, FilmWeaver) else {}
+        return {"backend": self.backend.name, "negative": self.negative, **parts, **layout}
 
     def steps(self, plan: ShotPlan) -> int:
         """Denoising steps, and one for each finished chunk."""
@@ -117,63 +114,55 @@ class CacheGuidedEngine(EngineBase):
                 f"The {self.backend.name} backend takes {self.backend.keyframes} keyframe"
                 f"{'s' * (self.backend.keyframes > 1)} and {self.policy.count} are asked for: lower the number."
             )
-        if not self.policy.count and not self.backend.begins:
+        if not self.policy.count and not self.backend.supports_empty_history:
             raise EngineError(f"The {self.backend.name} backend films from keyframes: ask for 1 or more.")
 
-    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None:
-        """Refuse a shot that this engine cannot film. picture: given to start from. Raises a ValueError."""
+    def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs:
+        """The picture to start from, or the shot's references [n, H, W, 3], cut to the film's size. See EngineBase."""
         name = self.backend.name
-        if picture is not None and shot.references:
+        if given is not None and shot.references:
             raise EngineError("A shot starts from a picture or has references: keep one of them.")
         if len(shot.references) > self.backend.keyframes:
             raise EngineError(
                 f"The {name} backend takes {self.backend.keyframes} pictures and the shot refers to "
                 f"{len(shot.references)}: remove some."
             )
-        if not self.backend.moves and (picture is not None or shot.start != "cut"):
+        if not self.backend.supports_continuation and (given is not None or shot.start != "cut"):
             raise EngineError(
                 f"The {name} backend remembers no motion, so it cannot go on from a shot or a picture: "
                 "start with a cut, or choose filmweaver, vace, storymem or svi."
             )
-        if picture is not None and shot.start != "cut":
+        if given is not None and shot.start != "cut":
             raise EngineError("Only a shot that starts with a cut can start from a picture: set its start to cut.")
-        if not self.backend.most and len(shot.prompts) > 1:
+        if not self.backend.max_chunk and len(shot.prompts) > 1:
             raise EngineError(
                 f"The {name} backend films a shot in one piece and cannot change its prompt within: "
                 "make a shot of each prompt."
             )
         for prompt in shot.prompts:
             self.clip.tokenize(prompt.text)
-
-    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor | None:
-        """The picture to start from, [1, H, W, 3]; or the shot's references, [n, H, W, 3], cut to the film's size."""
-        if given is not None or not shot.references:
-            return given
-        sized = (load_picture(name) for name in shot.references)
-        return torch.cat([cover(picture, self.width, self.height) for picture in sized])
+        if not shot.references:
+            return ShotInputs(given)
+        sized = [cover(load_picture(name), self.width, self.height) for name in shot.references]
+        return ShotInputs(torch.cat(sized))
 
     # What is remembered
 
     def remembered(self, reel: Reel) -> StoryCache:
         """The shot cache of a reel. Raises ReelError or CacheError for a reel of another size, VAE or CLIP."""
         check_layout(reel, self.layout())
+        return self._story(reel).whole
 
+    def _story(self, reel: Reel) -> StoryCaches:
         def make(shot: int) -> tuple[Keyframe, ...]:
             return self._keyframes(reel, reel.latents(shot), reel.shots[shot].take_start, shot)
 
-        return story_cache(reel, self._empty(), make)
+        return story_caches(reel, self._empty(), make)
 
     def with_history(self, reel: Reel, cache: StoryCache) -> StoryCache:
         """The cache with the newest frames of the reel's last take as its temporal cache."""
-        pieces: list[Tensor] = []
-        wanted = cache.profile.history
-        for filmed in reversed(reel.shots):
-            start = max(0, filmed.latent_frames - wanted)
-            pieces.insert(0, filmed.latents(start))
-            wanted -= filmed.latent_frames - start
-            if filmed.take_start or not wanted:
-                break
-        return set_temporal(cache, self.latent_format.process_in(torch.cat(pieces, dim=2))[0]) if pieces else cache
+        newest = reel.tail(cache.profile.history)
+        return cache if newest is None else set_temporal(cache, self.latent_format.process_in(newest)[0])
 
     def rank(self, cache: StoryCache, prompt: str, before: int) -> Retrieval:
         """The keyframes that a prompt calls for. before: only of shots before this one, by index; and of a user's."""
@@ -209,7 +198,7 @@ class CacheGuidedEngine(EngineBase):
 
     # Alone, for sampling nodes of others
 
-    def tell(
+    def conditioning_for(
         self,
         reel: Reel,
         positive: list[Any],
@@ -223,15 +212,15 @@ class CacheGuidedEngine(EngineBase):
 
         goes_on: after the reel's last shot instead of a cut. Raises EngineError where the backend cannot.
         """
-        if goes_on and not (self.backend.moves and reel.shots):
+        if goes_on and not (self.backend.supports_continuation and reel.shots):
             raise EngineError("There is no motion to go on from: film a shot first, with a backend that remembers it.")
         cache = self.remembered(reel)
         before = takes(reel.shots)[-1].shots.start if goes_on else len(reel.shots)
         told = self.with_history(reel, cache) if goes_on else cache
-        check_told(self.backend, told)
+        check_history(self.backend, told)
         ranked = self.rank(cache, prompt, before).keyframes
         anchor = reel.shots[before].latents(0, 1) if goes_on else None
-        return self._condition(positive, negative, told, ranked, self.backend.chunk or frames, seed, anchor)
+        return self._condition(positive, negative, told, ranked, self.backend.fixed_chunk or frames, seed, anchor)
 
     def _condition(
         self,
@@ -260,18 +249,13 @@ class CacheGuidedEngine(EngineBase):
 
     # Filming
 
-    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel:
-        """Film one shot after those on the reel.
-
-        report: gets a step for every denoising call and each chunk's picture. picture: as from `picture`. Returns the
-        reel with the shot on it, its tensors in a temporary file. Raises ReelError, CacheError, TakeError or
-        EngineError, and ComfyUI's InterruptProcessingException; the reel given stays good.
-        """
-        check_layout(reel, self.layout())
+    def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
+        """Film one shot after those on the reel; see EngineBase. Raises CacheError, too, for another VAE or CLIP."""
         plan = plan_shot(reel.shots, shot, self.clock)
         # A take is not told of its own keyframes: its frames before are its memory.
         first = len(reel.shots) if plan.take_start else takes(reel.shots)[-1].shots.start
-        own, cache = story_cache(reel, self._empty(), lambda _: ()), self.remembered(reel)
+        own, cache = self._story(reel)
+        picture = inputs.picture
         references: tuple[Keyframe, ...] = ()
         start: list[Tensor] = []
         anchor: Tensor | None = None
@@ -286,8 +270,8 @@ class CacheGuidedEngine(EngineBase):
         elif not plan.take_start:
             cache = self.with_history(reel, cache)
             anchor = reel.shots[first].latents(0, 1)
-        check_told(self.backend, cache)
-        made, told = self._film_chunks(shot, plan, cache, references, first, anchor, report)
+        check_history(self.backend, cache)
+        made, shown = self._film_chunks(shot, plan, cache, references, first, anchor, report)
         # A picture to start from is the take's first frame; as much is trimmed at the end.
         latents = torch.cat([*start, *made], dim=2)[:, :, : plan.latent_frames]
         after = inject(clear_temporal(cache), self._keyframes(reel, latents, plan.take_start, len(reel.shots)))
@@ -300,7 +284,7 @@ class CacheGuidedEngine(EngineBase):
             take_start=plan.take_start,
             frames=plan.frames,
             tensors=tensors,
-            meta={**meta, "told": told},
+            meta={**meta, ShownKeyframesGroup.NAME: shown},
             folder=spill_folder(),
         )
         return reel.append(filmed)
@@ -317,7 +301,7 @@ class CacheGuidedEngine(EngineBase):
     ) -> tuple[list[Tensor], list[list[str]]]:
         """Latents of each chunk, in LATENT space, and the uids of the keyframes that each was told of."""
         pieces = chunks(self.backend, plan)
-        prompts = spoken(schedule_prompts(shot, plan, self.clock), pieces)
+        prompts = prompt_per_chunk(schedule_prompts(shot, plan, self.clock), pieces)
         for unseen in (prompt for prompt in shot.prompts if prompt not in prompts):
             logging.warning("Longreel: no chunk is left for the prompt at %g s: %s", unseen.at, unseen.text)
         negative = self.encode_prompt(self.negative)

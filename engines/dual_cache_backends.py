@@ -32,15 +32,15 @@ class FilmWeaver:
 
     profile: LayoutProfile = FILMWEAVER
     name = "filmweaver"
-    moves = True
-    begins = True
+    supports_continuation = True
+    supports_empty_history = True
 
     @property
-    def most(self) -> int:
+    def max_chunk(self) -> int:
         return self.profile.chunk
 
     @property
-    def chunk(self) -> int:
+    def fixed_chunk(self) -> int:
         return self.profile.chunk
 
     @property
@@ -80,11 +80,11 @@ class Bernini:
     """Keyframes as references in context, for Bernini-R's weights as they are; no memory of motion."""
 
     name = "bernini"
-    chunk = 0
-    most = 0
+    fixed_chunk = 0
+    max_chunk = 0
     keyframes = 8
-    moves = False
-    begins = True
+    supports_continuation = False
+    supports_empty_history = True
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """Context latents are read by Wan's own forward pass."""
@@ -92,7 +92,7 @@ class Bernini:
 
     def condition(self, scene: ChunkInputs) -> Conditioned:
         """As core's Bernini Conditioning makes it of reference images of the film's size."""
-        context = scene.pictures()
+        context = scene.keyframe_latents()
         if not context:
             return Conditioned(scene.positive, scene.negative, scene.frames)
         values = {"context_latents": context}
@@ -105,11 +105,11 @@ class Phantom:
     """Keyframes as subjects behind the video, for Phantom-Wan's weights; text and pictures are guided apart."""
 
     name = "phantom"
-    chunk = 0
-    most = 0
+    fixed_chunk = 0
+    max_chunk = 0
     keyframes = 4
-    moves = False
-    begins = True
+    supports_continuation = False
+    supports_empty_history = True
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """Time concatenation is read by Wan's own forward pass."""
@@ -117,7 +117,7 @@ class Phantom:
 
     def condition(self, scene: ChunkInputs) -> Conditioned:
         """As core's Wan Phantom Subject To Video makes it of pictures of the film's size."""
-        pictures = scene.pictures()
+        pictures = scene.keyframe_latents()
         if not pictures:
             return Conditioned(scene.positive, scene.negative, scene.frames)
         subjects = torch.cat(pictures, dim=2)
@@ -135,11 +135,11 @@ class Vace:
     """The best keyframe as reference picture and the frames before as known ones, for VACE's weights."""
 
     name = "vace"
-    chunk = 0
-    most = 21
+    fixed_chunk = 0
+    max_chunk = 21
     keyframes = 1
-    moves = True
-    begins = True
+    supports_continuation = True
+    supports_empty_history = True
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """The control branch must be there."""
@@ -148,8 +148,8 @@ class Vace:
     def condition(self, scene: ChunkInputs) -> Conditioned:
         """As core's Wan Vace To Video makes it; the known frames are sampled again and trimmed."""
         width, height = scene.size
-        seen = scene.seen()
-        known = scene.known(seen)
+        seen = scene.overlap_frames()
+        known = scene.overlap(seen)
         length = 4 * (known + scene.frames - 1) + 1
         video = masks = None
         if seen is not None:
@@ -173,11 +173,11 @@ class StoryMem:
     """
 
     name = "storymem"
-    chunk = 0
-    most = 21
+    fixed_chunk = 0
+    max_chunk = 21
     keyframes = 10
-    moves = True
-    begins = False
+    supports_continuation = True
+    supports_empty_history = False
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """The frame's own input channels must be there."""
@@ -189,8 +189,8 @@ class StoryMem:
         The unknown ones are mid-grey, encoded with the known; without any the whole clip is. Memories are known.
         """
         width, height = scene.size
-        seen = scene.seen()
-        known = scene.known(seen)
+        seen = scene.overlap_frames()
+        known = scene.overlap(seen)
         length = 4 * (known + scene.frames - 1) + 1
         grey = torch.full((1, height, width, 3), 0.5)
         ((_, told),) = WanImageToVideo.execute(
@@ -199,7 +199,7 @@ class StoryMem:
         clip, unknown = told["concat_latent_image"], told["concat_mask"]
         if seen is None:
             unknown = torch.ones_like(unknown)
-        memories = scene.pictures_in_time()
+        memories = scene.keyframe_latents_in_time()
         values = {
             "concat_latent_image": torch.cat([*(memory.to(clip) for memory in memories), clip], dim=2),
             "concat_mask": torch.cat([torch.zeros_like(unknown[:, :, :1])] * len(memories) + [unknown], dim=2),
@@ -218,11 +218,11 @@ class Svi:
     """
 
     name = "svi"
-    chunk = 0
-    most = 21
+    fixed_chunk = 0
+    max_chunk = 21
     keyframes = 1
-    moves = True
-    begins = False
+    supports_continuation = True
+    supports_empty_history = False
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """The frame's own input channels must be there."""
@@ -234,7 +234,7 @@ class Svi:
         What comes first is the anchor and the newest frame filmed again: both are trimmed.
         """
         history = scene.cache.history
-        anchor = scene.anchor if scene.anchor is not None else scene.pictures()[0]
+        anchor = scene.anchor if scene.anchor is not None else scene.keyframe_latents()[0]
         told = [scene.latent_format.process_in(anchor)]
         if history is not None and history.shape[1] > 1:
             told.append(history[None, :, -1:])

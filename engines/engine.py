@@ -50,6 +50,20 @@ class Capabilities:
     edits: tuple[EditKind, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class ShotInputs:
+    """What a shot is filmed from beside itself, loaded and checked.
+
+    picture: [n, H, W, 3] in 0..1, its first frame or its references, part of its fingerprint; None where there is none.
+    prompt: what the text encoder reads, where that is not the shot's own text. warnings: of what was made of them, a
+    sentence each.
+    """
+
+    picture: Tensor | None = None
+    prompt: str = ""
+    warnings: tuple[str, ...] = ()
+
+
 class Engine(Protocol):
     """What filming and editing need of an engine; see EngineBase for the meaning of each."""
 
@@ -62,9 +76,8 @@ class Engine(Protocol):
     def steps(self, plan: ShotPlan) -> int: ...
     def previewer(self) -> Previewer: ...
     def encode_frames(self, frames: Tensor) -> Tensor: ...
-    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None: ...
-    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor | None: ...
-    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel: ...
+    def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs: ...
+    def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +155,7 @@ class EngineBase(ABC):
         )
 
     def settings(self, picture: Tensor | None = None) -> dict[str, Any]:
-        """Everything but the shot itself that decides how it looks, JSON-able. picture: as from `picture`."""
+        """Everything but the shot itself that decides how it looks, JSON-able. picture: of its inputs."""
         size = {"width": self.width, "height": self.height, "fps": self.fps}
         settings = {"engine": self.name, **self.fingerprints, **size, **self._settings()}
         return settings if picture is None else {**settings, "picture": fingerprint_image(picture)}
@@ -203,23 +216,22 @@ class EngineBase(ABC):
                 )
 
     @abstractmethod
-    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None:
-        """Refuse a shot that this engine cannot film. picture: given to it. Raises a ValueError of one sentence."""
+    def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs:
+        """What a shot is filmed from, its files read; refuses a shot that this engine cannot film.
 
-    @abstractmethod
-    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor | None:
-        """What a shot is filmed from beside its words, [n, H, W, 3] in 0..1: the picture given, or its references."""
+        given: a picture [1, H, W, 3] in 0..1 to start from. Raises EngineError, the text encoder's own ValueError, or
+        one of a file that cannot be read, each of one sentence.
+        """
 
     # Filming
 
     @abstractmethod
-    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel:
+    def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
         """Film one shot after those on the reel.
 
-        report: gets every step and what the newest frames are. picture: as from `picture`. Returns the reel with the
-        shot on it, its tensors in a temporary file; the reel given stays good.
-
-        Raises ReelError for a reel of another model, size or rate, TakeError, EngineError, and ComfyUI's
+        reel: one that this engine can go on with, see check_layout; it stays good. report: gets every step and what the
+        newest frames are. inputs: as from `shot_inputs`. Returns the reel with the shot on it, its tensors in a
+        temporary file. Raises TakeError, EngineError, ReelError for a file that is gone, and ComfyUI's
         InterruptProcessingException.
         """
 

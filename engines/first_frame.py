@@ -33,7 +33,8 @@ from ..film.first_frame import (
     compose,
     find_cut,
 )
-from ..film.reel.reel import FilmedShot, Reel, check_layout
+from ..film.reel.groups import TransitionGroup
+from ..film.reel.reel import FilmedShot, Reel
 from ..film.reel.takes import ShotPlan, plan_shot
 from ..film.storyboard.shot import Shot
 from ..host.adapters.first_frame import expert_on
@@ -43,9 +44,9 @@ from ..host.media.streaming_vae import StreamingDecoder
 from ..host.progress import Progress
 from ..host.sampling import Stage, stages_by_boundary
 from ..host.wan.first_frame import kind_of, sample_clip, start_from
-from .engine import Capabilities, EngineBase, EngineError
+from .engine import Capabilities, EngineBase, EngineError, ShotInputs
 
-__all__ = ["FirstFrameEngine", "Transition"]
+__all__ = ["FirstFrameEngine", "ShotCast", "Transition"]
 
 Transition = Literal["auto", "fixed", "two latents"]
 LEADS: dict[Transition, int] = {"fixed": COLLAGE_FRAMES, "two latents": COLLAGE_FRAMES + 1, "auto": 2 * COLLAGE_FRAMES}
@@ -55,6 +56,18 @@ a shot that cuts later still is shown shorter than planned, and the next one mak
 LATEST_CUT = 24
 LOOK_AHEAD = 13
 """Frames after the latest cut that finding it looks at."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShotCast:
+    """What a shot's first frame is composed of, each picture loaded once, and the prompt that names it.
+
+    plate: the background [1, H, W, 3] in 0..1, if any.
+    """
+
+    references: tuple[Reference, ...]
+    plate: Tensor | None
+    prompt: FirstFramePrompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,10 +160,10 @@ class FirstFrameEngine(EngineBase):
                 "and boundary that the models were made for."
             )
 
-    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None:
-        """Refuse a shot that this engine cannot film. picture: a first frame composed beforehand.
+    def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs:
+        """Its first frame [1, H, W, 3] in the film's size: the one given, or its cast, composed. See EngineBase.
 
-        Raises EngineError, FirstFrameError, or the text encoder's own ValueError.
+        Raises FirstFrameError, too.
         """
         if shot.start != "cut":
             raise EngineError("A shot with a first frame of its own cannot continue another: set its start to cut.")
@@ -158,33 +171,37 @@ class FirstFrameEngine(EngineBase):
             raise EngineError(
                 "A shot filmed from a first frame has one prompt: put the others into shots of their own."
             )
-        self.clip.tokenize(self._prompt(shot).text)
-
-    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor:
-        """The first frame of a shot, [1, H, W, 3] in 0..1: the one given, or its references, composed."""
+        if given is not None and shot.references:
+            raise EngineError("The shot has references and a first frame too: remove one of the two.")
+        if given is not None and given.shape != (1, self.height, self.width, 3):
+            raise EngineError(
+                f"The first frame is {given.shape[-2]} x {given.shape[-3]} and the film {self.width} x "
+                f"{self.height}: compose it in the film's size, else references are cropped."
+            )
+        cast = self.cast_of(shot)
+        self.clip.tokenize(cast.prompt.text)
         if given is not None:
-            if shot.references:
-                raise EngineError("The shot has references and a first frame too: remove one of the two.")
-            if given.shape != (1, self.height, self.width, 3):
-                raise EngineError(
-                    f"The first frame is {given.shape[-2]} x {given.shape[-3]} and the film {self.width} x "
-                    f"{self.height}: compose it in the film's size, else references are cropped."
-                )
-            return given
-        composed = compose(self._cast_of(shot), self._plate_of(shot), self.layout_kind, (self.width, self.height))
-        for warning in composed.warnings:
-            logging.warning("Longreel, first frame: %s", warning)
-        return composed.picture
+            return ShotInputs(given, cast.prompt.text, cast.prompt.warnings)
+        if not cast.references:
+            raise EngineError("The shot has no references: name some, connect a cast, or give it a first frame.")
+        composed = compose(cast.references, cast.plate, self.layout_kind, (self.width, self.height))
+        return ShotInputs(composed.picture, cast.prompt.text, (*composed.warnings, *cast.prompt.warnings))
 
-    def _cast_of(self, shot: Shot) -> list[Reference]:
-        """The references of a shot: those it names, from the cast or the input folder, or else the whole cast."""
+    def cast_of(self, shot: Shot) -> ShotCast:
+        """Whom and what a shot shows: the references it names, from the cast or the input folder, or the whole cast."""
         names = [name for name in shot.references if not name.startswith(PLATE)]
-        if not names:
-            if not self.cast:
-                raise EngineError("The shot has no references: name some, connect a cast, or give it a first frame.")
-            return list(self.cast)
+        plates = [name.removeprefix(PLATE) for name in shot.references if name.startswith(PLATE)]
+        if len(plates) > 1:
+            raise FirstFrameError(f"A shot has one background plate and this has {len(plates)}: keep one.")
         known = {reference.name.casefold(): reference for reference in self.cast}
-        return [known.get(name.casefold()) or self._from_file(name) for name in names]
+        named = tuple(known.get(name.casefold()) or self._from_file(name) for name in names)
+        references = named or self.cast
+        text = shot.prompts[0].text
+        prompt = FirstFramePrompt(text)
+        if self.trigger.strip():
+            described = [Described(reference.name, reference.description) for reference in references]
+            prompt = build_prompt(text, described, trigger=self.trigger)
+        return ShotCast(references, load_picture(plates[0]) if plates else self.plate, prompt)
 
     def _from_file(self, name: str) -> Reference:
         try:
@@ -194,44 +211,18 @@ class FirstFrameEngine(EngineBase):
             raise EngineError(f"No reference is called {name!r} (in the cast: {cast}). {error}") from error
         return Reference.from_image(cut_out, name=name.rpartition("/")[2].rpartition(".")[0])
 
-    def _plate_of(self, shot: Shot) -> Tensor | None:
-        plates = [name.removeprefix(PLATE) for name in shot.references if name.startswith(PLATE)]
-        if len(plates) > 1:
-            raise FirstFrameError(f"A shot has one background plate and this has {len(plates)}: keep one.")
-        return load_picture(plates[0]) if plates else self.plate
-
-    def _prompt(self, shot: Shot) -> FirstFramePrompt:
-        """The shot's prompt, with the trigger in front and the looks of its references where they are known."""
-        text = shot.prompts[0].text
-        if not self.trigger.strip():
-            return FirstFramePrompt(text)
-        # Without either, the shot has a first frame that was composed elsewhere.
-        cast = self._cast_of(shot) if shot.references or self.cast else []
-        described = [Described(reference.name, reference.description) for reference in cast]
-        return build_prompt(text, described, trigger=self.trigger)
-
     # Filming
 
-    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel:
-        """Film one shot after those on the reel.
-
-        report: gets every denoising step and what the shot is so far. picture: the shot's first frame, see `picture`.
-        Returns the reel with the shot on it, its latents in a temporary file.
-
-        Raises ReelError for a reel of another model, size or rate, TakeError, EngineError, FirstFrameError, and
-        ComfyUI's InterruptProcessingException; the reel given stays good.
-        """
-        check_layout(reel, self.layout())
+    def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
+        """Film one shot after those on the reel; see EngineBase."""
         plan = plan_shot(reel.shots, shot, self.clock)
-        first_frame = self.picture(shot) if picture is None else picture
-        prompt = self._prompt(shot)
-        for warning in prompt.warnings:
-            logging.warning("Longreel, prompt: %s", warning)
+        first_frame = inputs.picture
+        assert first_frame is not None
         start = start_from(
             kind_of(self.models[0]),
             first_frame,
             self.vae,
-            self.encode_prompt(prompt.text),
+            self.encode_prompt(inputs.prompt),
             self.encode_prompt(self.negative),
             (self.width, self.height),
             self.clock.frames(plan.latent_frames),
@@ -255,7 +246,7 @@ class FirstFrameEngine(EngineBase):
             settings=self.settings(first_frame),
             take_start=True,
             frames=min(plan.frames, self.clock.frames(plan.latent_frames) - cut.index),
-            meta={"transition": {"lead": cut.index, "status": cut.status, "message": cut.message}},
+            meta={TransitionGroup.NAME: {"lead": cut.index, "status": cut.status, "message": cut.message}},
             folder=spill_folder(),
         )
         return reel.append(filmed)

@@ -85,9 +85,7 @@ def unpack(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], since: 
 
 def stored_pictures(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> dict[str, Picture]:
     """The pictures of the keyframes that were packed, by uid, whatever VAE and CLIP they were made with."""
-    return {
-        entry["uid"]: Picture(tensors[f"{i}.luma"], tensors[f"{i}.chroma"]) for i, entry in enumerate(meta["bank"])
-    }
+    return {entry["uid"]: Picture(tensors[f"{i}.luma"], tensors[f"{i}.chroma"]) for i, entry in enumerate(meta["bank"])}
 
 
 def _marks(keyframe: Keyframe) -> tuple[object, ...]:

@@ -6,8 +6,8 @@ what the causal engine remembers after the shot). So a reel of any length weighs
 ComfyUI's cache, and at most one shot's memory is in RAM at a time. Filming writes a temporary file that goes when no
 reel refers to it; files of a project or of the user are never deleted.
 
-A group of tensors has JSON metadata under the same name in `FilmedShot.meta`. New groups (keyframes, characters) need
-no change of the format, and groups that this version does not know are kept through Save Reel.
+A group of tensors has JSON metadata under the same name in `FilmedShot.meta`; groups.py knows their names and reads
+them. New groups need no change of the format, and groups that this version does not know are kept through Save Reel.
 """
 
 from __future__ import annotations
@@ -27,15 +27,8 @@ from ..storyboard.json_form import shot_from_dict, shot_to_dict
 from ..storyboard.shot import Shot
 from .edit import Edit, edit_from, edit_section
 from .fingerprint import shot_fingerprint
-from .tensor_file import (
-    FileHeader,
-    ReelError,
-    StoredTensors,
-    TensorSlot,
-    link_file,
-    read_header,
-    write_tensor_file,
-)
+from .groups import TransitionGroup
+from .tensor_file import FileHeader, ReelError, StoredTensors, TensorSlot, link_file, read_header, write_tensor_file
 
 __all__ = [
     "FilmedShot",
@@ -117,8 +110,8 @@ class FilmedShot:
         """Puts a shot just filmed on disk, in a temporary file that lives as long as the result and its copies do.
 
         latents: [1, C, T, h, w], stored in fp32. tensors: by group and name, on any device, stored as they are, one at
-        a time; {"memory": {"k.0": ...}} is read back by memory() or file.group("memory"). meta: JSON-able, by group.
-        folder: for the temporary file; the system's if None. Raises ReelError when it cannot be written.
+        a time; see groups.py for reading them back. meta: JSON-able, by group. folder: for the temporary file; the
+        system's if None. Raises ReelError when it cannot be written.
         """
         named: dict[str, torch.Tensor | TensorSlot] = {LATENTS: latents.to(torch.float32)}
         for group, members in (tensors or {}).items():
@@ -150,20 +143,9 @@ class FilmedShot:
         return self.shot.seconds
 
     @property
-    def memory_meta(self) -> Mapping[str, Any]:
-        """Metadata of the group `memory`, empty if there is none."""
-        value: Mapping[str, Any] = self.meta.get("memory", {})
-        return value
-
-    @property
     def lead(self) -> int:
         """Frames at the beginning of the take, which it then begins, that are trimmed."""
-        value: int = self.meta.get("transition", {}).get("lead", 0)
-        return value
-
-    def memory(self) -> dict[str, torch.Tensor]:
-        """Tensors of the group `memory` as they were after this shot, on the CPU; empty if there are none."""
-        return self.file.group("memory")
+        return transition.lead if (transition := TransitionGroup.of(self)) else 0
 
     def latents(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Latent frames start .. stop (exclusive; to the end if None), [1, C, frames, h, w] fp32 on the CPU."""
@@ -210,6 +192,10 @@ class Reel:
             return replace(self, layout=replace(self.layout, engine=layout.engine, model=layout.model))
         return replace(self, layout=replace(self.layout, engine={**layout.engine, **self.layout.engine}))
 
+    def edits_after(self, shots: int) -> tuple[Edit, ...]:
+        """The edits made when so many shots were filmed, in order."""
+        return tuple(edit for edit in self.edits if edit.after == shots)
+
     @property
     def last_shot(self) -> FilmedShot | None:
         """The newest shot, None if nothing is filmed."""
@@ -219,9 +205,8 @@ class Reel:
     def fingerprint(self) -> str:
         """Fingerprint of the newest shot and the edits after it, which covers all before; "" if there is nothing."""
         last = self.shots[-1].fingerprint if self.shots else ""
-        for edit in self.edits:
-            if edit.after == len(self.shots):
-                last = hashlib.sha256(f"{last} {edit.digest}".encode("ascii")).hexdigest()
+        for edit in self.edits_after(len(self.shots)):
+            last = hashlib.sha256(f"{last} {edit.digest}".encode("ascii")).hexdigest()
         return last
 
     @property
@@ -237,12 +222,22 @@ class Reel:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors on disk."""
-        files = [*(shot.file for shot in self.shots), *(edit.file for edit in self.edits)]
-        return sum(file.nbytes for file in files)
+        return sum(part.file.nbytes for part in (*self.shots, *self.edits))
 
     def latents(self, shot: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Latent frames of a shot, [1, C, frames, h, w] fp32 on the CPU; see FilmedShot.latents."""
         return self.shots[shot].latents(start, stop)
+
+    def tail(self, latent_frames: int) -> torch.Tensor | None:
+        """The newest latent frames of the last take [1, C, n, h, w], n as many as asked for or all; None if empty."""
+        pieces: list[torch.Tensor] = []
+        for filmed in reversed(self.shots):
+            start = max(0, filmed.latent_frames - latent_frames)
+            pieces.insert(0, filmed.latents(start))
+            latent_frames -= filmed.latent_frames - start
+            if filmed.take_start or not latent_frames:
+                break
+        return torch.cat(pieces, dim=2) if pieces else None
 
     def describe(self) -> str:
         """One line for a person: shots, length, frame size, size on disk."""
@@ -324,14 +319,12 @@ def save_reel(reel: Reel, path: Path) -> None:
     sections: list[dict[str, Any]] = []
     slots: dict[str, torch.Tensor | TensorSlot] = {}
     for i, filmed in enumerate(reel.shots):
-        prefix = f"shots.{i}."
-        sections.append({**_section(filmed), "prefix": prefix})
-        slots.update({prefix + name: slot for name, slot in filmed.file.slots.items()})
+        sections.append({**_section(filmed), "prefix": f"shots.{i}."})
+        slots.update({f"shots.{i}.{name}": slot for name, slot in filmed.file.slots.items()})
     edits: list[dict[str, Any]] = []
     for i, edit in enumerate(reel.edits):
-        prefix = f"edits.{i}."
-        edits.append(edit_section(edit, prefix))
-        slots.update({prefix + name: slot for name, slot in edit.file.slots.items()})
+        edits.append(edit_section(edit, f"edits.{i}."))
+        slots.update({f"edits.{i}.{name}": slot for name, slot in edit.file.slots.items()})
     info = {"kind": "reel", "layout": asdict(reel.layout), "shots": sections, "edits": edits}
     write_tensor_file(path, info, slots)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...film.dual_cache import Picture, stored_pictures
 from ...film.metrics import MetricsError, Span
+from ...film.reel.groups import Carrier, KeyframeGroup, ShownKeyframesGroup
 from ...film.reel.reel import Reel
 from ...film.storyboard.shot import Shot
 from .decode import film_frames
@@ -22,7 +23,6 @@ __all__ = ["Footage", "footage_of", "pick"]
 
 _PIECE = 16
 """Frames alive at once."""
-_CACHE = "cache"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,15 +135,15 @@ def _of_reel(reel: Reel, vae: VAE | None) -> Footage:
 
 def _shown(reel: Reel, shot: int) -> tuple[list[Tensor], list[Tensor]] | None:
     """Pictures of the keyframes that conditioned a shot, and of the others in the bank before it."""
-    told = {uid for chunk in reel.shots[shot].meta.get("told", ()) for uid in chunk}
-    if not told:
+    shown_to = ShownKeyframesGroup.of(reel.shots[shot])
+    uids = set(shown_to.uids) if shown_to else set()
+    if not uids:
         return None
-    groups = [(each.file, each.meta) for each in reel.shots[:shot]]
-    groups += [(edit.file, edit.meta) for edit in reel.edits if edit.after <= shot]
     pictures: dict[str, Picture] = {}
-    for file, meta in groups:
-        if _CACHE in meta:
-            pictures |= stored_pictures(file.group(_CACHE), meta[_CACHE])
-    shown = [picture.image() for uid, picture in pictures.items() if uid in told]
-    others = [picture.image() for uid, picture in pictures.items() if uid not in told]
+    carriers: list[Carrier] = [*reel.shots[:shot], *(edit for edit in reel.edits if edit.after <= shot)]
+    for carrier in carriers:
+        if group := KeyframeGroup.of(carrier):
+            pictures |= stored_pictures(group.tensors(), group.meta)
+    shown = [picture.image() for uid, picture in pictures.items() if uid in uids]
+    others = [picture.image() for uid, picture in pictures.items() if uid not in uids]
     return (shown, others) if shown else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanImageToVideo
+from longreel.engines import first_frame
 from longreel.engines.filming import film_shot, prepare
 from longreel.engines.first_frame import LEADS, FirstFrameEngine
 from longreel.film.first_frame import Reference, compose
@@ -100,7 +102,7 @@ def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def film(engine: FirstFrameEngine, text: str = SHOT, first: torch.Tensor | None = None) -> Reel:
     reel = Reel.empty(engine.layout())
     for shot in parse_storyboard(text).shots:
-        reel = engine.film(shot, reel, Progress(1), first)
+        reel = engine.film(shot, reel, Progress(1), engine.shot_inputs(shot, first))
     return reel
 
 
@@ -245,7 +247,6 @@ def test_auto_trims_what_it_finds_and_says_so(pair: FirstFrameEngine):
 
 
 def test_next_shot_makes_up_for_a_late_cut(pair: FirstFrameEngine, monkeypatch: pytest.MonkeyPatch):
-    from longreel.engines import first_frame
     from longreel.film.first_frame import Cut
 
     late = Cut(12, "found", 0.0, (), "")
@@ -253,7 +254,8 @@ def test_next_shot_makes_up_for_a_late_cut(pair: FirstFrameEngine, monkeypatch: 
     engine = replace(pair, transition="auto")
     first = film(engine)
     assert (first.shots[0].lead, first.shots[0].frames) == (12, 5)
-    both = engine.film(parse_shot(SHOT), first, Progress(1), picture())
+    shot = parse_shot(SHOT)
+    both = engine.film(shot, first, Progress(1), engine.shot_inputs(shot, picture()))
     assert both.shots[1].frames == 9  # 11 are missing to the 16 of the storyboard, 21 are filmed
 
 
@@ -269,13 +271,13 @@ def test_shots_name_their_references(pair: FirstFrameEngine):
     from_file = Reference.from_image(torch.from_numpy(file / 255.0).float(), name="red box")
     room = torch.from_numpy(file[None, ..., :3] / 255.0).float()
     wanted = compose([pair.cast[1], from_file], room, "auto", (WIDTH, HEIGHT)).picture
-    assert torch.equal(pair.picture(shot), wanted)
+    assert torch.equal(pair.shot_inputs(shot).picture, wanted)
     # Film Shot is run again when a file changes, the plate's too.
     before = fingerprint_files(shot.references)
     Image.new("RGB", (8, 8)).save(Path(folder_paths.input_directory) / "room.png")
     assert fingerprint_files(shot.references) != before
     everybody = compose(pair.cast, pair.plate, "auto", (WIDTH, HEIGHT)).picture
-    assert torch.equal(pair.picture(parse_shot("A red ball.")), everybody)
+    assert torch.equal(pair.shot_inputs(parse_shot("A red ball.")).picture, everybody)
 
 
 def test_prompt_has_the_trigger_and_the_looks(pair: FirstFrameEngine):
@@ -284,10 +286,52 @@ def test_prompt_has_the_trigger_and_the_looks(pair: FirstFrameEngine):
     real = engine.clip.tokenize
     engine.clip.tokenize = lambda text: told.append(text) or real(text)  # type: ignore[method-assign]
     try:
-        engine.check_shot(parse_shot("references: ball\nA ball walks."))
+        engine.shot_inputs(parse_shot("references: ball\nA ball walks."))
     finally:
         engine.clip.tokenize = real  # type: ignore[method-assign]
     assert told == ["The same character. A ball walks. The ball is red."]
+
+
+def test_a_cast_is_loaded_and_composed_once(pair: FirstFrameEngine, monkeypatch: pytest.MonkeyPatch):
+    """Once to plan a shot and once to film it, with a trigger that asks for the cast's looks too."""
+    Image.new("RGBA", (24, 24), (255, 0, 0, 255)).save(Path(folder_paths.input_directory) / "box.png")
+    Image.new("RGB", (24, 24)).save(Path(folder_paths.input_directory) / "room.png")
+    counted: list[str] = []
+
+    def count(name: str) -> None:
+        real = getattr(first_frame, name)
+        monkeypatch.setattr(first_frame, name, lambda *args: counted.append(name) or real(*args))
+
+    for name in ("load_cut_out", "load_picture", "compose", "build_prompt"):
+        count(name)
+    engine = replace(pair, trigger="The same character.")
+    shot = parse_shot("seconds: 0.5, references: ball; box.png; plate=room.png\nA red ball.")
+    (job,) = prepare(engine, [shot], None, None).jobs
+    assert sorted(counted) == ["build_prompt", "compose", "load_cut_out", "load_picture"]
+    counted.clear()
+    film_shot(engine, shot, None, None, job.place)
+    assert sorted(counted) == ["build_prompt", "compose", "load_cut_out", "load_picture"]
+
+
+def test_a_plan_holds_no_pictures(pair: FirstFrameEngine, monkeypatch: pytest.MonkeyPatch):
+    """A story of fifty shots keeps as much as one of two: a fingerprint of each picture, and never two at once."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    real = FirstFrameEngine.shot_inputs
+
+    def watch(engine: FirstFrameEngine, *args: Any) -> Any:
+        nonlocal most
+        inputs = real(engine, *args)
+        alive.append(weakref.ref(inputs.picture))
+        most = max(most, sum(one() is not None for one in alive))
+        return inputs
+
+    monkeypatch.setattr(FirstFrameEngine, "shot_inputs", watch)
+    story = prepare(pair, [parse_shot(SHOT)] * 50, None, None)
+    assert len(alive) == len(story.jobs) == 50
+    assert most <= 2, "the one before lives until the next takes its name"
+    assert not any(one() is not None for one in alive)
+    assert len({job.fingerprint for job in story.jobs}) == 50
 
 
 def test_project_reuses_shots_until_the_cast_changes(pair: FirstFrameEngine, tmp_path: Path):
@@ -295,11 +339,11 @@ def test_project_reuses_shots_until_the_cast_changes(pair: FirstFrameEngine, tmp
         store, shots, reel = ProjectStore(tmp_path / "project"), parse_storyboard(f"{SHOT}\n---\n{SHOT}").shots, None
         story = prepare(engine, shots, reel, store)
         counted = []
-        for shot, place in zip(shots, story.places):
-            reel = film_shot(engine, shot, reel, store, place)
-            counted.append(place.total)
+        for job in story.jobs:
+            reel = film_shot(engine, job.shot, reel, store, job.place)
+            counted.append(job.place.total)
         assert counted == [10, 10]
-        return [decision.action for decision in story.decisions]
+        return [job.decision.action for job in story.jobs if job.decision]
 
     assert shoot(pair) == ["filmed", "filmed"]
     assert shoot(pair) == ["reused", "reused"]
@@ -308,7 +352,8 @@ def test_project_reuses_shots_until_the_cast_changes(pair: FirstFrameEngine, tmp
 
 def test_steps_are_those_that_are_counted(pair: FirstFrameEngine):
     counted = Progress(100)
-    pair.film(parse_shot(SHOT), Reel.empty(pair.layout()), counted, picture())
+    shot = parse_shot(SHOT)
+    pair.film(shot, Reel.empty(pair.layout()), counted, pair.shot_inputs(shot, picture()))
     assert counted.done == 5
 
 
