@@ -24,9 +24,9 @@ from ..film.kv_memory.snapshot import check as check_snapshot
 from ..film.reel.reel import FilmedShot, Reel, ReelError, check_layout
 from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts
 from ..film.storyboard.shot import Shot
+from ..host.families import encode_image
 from ..host.files.paths import spill_folder
 from ..host.files.pictures import load_picture
-from ..host.media.streaming_vae import encode_image
 from ..host.progress import Progress
 from ..host.wan.forward import check_model, kv_layout
 from ..host.wan.recall import prompt_keys

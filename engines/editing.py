@@ -13,9 +13,9 @@ from ..film.dual_cache import CacheError, Retrieval, StoryCache, ban, inject, pi
 from ..film.reel.reel import FilmedShot, Reel, ReelError, check_layout
 from ..film.reel.takes import FrameGrid, takes
 from ..film.storyboard.shot import Shot, TimedPrompt
+from ..host.families import encode_clip
 from ..host.files.paths import spill_folder
 from ..host.files.pictures import cover
-from ..host.media.streaming_vae import encode_clip
 from ..host.model_fingerprint import fingerprint_image
 from .dual_cache import CacheGuidedEngine
 from .dual_cache_bank import GROUP, edited, insert_shot

@@ -24,8 +24,8 @@ from comfy.sd import VAE
 from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanImageToVideo
 from torch import Tensor
 
+from ..families import encode_image
 from ..guidance import Cfg
-from ..media.streaming_vae import encode_image
 from ..sampling import Inputs, Stage, sample, schedule
 from .forward import UnsupportedModelError
 

@@ -97,7 +97,7 @@ def test_memory_reaches_over_a_cut(engine: CausalEngine):
 def test_picture_is_the_first_frame(engine: CausalEngine):
     picture = torch.rand(1, 48, 32, 3, generator=torch.Generator().manual_seed(5))
     reel = engine.film(parse_shot("seconds: 0.5\nA red ball."), Reel.empty(engine.layout()), Progress(1), picture)
-    from longreel.host.media.streaming_vae import encode_image
+    from longreel.host.families import encode_image
 
     assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(engine.vae, picture, 32, 48), atol=1e-4)
 

@@ -25,8 +25,8 @@ from longreel.engines.filming import film_shot, prepare
 from longreel.film.dual_cache import FILMWEAVER, CacheError
 from longreel.film.reel.reel import Reel, ReelError
 from longreel.film.storyboard.text import parse_shot, parse_storyboard
+from longreel.host.families import encode_clip
 from longreel.host.media.embedder import load_embedder
-from longreel.host.media.streaming_vae import encode_clip
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.sampling import SamplerSettings
 from longreel.host.wan.cache_tokens import install
