@@ -34,7 +34,7 @@ def of_vae(vae: VAE) -> Family:
             return family
     model = vae.first_stage_model
     found = "the file holds no VAE" if model is None else f"this one is a {type(model).__name__}"
-    raise UnsupportedVaeError(f"Longreel needs a VAE of {wan.FILES} or of {svd.FILES}; {found}.")
+    raise UnsupportedVaeError(f"Longreel needs {wan.VAES} or {svd.VAES}; {found}.")
 
 
 def encode_clip(vae: VAE, frames: Tensor, width: int, height: int) -> Tensor:

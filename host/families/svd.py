@@ -18,9 +18,9 @@ from torch import Tensor
 from ...film.reel.latent_space import LatentSpace
 from .family import UnsupportedVaeError, fit
 
-__all__ = ["FILES", "SvdFamily", "family_of", "from_rows", "to_rows"]
+__all__ = ["VAES", "SvdFamily", "family_of", "from_rows", "to_rows"]
 
-FILES = "Stable Video Diffusion (svd.safetensors)"
+VAES = "that of Stable Video Diffusion (svd.safetensors)"
 
 
 def family_of(vae: VAE) -> SvdFamily | None:

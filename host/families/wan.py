@@ -28,18 +28,23 @@ from torch import Tensor
 from ...film.reel.latent_space import WAN, LatentSpace
 from .family import UnsupportedVaeError, fit
 
-__all__ = ["FILES", "MASK_CHANNELS", "PLAIN", "StreamingDecoder", "WanFamily", "family_of"]
+__all__ = ["MASK_CHANNELS", "PLAIN", "VAES", "StreamingDecoder", "WanFamily", "family_of", "is_plain"]
 
 # ComfyUI asks for less memory when a clip has four latent frames or fewer. With a cache that is already full, even a
 # short block costs what a chunk of a long clip costs, so the estimate is always taken for a clip of this length.
 _LONG_CLIP = 8
 
 
-FILES = "Wan (wan_2.1_vae.safetensors, or wan2.2_vae.safetensors for Wan 2.2 TI2V 5B)"
+VAES = "a Wan VAE (wan_2.1_vae.safetensors, or wan2.2_vae.safetensors for Wan 2.2 TI2V 5B)"
 PLAIN = (WanModel, CausalWanModel)
 """Wan's networks without inputs beside text, latents and pictures."""
 MASK_CHANNELS = 4
 """An image-to-video Wan says which frames are known in so many channels, before those of the frames themselves."""
+
+
+def is_plain(model: ModelPatcher) -> bool:
+    """Whether a model is a Wan without inputs beside text, latents and pictures."""
+    return type(getattr(model.model, "diffusion_model", None)) in PLAIN
 
 
 def family_of(vae: VAE) -> WanFamily | None:
