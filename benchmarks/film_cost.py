@@ -110,8 +110,8 @@ def bare(storyboard: str, seeds: int) -> float:
     engine = open_engine()  # first: it starts ComfyUI, which what is imported below asks for its device
     from longreel.film.reel.takes import plan_story, schedule_prompts
     from longreel.film.storyboard.text import parse_storyboard
+    from longreel.host.families.wan import StreamingDecoder
     from longreel.host.files.video import VideoWriter
-    from longreel.host.media.streaming_vae import StreamingDecoder
     from longreel.host.wan.rollout import Prompt, roll_out
 
     shots = parse_storyboard(storyboard).shots

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import calculate_sigmas
 from torch import Tensor
 
 from ..film.kv_memory import MEMFLOW, MemorySettings, MemorySnapshot
@@ -25,10 +24,11 @@ from ..film.reel.groups import KVLogGroup, KVMemoryGroup
 from ..film.reel.reel import FilmedShot, Reel, ReelError, check_layout
 from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts
 from ..film.storyboard.shot import Shot
+from ..host.families import encode_image
 from ..host.files.paths import spill_folder
 from ..host.files.pictures import load_picture
-from ..host.media.streaming_vae import encode_image
 from ..host.progress import Progress
+from ..host.sampling import schedule
 from ..host.wan.forward import check_model, kv_layout
 from ..host.wan.recall import prompt_keys
 from ..host.wan.rollout import Prompt, check_sigmas, roll_out
@@ -46,8 +46,7 @@ def default_sigmas(model: ModelPatcher, steps: int, memory: MemorySettings = MEM
     """
     if memory.sink_from == "shots":
         return shotstream_sigmas(steps)
-    sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
-    return tuple(float(sigma) for sigma in sigmas)
+    return tuple(float(sigma) for sigma in schedule(model, "simple", steps))
 
 
 @dataclass(frozen=True, eq=False)

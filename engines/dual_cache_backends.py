@@ -10,20 +10,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import comfy.latent_formats
 import torch
-from comfy.ldm.wan.model import VaceWanModel
 from comfy.model_patcher import ModelPatcher
-from comfy_extras.nodes_wan import WanImageToVideo, WanVaceToVideo
 from node_helpers import conditioning_set_values
 
 from ..film.dual_cache import FILMWEAVER, LayoutProfile, build_payload, check_profile
 from ..host.sampling import Conditioned
-from ..host.wan.cache_tokens import PLAIN, check_model, installed_profile, with_payload
+from ..host.wan.cache_tokens import check_model, installed_profile, with_payload
+from ..host.wan.conditioning import (
+    blank_latents,
+    check_image_to_video,
+    check_plain,
+    check_vace,
+    image_to_video,
+    vace_to_video,
+)
 from .dual_cache_inputs import Backend, ChunkInputs
 from .engine import EngineError
 
 __all__ = ["BACKENDS", "Bernini", "FilmWeaver", "Phantom", "StoryMem", "Svi", "Vace", "make_backend"]
+
+
+_IMAGE_TO_VIDEO = "wan2.2_i2v_high_noise_14B and wan2.2_i2v_low_noise_14B"
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Bernini:
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """Context latents are read by Wan's own forward pass."""
-        _check_class(models, PLAIN, "wan2.2_bernini_r_*")
+        check_plain(models, "wan2.2_bernini_r_*")
 
     def condition(self, scene: ChunkInputs) -> Conditioned:
         """As core's Bernini Conditioning makes it of reference images of the film's size."""
@@ -113,7 +121,7 @@ class Phantom:
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """Time concatenation is read by Wan's own forward pass."""
-        _check_class(models, PLAIN, "Phantom-Wan")
+        check_plain(models, "Phantom-Wan")
 
     def condition(self, scene: ChunkInputs) -> Conditioned:
         """As core's Wan Phantom Subject To Video makes it of pictures of the film's size."""
@@ -121,7 +129,7 @@ class Phantom:
         if not pictures:
             return Conditioned(scene.positive, scene.negative, scene.frames)
         subjects = torch.cat(pictures, dim=2)
-        nobody = comfy.latent_formats.Wan21().process_out(torch.zeros_like(subjects))
+        nobody = blank_latents(subjects)
         return Conditioned(
             positive=conditioning_set_values(scene.positive, {"time_dim_concat": subjects}),
             middle=conditioning_set_values(scene.negative, {"time_dim_concat": subjects}),
@@ -143,14 +151,14 @@ class Vace:
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """The control branch must be there."""
-        _check_class(models, (VaceWanModel,), "wan2.1_vace_14B")
+        check_vace(models, "wan2.1_vace_14B")
 
     def condition(self, scene: ChunkInputs) -> Conditioned:
         """As core's Wan Vace To Video makes it; the known frames are sampled again and trimmed."""
         width, height = scene.size
         seen = scene.overlap_frames()
         known = scene.overlap(seen)
-        length = 4 * (known + scene.frames - 1) + 1
+        length = scene.clock.frames(known + scene.frames)
         video = masks = None
         if seen is not None:
             video = torch.full((length, height, width, 3), 0.5)
@@ -158,10 +166,10 @@ class Vace:
             masks = torch.ones(length, height, width)
             masks[: seen.shape[0]] = 0
         reference = scene.keyframes[0].picture.image()[None] if scene.keyframes else None
-        positive, negative, latent, trim = WanVaceToVideo.execute(
-            scene.positive, scene.negative, scene.vae, width, height, length, 1, 1.0, video, masks, reference
-        ).result
-        return Conditioned(positive, negative, latent["samples"].shape[2], trim=trim + known)
+        positive, negative, frames, trim = vace_to_video(
+            scene.positive, scene.negative, scene.vae, scene.size, length, video, masks, reference
+        )
+        return Conditioned(positive, negative, frames, trim=trim + known)
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ class StoryMem:
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """The frame's own input channels must be there."""
-        _check_image_to_video(models)
+        check_image_to_video(models, _IMAGE_TO_VIDEO)
 
     def condition(self, scene: ChunkInputs) -> Conditioned:
         """Memories, each encoded alone, before what core's Wan Image To Video makes of the known pictures.
@@ -191,12 +199,10 @@ class StoryMem:
         width, height = scene.size
         seen = scene.overlap_frames()
         known = scene.overlap(seen)
-        length = 4 * (known + scene.frames - 1) + 1
+        length = scene.clock.frames(known + scene.frames)
         grey = torch.full((1, height, width, 3), 0.5)
-        ((_, told),) = WanImageToVideo.execute(
-            scene.positive[:1], [], scene.vae, width, height, length, 1, grey if seen is None else seen
-        ).result[0]
-        clip, unknown = told["concat_latent_image"], told["concat_mask"]
+        start = grey if seen is None else seen
+        clip, unknown = image_to_video(scene.positive, scene.vae, scene.size, length, start)
         if seen is None:
             unknown = torch.ones_like(unknown)
         memories = scene.keyframe_latents_in_time()
@@ -226,7 +232,7 @@ class Svi:
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """The frame's own input channels must be there."""
-        _check_image_to_video(models)
+        check_image_to_video(models, _IMAGE_TO_VIDEO)
 
     def condition(self, scene: ChunkInputs) -> Conditioned:
         """Anchor, newest latent frame, zeros of the model's own space; only the anchor is marked as known.
@@ -259,20 +265,3 @@ def make_backend(name: str, model: ModelPatcher) -> Backend:
         return FilmWeaver(installed_profile(model) or FILMWEAVER)
     made: dict[str, Backend] = {one.name: one for one in (Bernini(), Phantom(), Vace(), StoryMem(), Svi())}
     return made[name]
-
-
-def _check_class(models: Sequence[ModelPatcher], wanted: Sequence[type], weights: str) -> None:
-    for model in models:
-        dit = type(getattr(model.model, "diffusion_model", None))
-        if dit not in wanted:
-            raise EngineError(f"This backend cannot film with {dit.__name__}: load {weights}.")
-
-
-def _check_image_to_video(models: Sequence[ModelPatcher]) -> None:
-    """A known frame takes four channels that say so and a latent's."""
-    weights = "wan2.2_i2v_high_noise_14B and wan2.2_i2v_low_noise_14B"
-    _check_class(models, PLAIN, weights)
-    for model in models:
-        latent = model.model.latent_format.latent_channels
-        if model.model.diffusion_model.patch_embedding.weight.shape[1] != 2 * latent + 4:
-            raise EngineError(f"This backend needs an image-to-video model: load {weights}.")

@@ -16,8 +16,9 @@ from comfy.sd import VAE
 from torch import Tensor
 
 from ..film.dual_cache import CacheNoise, Keyframe, Mode, StoryCache
-from ..film.reel.takes import PromptSchedule, ShotPlan
+from ..film.reel.takes import FrameGrid, PromptSchedule, ShotPlan
 from ..film.storyboard.shot import TimedPrompt
+from ..host.families import of_vae
 from ..host.media.keyframes import LEAD
 from ..host.sampling import Conditioned
 from .engine import EngineError
@@ -48,6 +49,11 @@ class ChunkInputs:
     noise_seed: int
     anchor: Tensor | None = None
 
+    @property
+    def clock(self) -> FrameGrid:
+        """How many frames latent frames are; the rate does not matter here."""
+        return of_vae(self.vae).latents.grid(1.0)
+
     def keyframe_latents(self) -> list[Tensor]:
         """The keyframes' latents, each [1, C, 1, h, w] fp32 in LATENT space."""
         return [self._latent(keyframe) for keyframe in self.keyframes]
@@ -63,11 +69,11 @@ class ChunkInputs:
             return None
         known = min(OVERLAP, history.shape[1])
         tail = self.vae.decode(self.latent_format.process_out(history[None, :, -(known + LEAD) :]))[0].float().cpu()
-        return tail[-(1 + self.vae.temporal_compression_decode() * (known - 1)) :]
+        return tail[-self.clock.frames(known) :]
 
     def overlap(self, pictures: Tensor | None) -> int:
         """Latent frames that pictures at a clip's beginning are encoded as."""
-        return 0 if pictures is None else 1 + (len(pictures) - 1) // self.vae.temporal_compression_decode()
+        return 0 if pictures is None else self.clock.latent_frames(len(pictures))
 
     def _latent(self, keyframe: Keyframe) -> Tensor:
         latent: Tensor = self.latent_format.process_out(keyframe.latent[None].float())

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..film.reel.reel import Reel, ReelLayout
 from ..film.reel.takes import FrameGrid, ShotPlan
 from ..film.storyboard.shot import Shot
-from ..host.media.streaming_vae import encode_clip, wan_vae_version
+from ..host.families import Family, of, of_vae
 from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
 from ..host.progress import Previewer, Progress, film_previewer
 
@@ -116,15 +116,19 @@ class EngineBase(ABC):
         return 0
 
     @property
+    def family(self) -> Family:
+        """What the models' family differs in."""
+        return of_vae(self.vae)
+
+    @property
     def clock(self) -> FrameGrid:
         """How this engine counts time."""
-        return FrameGrid(self.fps, self.vae.temporal_compression_decode(), self.block, self.lead)
+        return self.family.latents.grid(self.fps, self.block, self.lead)
 
     @property
     def cell(self) -> int:
         """Pixels to a side of one token: width and height are multiples of it."""
-        patch = self.models[0].model.diffusion_model.patch_size
-        return int(self.vae.spacial_compression_encode() * max(patch[1:]))
+        return self.family.cell(self.models[0])
 
     @property
     def latent_format(self) -> LatentFormat:
@@ -133,8 +137,7 @@ class EngineBase(ABC):
 
     def latent_shape(self, frames: int) -> tuple[int, int, int, int, int]:
         """[1, C, frames, h, w] of so many latent frames of the film."""
-        compression = self.vae.spacial_compression_encode()
-        return 1, self.vae.latent_channels, frames, self.height // compression, self.width // compression
+        return self.family.latents.shape(frames, self.width, self.height)
 
     def get_models(self) -> list[ModelPatcher]:
         """ComfyUI asks this of values that hold models, so that it does not unload them in the middle of a film."""
@@ -142,13 +145,15 @@ class EngineBase(ABC):
 
     def layout(self) -> ReelLayout:
         """What a reel must have in common with this engine to be continued by it."""
+        latents = self.family.latents
         return ReelLayout(
             fps=self.fps,
             width=self.width,
             height=self.height,
-            latent_channels=self.vae.latent_channels,
-            spatial_compression=self.vae.spacial_compression_encode(),
-            temporal_compression=self.clock.compression,
+            latent_channels=latents.channels,
+            spatial_compression=latents.spatial,
+            temporal_compression=latents.temporal,
+            family=latents.family,
             model=self.fingerprints["model"],
             vae=self.fingerprints["vae"],
             engine=self._memory_layout(),
@@ -199,15 +204,8 @@ class EngineBase(ABC):
 
         Raises UnsupportedVaeError or EngineError, ValueErrors of one sentence.
         """
-        wan_vae_version(self.vae)
         for model in self.models:
-            channels = model.model.latent_format.latent_channels
-            if self.vae.latent_channels != channels:
-                fitting = "wan2.2_vae.safetensors" if channels == 48 else "wan_2.1_vae.safetensors"
-                raise EngineError(
-                    f"The model's latents have {channels} channels and the VAE's {self.vae.latent_channels}: "
-                    f"load {fitting} with this model."
-                )
+            of(model, self.vae)
         for name, pixels in (("width", self.width), ("height", self.height)):
             if pixels < self.cell or pixels % self.cell:
                 near = max(1, round(pixels / self.cell)) * self.cell
@@ -237,12 +235,12 @@ class EngineBase(ABC):
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Frames [n, H, W, 3] in 0..1 of any size as latents [1, C, T, h, w] of this film."""
-        return encode_clip(self.vae, frames, self.width, self.height)
+        return self.family.encode(frames, self.width, self.height)
 
     def encode_prompt(self, text: str) -> list[Any]:
         """A prompt as ComfyUI's CONDITIONING. Raises EngineError for a text encoder of another model."""
         conditioning: list[Any] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-        given, wanted = conditioning[0][0].shape[-1], self.models[0].model.diffusion_model.text_dim
+        given, wanted = conditioning[0][0].shape[-1], self.family.text_width(self.models[0])
         if given != wanted:
             raise EngineError(
                 f"The text encoder gives {given} numbers a word and the model reads {wanted}: "

@@ -40,7 +40,6 @@ from ..film.storyboard.shot import Shot
 from ..host.adapters.first_frame import expert_on
 from ..host.files.paths import spill_folder
 from ..host.files.pictures import PLATE, load_cut_out, load_picture
-from ..host.media.streaming_vae import StreamingDecoder
 from ..host.progress import Progress
 from ..host.sampling import Stage, stages_by_boundary
 from ..host.wan.first_frame import kind_of, sample_clip, start_from
@@ -257,5 +256,5 @@ class FirstFrameEngine(EngineBase):
             count = LEADS[self.transition]
             return Cut(count, "fixed", 0.0, (), f"Dropped the first {count} frames without looking at them.")
         needed = self.clock.latent_frames(LATEST_CUT + LOOK_AHEAD)
-        frames = torch.cat(list(StreamingDecoder(self.vae).decode(latents[:, :, :needed])))
+        frames = torch.cat(list(self.family.decoder().decode(latents[:, :, :needed])))
         return find_cut(frames, first_frame, min(LATEST_CUT, self.clock.frames(latents.shape[2]) - 1))

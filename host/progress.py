@@ -21,7 +21,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
-from .media.streaming_vae import StreamingDecoder
+from .families import of_vae
 
 Previewer = Callable[[Tensor], Image.Image]
 """Latents [1, C, t, h, w] in LATENT space to a picture of their last frame."""
@@ -164,7 +164,7 @@ def film_previewer(model: ModelPatcher, vae: VAE | None = None) -> Previewer:
     if vae is not None and vae.model_size() < _TINY_VAE_BYTES:
 
         def decode(latents: Tensor) -> Image.Image:
-            return _picture(next(StreamingDecoder(vae).decode(latents[:, :, -1:]))[-1])
+            return _picture(next(of_vae(vae).decoder().decode(latents[:, :, -1:]))[-1])
 
         return decode
 

@@ -11,8 +11,8 @@ from comfy.sd import VAE
 from torch import Tensor
 
 from ...film.dual_cache import ChoicePolicy, Keyframe, choose_keyframes, spread_frames
+from ..families import encode_image, of_vae
 from .embedder import Embedder
-from .streaming_vae import StreamingDecoder, encode_image
 
 __all__ = ["LEAD", "decoded_frame", "picture_keyframes", "shot_keyframes"]
 
@@ -74,6 +74,6 @@ def shot_keyframes(
 
 def decoded_frame(latents: Tensor, vae: VAE, frame: int) -> Tensor:
     """The last picture [H, W, 3] of a latent frame, decoded with the few before it only."""
-    pieces = StreamingDecoder(vae).decode(latents[:, :, max(0, frame - LEAD) : frame + 1])
+    pieces = of_vae(vae).decoder().decode(latents[:, :, max(0, frame - LEAD) : frame + 1])
     last = deque(pieces, maxlen=1)[0]
     return last[-1].float().cpu()

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import comfy.conds
-import comfy.ldm.wan.ar_model
 import comfy.ldm.wan.model
 import comfy.patcher_extension
 import torch
@@ -25,15 +24,15 @@ from torch import Tensor
 
 from ...film.dual_cache import CacheError, LayoutProfile, Payload, check_profile
 from ...film.dual_cache.payload import Segment
+from ..families.wan import MASK_CHANNELS, is_plain
+from ..memory_graph import outside_memory_graph
 
-__all__ = ["PLAIN", "check_model", "install", "installed_profile", "told", "with_payload"]
+__all__ = ["check_model", "install", "installed_profile", "told", "with_payload"]
 
 _KEY = "longreel_cache"
 _WRAPPERS = comfy.patcher_extension.WrappersMP
 # Wan's embedding of time counts noise levels in thousandths.
 _TIMESTEPS = 1000
-# An image-to-video Wan says which frames are known in so many channels, before those of the frames themselves.
-_MASK = 4
 _WINDOWS = (
     "Context windows would glue the remembered frames to the start of each window: "
     "remove the context window node and film in chunks."
@@ -42,9 +41,6 @@ _GRIDS = (
     "Another node changes the self-attention and takes all tokens for a grid of frames: "
     "remove it (Enhance-A-Video, MultiTalk, radial and other sparse attention)."
 )
-
-PLAIN = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
-"""Wan's networks without inputs beside text, latents and pictures."""
 
 Options = dict[str, Any]
 Block = Callable[[Options, Options], Options]
@@ -104,7 +100,7 @@ def check_model(model: ModelPatcher, profile: LayoutProfile) -> None:
             "A VACE model adds to its tokens one by one and cannot take more of them: "
             "choose the vace backend, or load a plain Wan model."
         )
-    if type(dit) not in PLAIN:
+    if not is_plain(model):
         raise CacheError(
             f"{type(model.model).__name__} ({type(dit).__name__}) cannot take cache tokens: load a plain Wan model."
         )
@@ -120,7 +116,7 @@ def check_model(model: ModelPatcher, profile: LayoutProfile) -> None:
         raise CacheError(_GRIDS)
     latent = model.model.latent_format.latent_channels
     extra = dit.patch_embedding.weight.shape[1] - latent
-    if extra and profile.channel_fill == "known" and extra != latent + _MASK:
+    if extra and profile.channel_fill == "known" and extra != latent + MASK_CHANNELS:
         raise CacheError(
             f"The model has {extra} input channels beside the latent's, which are not those of a known frame: "
             "load an image-to-video model, or a profile that fills them with zeros."
@@ -173,7 +169,8 @@ def _attend(
         return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
     dit = executor.class_obj
     payloads = (given,) if isinstance(given, Payload) else given
-    joined = _join(dit, payloads, profile, x, timestep, options)
+    with outside_memory_graph():
+        joined = _join(dit, payloads, profile, x, timestep, options)
     # Options are shared between calls: copied on the three levels that are written to.
     replaced = dict(options.get("patches_replace", {}))
     blocks: dict[Any, Block] = dict(replaced.get("dit", {}))
@@ -248,8 +245,9 @@ class _CacheTokens:
         """
         if self._each is None:
             assert self.modulation is not None
-            each = comfy.ldm.wan.model.repeat_e(vec, torch.empty(1, own, 0)) if vec.shape[1] > 1 else vec
-            self._each = torch.cat([each.expand(-1, own, -1, -1), self.modulation], dim=1)
+            with outside_memory_graph():
+                each = comfy.ldm.wan.model.repeat_e(vec, torch.empty(1, own, 0)) if vec.shape[1] > 1 else vec
+                self._each = torch.cat([each.expand(-1, own, -1, -1), self.modulation], dim=1)
         return self._each
 
 
@@ -258,7 +256,8 @@ def _embed(dit: Any, segment: Segment, profile: LayoutProfile, x: Tensor) -> Ten
     latent = segment.pooled(profile.patch).to(x.device)
     extra = dit.patch_embedding.weight.shape[1] - latent.shape[1]
     if extra and profile.channel_fill == "known":
-        latent = torch.cat([latent, torch.ones_like(latent[:, :1]).expand(-1, _MASK, -1, -1, -1), latent], dim=1)
+        known = torch.ones_like(latent[:, :1]).expand(-1, MASK_CHANNELS, -1, -1, -1)
+        latent = torch.cat([latent, known, latent], dim=1)
     elif extra:
         latent = torch.cat([latent, torch.zeros_like(latent[:, :1]).expand(-1, extra, -1, -1, -1)], dim=1)
     embedded: Tensor = dit.patch_embedding(latent).to(x.dtype)

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import comfy.ldm.wan.ar_model
-import comfy.ldm.wan.model
 import comfy.model_base
 import comfy.model_sampling
 import comfy.patcher_extension
@@ -24,8 +22,10 @@ from comfy.sd import VAE
 from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanImageToVideo
 from torch import Tensor
 
+from ..families import encode_image, of_vae
+from ..families.wan import MASK_CHANNELS, is_plain
 from ..guidance import Cfg
-from ..media.streaming_vae import encode_image
+from ..memory_graph import outside_memory_graph
 from ..sampling import Inputs, Stage, sample, schedule
 from .forward import UnsupportedModelError
 
@@ -50,16 +50,15 @@ def kind_of(model: ModelPatcher) -> Kind:
     """How a model takes its first frame. Raises UnsupportedModelError for one that is no plain Wan model."""
     base = model.model
     dit: Any = getattr(base, "diffusion_model", None)
-    plain = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
     flow = isinstance(base.model_sampling, comfy.model_sampling.CONST)
-    if type(dit) not in plain or dit.ref_conv is not None or not flow:
+    if not is_plain(model) or dit.ref_conv is not None or not flow:
         raise UnsupportedModelError(
             f"{type(base).__name__} does not film from a first frame this way: load a Wan image-to-video model."
         )
     channels, latents = dit.patch_embedding.weight.shape[1], base.latent_format.latent_channels
     if channels == latents:
         return "latent" if isinstance(base, comfy.model_base.WAN22) else "frame"
-    if channels == 2 * latents + 4:  # a mask of four channels, as Wan packs four frames into a latent one
+    if channels == 2 * latents + MASK_CHANNELS:
         return "concat"
     raise UnsupportedModelError(
         f"This Wan model takes {channels} input channels, which are not those of a first frame: load an "
@@ -89,7 +88,8 @@ def start_from(
         latent = Wan22ImageToVideoLatent.execute(vae, width, height, frames, 1, start_image=picture).args[0]
         return Start(kind, positive, negative, latent)
     first = encode_image(vae, picture, width, height)
-    samples = torch.zeros(1, first.shape[1], (frames - 1) // 4 + 1, *first.shape[3:])
+    latents = of_vae(vae).latents
+    samples = torch.zeros(latents.shape(latents.grid(1.0).latent_frames(frames), width, height))
     mask = torch.ones(1, 1, *samples.shape[2:])
     samples[:, :, :1], mask[:, :, :1] = first, 0.0
     return Start(kind, positive, negative, {"samples": samples, "noise_mask": mask})
@@ -133,9 +133,10 @@ def _given_first_frame(model: ModelPatcher, first: Tensor) -> ModelPatcher:
     def tell(
         executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timestep: Tensor, *rest: Any, **named: Any
     ) -> Tensor:
-        x = torch.cat([clean.to(x).expand(x.shape[0], -1, -1, -1, -1), x[:, :, 1:]], dim=2)
-        times = timestep.reshape(-1, 1).repeat(1, x.shape[2])
-        times[:, 0] = 0
+        with outside_memory_graph():
+            x = torch.cat([clean.to(x).expand(x.shape[0], -1, -1, -1, -1), x[:, :, 1:]], dim=2)
+            times = timestep.reshape(-1, 1).repeat(1, x.shape[2])
+            times[:, 0] = 0
         denoised: Tensor = executor(x, times, *rest, **named)
         return denoised
 

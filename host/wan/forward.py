@@ -14,7 +14,6 @@ from typing import Any, cast
 import comfy.ldm.common_dit
 import comfy.ldm.flux.math
 import comfy.ldm.modules.attention
-import comfy.ldm.wan.ar_model
 import comfy.ldm.wan.model
 import comfy.model_base
 import comfy.model_management
@@ -25,6 +24,8 @@ import comfy.quant_ops
 import torch
 
 from ...film.kv_memory import CallKind, KVLayout, KVMemory
+from ..families.wan import is_plain
+from ..memory_graph import outside_memory_graph
 from .attention import Tables, attend, prep_tables, prepare
 
 __all__ = [
@@ -81,8 +82,7 @@ def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
         raise UnsupportedModelError(
             f"{type(base).__name__} is not a Wan model; load a Wan text-to-video model or a causal one made from it."
         )
-    plain = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
-    if type(dit) not in plain or dit.ref_conv is not None:
+    if not is_plain(model) or dit.ref_conv is not None:
         raise UnsupportedModelError(
             f"The Wan variant {type(dit).__name__} needs inputs a causal film does not have; "
             "load a plain Wan text-to-video model."
@@ -135,7 +135,8 @@ def _causal_wrapper(
     if clip_fea is not None or time_dim_concat is not None:
         raise UnsupportedModelError("A causal film takes text conditioning only; remove the image conditioning nodes.")
     state.calls += 1
-    return causal_forward(executor.class_obj, x, timestep, context, state, options)
+    with outside_memory_graph():  # the memory outlives the pass
+        return causal_forward(executor.class_obj, x, timestep, context, state, options)
 
 
 def causal_forward(

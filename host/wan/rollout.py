@@ -249,6 +249,12 @@ class RolloutSampler(comfy.samplers.Sampler):
         if denoise_mask is not None:
             raise RolloutError("A causal film cannot be inpainted; remove the noise mask from the latent.")
         check_model(model_wrap.model_patcher)
+        channels = model_wrap.model_patcher.model.latent_format.latent_channels
+        if noise.shape[1] != channels:
+            raise RolloutError(
+                f"A causal film takes latents of {channels} channels and another node makes them {noise.shape[1]} (a "
+                "joint latent of appearance and motion, for example): remove it, or film with another engine."
+            )
         check_sigmas(sigmas)
         total = self.frames if self.frames is not None else noise.shape[2]
         if total < 1 or total % self.frames_per_block:

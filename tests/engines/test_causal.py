@@ -100,7 +100,7 @@ def test_picture_is_the_first_frame(engine: CausalEngine):
     picture = torch.rand(1, 48, 32, 3, generator=torch.Generator().manual_seed(5))
     shot = parse_shot("seconds: 0.5\nA red ball.")
     reel = engine.film(shot, Reel.empty(engine.layout()), Progress(1), engine.shot_inputs(shot, picture))
-    from longreel.host.media.streaming_vae import encode_image
+    from longreel.host.families import encode_image
 
     assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(engine.vae, picture, 32, 48), atol=1e-4)
 

@@ -16,9 +16,9 @@ from longreel.film.kv_memory.plot import draw_log
 from longreel.film.reel.reel import Reel, ReelError, load_reel, save_reel
 from longreel.film.reel.takes import takes
 from longreel.film.storyboard.text import parse_storyboard
+from longreel.host.families import encode_image
 from longreel.host.media.decode import film_frames, take_picture
 from longreel.host.media.keyframes import LEAD
-from longreel.host.media.streaming_vae import encode_image
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.progress import Progress
 from longreel.host.wan.shot_context import ShotContext

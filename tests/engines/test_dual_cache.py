@@ -168,7 +168,7 @@ def test_references_of_a_shot_are_told_first_and_kept(weaver: CacheGuidedEngine)
 def test_a_picture_to_start_from_is_the_first_frame(weaver: CacheGuidedEngine):
     picture = torch.rand(1, 48, 32, 3, generator=torch.Generator().manual_seed(5))
     reel = from_picture(weaver, "seconds: 1\nA red ball.", picture)
-    from longreel.host.media.streaming_vae import encode_image
+    from longreel.host.families import encode_image
 
     assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(weaver.vae, picture, 32, 48), atol=1e-4)
     assert reel.latents(0).shape[2] == reel.shots[0].latent_frames == 6
@@ -181,7 +181,7 @@ def test_a_pair_goes_on_from_a_picture_and_from_a_take(pair: CacheGuidedEngine):
     reel = from_picture(pair, text, picture)
     assert reel.shots[0].latent_frames == 25
     assert len(reel.shots[0].meta["told"]) == 2, "25 latent frames are two pieces"
-    from longreel.host.media.streaming_vae import encode_image
+    from longreel.host.families import encode_image
 
     assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(pair.vae, picture, 32, 48), atol=1e-4)
     on = "seconds: 1, start: continue, seed: 3\nA red ball jumps."

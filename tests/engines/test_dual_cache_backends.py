@@ -26,7 +26,7 @@ from longreel.engines.engine import EngineError
 from longreel.film.dual_cache import FILMWEAVER, CacheNoise, Keyframe, Picture, StoryCache, push_chunk
 from longreel.film.reel.takes import PromptSchedule, ShotPlan
 from longreel.film.storyboard.shot import TimedPrompt
-from longreel.host.media.streaming_vae import encode_image
+from longreel.host.families import encode_image
 from longreel.host.sampling import Conditioned, SamplerSettings, sample_chunk
 from longreel.host.wan.cache_tokens import install
 

@@ -19,8 +19,8 @@ from longreel.film.dual_cache import FILMWEAVER
 from longreel.film.reel.groups import KeyframeGroup, KVPinsGroup
 from longreel.film.reel.reel import FilmedShot, Reel, ReelError, ReelLayout
 from longreel.film.storyboard.text import parse_shot, parse_storyboard
+from longreel.host.families import encode_clip
 from longreel.host.media.embedder import load_embedder
-from longreel.host.media.streaming_vae import encode_clip
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.sampling import SamplerSettings
 from longreel.host.wan.cache_tokens import install

@@ -24,9 +24,9 @@ from longreel.film.first_frame import Reference, compose
 from longreel.film.reel.project import ProjectStore
 from longreel.film.reel.reel import Reel, load_reel, save_reel
 from longreel.film.storyboard.text import parse_shot, parse_storyboard
+from longreel.host.families import encode_image
 from longreel.host.files.pictures import fingerprint_files
 from longreel.host.media.decode import film_frames
-from longreel.host.media.streaming_vae import encode_image
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.progress import Progress
 from longreel.host.sampling import stages_by_boundary

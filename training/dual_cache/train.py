@@ -331,7 +331,7 @@ def _largest(scenes: Sequence[TrainingScene], profile: LayoutProfile) -> torch.T
 
 def _check(dit: nn.Module, scenes: Sequence[TrainingScene], recipe: WeaverRecipe) -> None:
     """Refuse, before anything is computed, what cannot be trained."""
-    from ...host.wan.cache_tokens import PLAIN
+    from ...host.families.wan import PLAIN
 
     if not scenes:
         raise LoraError("There is nothing to learn from: encode at least one scene.")

@@ -99,7 +99,7 @@ def film(
     """
     import comfy.sample
 
-    from ...host.media.streaming_vae import StreamingDecoder
+    from ...host.families import of_vae
 
     if causal:
         latents = film_latents(models.model, models.clip, prompt, latent_frames, seed, steps=steps)
@@ -120,7 +120,7 @@ def film(
             disable_pbar=True,
             seed=seed,
         )
-    return torch.cat(list(StreamingDecoder(models.vae).decode(latents)))
+    return torch.cat(list(of_vae(models.vae).decoder().decode(latents)))
 
 
 def write_strip(rows: Iterable[torch.Tensor], path: Path) -> None:
@@ -144,7 +144,8 @@ def evaluate_prompts(
     strip: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Share of frames (windows, for the action) read as the prompt says, over `count` held-out one-character prompts.
+    """Share of frames (windows, for the action) read as the prompt says, over `count` held-out one-character
+    prompts.
     """
     rng = random.Random(f"prompts {seed}")
     sums = dict.fromkeys(_READ, 0.0)

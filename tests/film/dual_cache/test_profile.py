@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from longreel.film.dual_cache import FILMWEAVER, METADATA_KEY, Bucket, CacheError, LayoutProfile, check_profile
-from longreel.film.reel.reel import ReelLayout
+from longreel.film.reel.latent_space import LatentSpace
 
 HEIGHT, WIDTH = 60, 104  # 832x480 through an 8x VAE
 
@@ -94,8 +94,8 @@ def test_rates_are_those_of_the_paper():
 
 def test_decoded_length_of_n_chunks():
     """docs/methods/filmweaver.md: 24n - 3 frames."""
-    layout = ReelLayout(24.0, 832, 480, 16, 8, 4, "m", "v", {})
-    assert [layout.decoded_frames(FILMWEAVER.chunk * n) for n in (1, 2, 5)] == [21, 45, 117]
+    clock = LatentSpace("wan", 16, 8, 4).grid(24.0)
+    assert [clock.frames(FILMWEAVER.chunk * n) for n in (1, 2, 5)] == [21, 45, 117]
 
 
 bucket_lists = st.lists(

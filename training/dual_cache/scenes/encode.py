@@ -118,7 +118,7 @@ def encode_scene(
 def _encode_shot(
     frames: torch.Tensor, caption: str, models: SceneModels, width: int, height: int, keyframes: int
 ) -> SceneShot:
-    from ....host.media.streaming_vae import encode_clip
+    from ....host.families import encode_clip
 
     def latents(pictures: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = models.latent_format.process_in(encode_clip(models.vae, pictures, width, height))
