@@ -1,4 +1,4 @@
-"""Keyframes: what a shot is remembered by, and which of its frames become one."""
+"""Keyframes: the frames kept of a shot, and how they are chosen."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Keyframe:
-    """A frame kept to remember a shot by. An immutable value; make one with `Keyframe.of`.
+    """A frame kept of a shot, or a user's picture. An immutable value; make one with `Keyframe.of`.
 
     uid: 16 hex digits of its content and origin, the same whenever the same frame is kept. latent: fp16 [C, 1, h, w] on
     the CPU, encoded alone, in the model's space (after the latent format's process_in). embedding: fp32 [d], CLIP

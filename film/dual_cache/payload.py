@@ -97,7 +97,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Payload:
-    """Segments for one chunk, keyframes first. Their order means nothing to attention.
+    """Segments for one chunk, keyframes first. Their order does not matter to attention.
 
     Equality is identity: samplers compare conditioning at every step, and positive and negative share one payload.
     """
@@ -126,7 +126,7 @@ def build_payload(
     noise: CacheNoise = CacheNoise(),
     noise_seed: int = 0,
 ) -> Payload | None:
-    """What the next chunk is conditioned on; None if that is nothing, and the model then runs as if we were not there.
+    """What the next chunk is conditioned on; None if that is nothing, and the model then runs unchanged.
 
     keyframes: as retrieved, best first. noise_seed: of the temporal cache's noise; keyframes have their own. Raises
     CacheError for more keyframes than the profile has places.

@@ -1,4 +1,4 @@
-"""The layout profile: where cache tokens sit, in time and space, and at what rate. A LoRA holds only for its own.
+"""The layout profile: positions of cache tokens in time and space, and their rates. A LoRA holds only for its own.
 
 Sizes are in latent elements (`height`, `width` of a latent frame) and latent frames. A token's id is (t, h, w) as RoPE
 takes it; fractional and negative ids are meant. Source: docs/methods/filmweaver.md, tokens and positions.

@@ -69,7 +69,7 @@ class CausalPass:
     rows: list[tuple[int, int]] = field(default_factory=list)
 
     def new_prompt(self) -> None:
-        """Forget the keys of the last prompt."""
+        """Drop the keys of the last prompt."""
         self.text = []
         self.memory.forget_text()
 
@@ -319,7 +319,7 @@ def _cache_text(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, state:
 
 
 def mean_text_keys(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, mask_padding: bool) -> torch.Tensor:
-    """What the memory bank is matched with: mean cross-attention keys [layers, heads, head_dim] fp32 of a prompt.
+    """What the memory bank is scored with: mean cross-attention keys [layers, heads, head_dim] fp32 of a prompt.
 
     context: [1, rows, text width] on the model's device, in its dtype; the model must be loaded.
     """

@@ -50,8 +50,8 @@ class RolloutError(ValueError):
 
 @dataclass(frozen=True)
 class Rollout:
-    """latents: the new frames [1, C, T, h, w], fp32, CPU, ComfyUI's LATENT space; memory: what is remembered; log: what
-    each block saw (see film.kv_memory.observe).
+    """latents: the new frames [1, C, T, h, w], fp32, CPU, ComfyUI's LATENT space; memory: the KV memory; log: what each
+    block saw (see film.kv_memory.observe).
     """
 
     latents: torch.Tensor
@@ -183,7 +183,7 @@ class RolloutSampler(comfy.samplers.Sampler):
         return self._memory
 
     def release(self) -> None:
-        """Let go of everything large, for good."""
+        """Release everything large, for good."""
         self._memory = self.saved = self.first_frame = self.noise = self.on_block = None
 
     def prepare(
