@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 import nodes as core_nodes
 
 from .. import tiny_models
-from ..host.media.test_streaming_vae import _vae
+from ..host.families.test_wan import _vae
 
 WIDTH, HEIGHT = 64, 32
 SHOT = "seconds: 0.5, seed: 3\nA red ball stands at the beach."
