@@ -52,11 +52,11 @@ __all__ = ["CacheGuidedEngine"]
 
 @dataclass(frozen=True, eq=False)
 class CacheGuidedEngine(EngineBase):
-    """A way to film: sampled how, told what of the caches.
+    """A way to film: sampled how, conditioned on what of the caches.
 
     models: one, or two that share the steps (high noise, low noise). embedder: of keyframes and prompts, for retrieval.
     backend: how the model reads the caches. negative: prompt of what should not be seen. noise: on the caches; choice:
-    which frames become keyframes; policy: which keyframes a shot is told of.
+    which frames become keyframes; policy: which keyframes condition a shot.
     """
 
     embedder: Embedder
@@ -216,11 +216,11 @@ class CacheGuidedEngine(EngineBase):
             raise EngineError("There is no motion to go on from: film a shot first, with a backend that remembers it.")
         cache = self.remembered(reel)
         before = takes(reel.shots)[-1].shots.start if goes_on else len(reel.shots)
-        told = self.with_history(reel, cache) if goes_on else cache
-        check_history(self.backend, told)
+        given = self.with_history(reel, cache) if goes_on else cache
+        check_history(self.backend, given)
         ranked = self.rank(cache, prompt, before).keyframes
         anchor = reel.shots[before].latents(0, 1) if goes_on else None
-        return self._condition(positive, negative, told, ranked, self.backend.fixed_chunk or frames, seed, anchor)
+        return self._condition(positive, negative, given, ranked, self.backend.fixed_chunk or frames, seed, anchor)
 
     def _condition(
         self,
@@ -232,7 +232,7 @@ class CacheGuidedEngine(EngineBase):
         seed: int,
         anchor: Tensor | None,
     ) -> Conditioned:
-        scene = ChunkInputs(
+        inputs = ChunkInputs(
             positive=positive,
             negative=negative,
             cache=cache,
@@ -245,14 +245,14 @@ class CacheGuidedEngine(EngineBase):
             noise_seed=seed,
             anchor=anchor,
         )
-        return self.backend.condition(scene)
+        return self.backend.condition(inputs)
 
     # Filming
 
     def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
         """Film one shot after those on the reel; see EngineBase. Raises CacheError, too, for another VAE or CLIP."""
         plan = plan_shot(reel.shots, shot, self.clock)
-        # A take is not told of its own keyframes: its frames before are its memory.
+        # A take is not conditioned on its own keyframes: its frames before are its memory.
         first = len(reel.shots) if plan.take_start else takes(reel.shots)[-1].shots.start
         own, cache = self._story(reel)
         picture = inputs.picture
@@ -299,7 +299,7 @@ class CacheGuidedEngine(EngineBase):
         anchor: Tensor | None,
         report: Progress,
     ) -> tuple[list[Tensor], list[list[str]]]:
-        """Latents of each chunk, in LATENT space, and the uids of the keyframes that each was told of."""
+        """Latents of each chunk, in LATENT space, and the uids of the keyframes that conditioned each."""
         pieces = chunks(self.backend, plan)
         prompts = prompt_per_chunk(schedule_prompts(shot, plan, self.clock), pieces)
         for unseen in (prompt for prompt in shot.prompts if prompt not in prompts):
@@ -308,7 +308,7 @@ class CacheGuidedEngine(EngineBase):
         # Counted through the take: a shot that goes on with the same seed must not begin with the same noise.
         noise = SeededNoise(shot.seed, plan.take_latents)
         made: list[Tensor] = []
-        told: list[list[str]] = []
+        shown: list[list[str]] = []
         positive: list[Any] = []
         keyframes: list[Keyframe] = []
         for index, (frames, prompt) in enumerate(zip(pieces, prompts)):
@@ -327,7 +327,7 @@ class CacheGuidedEngine(EngineBase):
             )
             anchor = latents[:, :, :1] if anchor is None else anchor
             made.append(latents)
-            told.append([keyframe.uid for keyframe in keyframes])
+            shown.append([keyframe.uid for keyframe in keyframes])
             cache = push_chunk(cache, self.latent_format.process_in(latents)[0])
             report.block_done(latents)
-        return made, told
+        return made, shown

@@ -1,4 +1,4 @@
-"""What a model is told of the two caches, one way for each kind of weights.
+"""How the two caches condition a model, one way for each kind of weights.
 
 A backend only maps caches to conditioning, number of latent frames and frames to trim; filming is cache_guided.py's.
 Where ComfyUI has a node for the weights, the conditioning is the one that node makes for the same pictures. Source:
@@ -67,19 +67,19 @@ class FilmWeaver:
             check_profile(profile, self.profile)
             check_model(model, profile)
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """The prompt with both caches; keyframes guide apart from the text, the frames before are known to all."""
-        payload = build_payload(scene.cache, scene.keyframes, scene.noise, scene.noise_seed)
-        positive = with_payload(scene.positive, payload)
-        if not scene.keyframes:
-            return Conditioned(positive, with_payload(scene.negative, payload), scene.frames)
-        before = build_payload(scene.cache, (), scene.noise, scene.noise_seed)
+        payload = build_payload(inputs.cache, inputs.keyframes, inputs.noise, inputs.noise_seed)
+        positive = with_payload(inputs.positive, payload)
+        if not inputs.keyframes:
+            return Conditioned(positive, with_payload(inputs.negative, payload), inputs.frames)
+        before = build_payload(inputs.cache, (), inputs.noise, inputs.noise_seed)
         return Conditioned(
             positive=positive,
-            middle=with_payload(scene.positive, before),
-            negative=with_payload(scene.negative, before),
+            middle=with_payload(inputs.positive, before),
+            negative=with_payload(inputs.negative, before),
             text_first=True,
-            frames=scene.frames,
+            frames=inputs.frames,
         )
 
 
@@ -98,14 +98,14 @@ class Bernini:
         """Context latents are read by Wan's own forward pass."""
         check_plain(models, "wan2.2_bernini_r_*")
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """As core's Bernini Conditioning makes it of reference images of the film's size."""
-        context = scene.keyframe_latents()
+        context = inputs.keyframe_latents()
         if not context:
-            return Conditioned(scene.positive, scene.negative, scene.frames)
+            return Conditioned(inputs.positive, inputs.negative, inputs.frames)
         values = {"context_latents": context}
-        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
-        return Conditioned(positive, negative, scene.frames)
+        positive, negative = (conditioning_set_values(text, values) for text in (inputs.positive, inputs.negative))
+        return Conditioned(positive, negative, inputs.frames)
 
 
 @dataclass(frozen=True)
@@ -123,18 +123,18 @@ class Phantom:
         """Time concatenation is read by Wan's own forward pass."""
         check_plain(models, "Phantom-Wan")
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """As core's Wan Phantom Subject To Video makes it of pictures of the film's size."""
-        pictures = scene.keyframe_latents()
+        pictures = inputs.keyframe_latents()
         if not pictures:
-            return Conditioned(scene.positive, scene.negative, scene.frames)
+            return Conditioned(inputs.positive, inputs.negative, inputs.frames)
         subjects = torch.cat(pictures, dim=2)
         nobody = blank_latents(subjects)
         return Conditioned(
-            positive=conditioning_set_values(scene.positive, {"time_dim_concat": subjects}),
-            middle=conditioning_set_values(scene.negative, {"time_dim_concat": subjects}),
-            negative=conditioning_set_values(scene.negative, {"time_dim_concat": nobody}),
-            frames=scene.frames,
+            positive=conditioning_set_values(inputs.positive, {"time_dim_concat": subjects}),
+            middle=conditioning_set_values(inputs.negative, {"time_dim_concat": subjects}),
+            negative=conditioning_set_values(inputs.negative, {"time_dim_concat": nobody}),
+            frames=inputs.frames,
         )
 
 
@@ -153,21 +153,21 @@ class Vace:
         """The control branch must be there."""
         check_vace(models, "wan2.1_vace_14B")
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """As core's Wan Vace To Video makes it; the known frames are sampled again and trimmed."""
-        width, height = scene.size
-        seen = scene.overlap_frames()
-        known = scene.overlap(seen)
-        length = scene.clock.frames(known + scene.frames)
+        width, height = inputs.size
+        overlap = inputs.overlap_frames()
+        known = inputs.overlap(overlap)
+        length = inputs.clock.frames(known + inputs.frames)
         video = masks = None
-        if seen is not None:
+        if overlap is not None:
             video = torch.full((length, height, width, 3), 0.5)
-            video[: seen.shape[0]] = seen
+            video[: overlap.shape[0]] = overlap
             masks = torch.ones(length, height, width)
-            masks[: seen.shape[0]] = 0
-        reference = scene.keyframes[0].picture.image()[None] if scene.keyframes else None
+            masks[: overlap.shape[0]] = 0
+        reference = inputs.keyframes[0].picture.image()[None] if inputs.keyframes else None
         positive, negative, frames, trim = vace_to_video(
-            scene.positive, scene.negative, scene.vae, scene.size, length, video, masks, reference
+            inputs.positive, inputs.negative, inputs.vae, inputs.size, length, video, masks, reference
         )
         return Conditioned(positive, negative, frames, trim=trim + known)
 
@@ -176,8 +176,8 @@ class Vace:
 class StoryMem:
     """Keyframes as memories before the clip, for Wan 2.2 I2V A14B with StoryMem's LoRA pair.
 
-    A cut is told of the memories alone (M2V; MR2V where they are a user's pictures), a picture to start from is the
-    first frame (MI2V), and a take goes on from its last five pictures (MM2V). Source: docs/decisions.md, StoryMem.
+    A cut is conditioned on the memories alone (M2V; MR2V where they are a user's pictures), a picture to start from is
+    the first frame (MI2V), and a take goes on from its last five pictures (MM2V). Source: docs/decisions.md, StoryMem.
     """
 
     name = "storymem"
@@ -191,28 +191,28 @@ class StoryMem:
         """The frame's own input channels must be there."""
         check_image_to_video(models, _IMAGE_TO_VIDEO)
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """Memories, each encoded alone, before what core's Wan Image To Video makes of the known pictures.
 
         The unknown ones are mid-grey, encoded with the known; without any the whole clip is. Memories are known.
         """
-        width, height = scene.size
-        seen = scene.overlap_frames()
-        known = scene.overlap(seen)
-        length = scene.clock.frames(known + scene.frames)
+        width, height = inputs.size
+        overlap = inputs.overlap_frames()
+        known = inputs.overlap(overlap)
+        length = inputs.clock.frames(known + inputs.frames)
         grey = torch.full((1, height, width, 3), 0.5)
-        start = grey if seen is None else seen
-        clip, unknown = image_to_video(scene.positive, scene.vae, scene.size, length, start)
-        if seen is None:
+        start = grey if overlap is None else overlap
+        clip, unknown = image_to_video(inputs.positive, inputs.vae, inputs.size, length, start)
+        if overlap is None:
             unknown = torch.ones_like(unknown)
-        memories = scene.keyframe_latents_in_time()
+        memories = inputs.keyframe_latents_in_time()
         values = {
             "concat_latent_image": torch.cat([*(memory.to(clip) for memory in memories), clip], dim=2),
             "concat_mask": torch.cat([torch.zeros_like(unknown[:, :, :1])] * len(memories) + [unknown], dim=2),
         }
-        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
+        positive, negative = (conditioning_set_values(text, values) for text in (inputs.positive, inputs.negative))
         trim = len(memories) + known
-        return Conditioned(positive, negative, trim + scene.frames, trim=trim)
+        return Conditioned(positive, negative, trim + inputs.frames, trim=trim)
 
 
 @dataclass(frozen=True)
@@ -234,24 +234,24 @@ class Svi:
         """The frame's own input channels must be there."""
         check_image_to_video(models, _IMAGE_TO_VIDEO)
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """Anchor, newest latent frame, zeros of the model's own space; only the anchor is marked as known.
 
         What comes first is the anchor and the newest frame filmed again: both are trimmed.
         """
-        history = scene.cache.history
-        anchor = scene.anchor if scene.anchor is not None else scene.keyframe_latents()[0]
-        told = [scene.latent_format.process_in(anchor)]
+        history = inputs.cache.history
+        anchor = inputs.anchor if inputs.anchor is not None else inputs.keyframe_latents()[0]
+        known = [inputs.latent_format.process_in(anchor)]
         if history is not None and history.shape[1] > 1:
-            told.append(history[None, :, -1:])
-        trim = 0 if history is None else len(told)
-        frames = trim + scene.frames
+            known.append(history[None, :, -1:])
+        trim = 0 if history is None else len(known)
+        frames = trim + inputs.frames
         clip = torch.zeros(1, anchor.shape[1], frames, *anchor.shape[3:])
-        clip[:, :, : len(told)] = torch.cat(told, dim=2)
+        clip[:, :, : len(known)] = torch.cat(known, dim=2)
         unknown = torch.ones(1, 1, frames, *anchor.shape[3:])
         unknown[:, :, :1] = 0
-        values = {"concat_latent_image": scene.latent_format.process_out(clip), "concat_mask": unknown}
-        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
+        values = {"concat_latent_image": inputs.latent_format.process_out(clip), "concat_mask": unknown}
+        positive, negative = (conditioning_set_values(text, values) for text in (inputs.positive, inputs.negative))
         return Conditioned(positive, negative, frames, trim=trim)
 
 

@@ -108,7 +108,7 @@ class Backend(Protocol):
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """Raise a ValueError of one sentence for models it cannot condition."""
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """The conditioning of one chunk."""
 
 
