@@ -21,11 +21,10 @@ from ..film.kv_memory.recall import RetrievedFrame
 from ..film.kv_memory.shots import shotstream_sigmas
 from ..film.kv_memory.snapshot import check as check_snapshot
 from ..film.reel.groups import KVLogGroup, KVMemoryGroup
-from ..film.reel.reel import FilmedShot, Reel, ReelError, check_layout
+from ..film.reel.reel import Reel, ReelError, check_layout
 from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts
 from ..film.storyboard.shot import Shot
 from ..host.families import encode_image
-from ..host.files.paths import spill_folder
 from ..host.files.pictures import load_picture
 from ..host.progress import Progress
 from ..host.sampling import schedule
@@ -159,18 +158,15 @@ class CausalEngine(EngineBase):
             callback=lambda step, *_: report.step() if step >= passes else None,
             shown=shown,
         )
-        filmed = FilmedShot.store(
+        return self._filmed(
+            reel,
             shot,
+            plan,
+            inputs,
             rollout.latents[:, :, again:],
-            previous=reel.fingerprint,
-            settings=self.settings(inputs.picture),
-            take_start=plan.take_start,
-            frames=plan.frames,
-            tensors={KVMemoryGroup.NAME: rollout.memory.tensors},
+            tensors={KVMemoryGroup.NAME: dict(rollout.memory.tensors)},
             meta={KVMemoryGroup.NAME: rollout.memory.meta, KVLogGroup.NAME: rollout.log[again // self.block :]},
-            folder=spill_folder(),
         )
-        return reel.append(filmed)
 
     def _last_block(self, reel: Reel) -> Tensor:
         """The newest block of the last take, to go on from where no KV memory is left of it: it is filmed again.

@@ -32,10 +32,9 @@ from ..film.dual_cache import (
     set_temporal,
 )
 from ..film.reel.groups import ShownKeyframesGroup
-from ..film.reel.reel import FilmedShot, Reel, check_layout
+from ..film.reel.reel import Reel, check_layout
 from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts, takes
 from ..film.storyboard.shot import Shot
-from ..host.files.paths import spill_folder
 from ..host.files.pictures import cover, load_picture
 from ..host.media.embedder import Embedder
 from ..host.media.keyframes import LEAD, picture_keyframes, shot_keyframes
@@ -276,18 +275,8 @@ class CacheGuidedEngine(EngineBase):
         latents = torch.cat([*start, *made], dim=2)[:, :, : plan.latent_frames]
         after = inject(clear_temporal(cache), self._keyframes(reel, latents, plan.take_start, len(reel.shots)))
         tensors, meta = new_group(reel, own, after)
-        filmed = FilmedShot.store(
-            shot,
-            latents,
-            previous=reel.fingerprint,
-            settings=self.settings(picture),
-            take_start=plan.take_start,
-            frames=plan.frames,
-            tensors=tensors,
-            meta={**meta, ShownKeyframesGroup.NAME: shown},
-            folder=spill_folder(),
-        )
-        return reel.append(filmed)
+        shown_group = {ShownKeyframesGroup.NAME: shown}
+        return self._filmed(reel, shot, plan, inputs, latents, tensors=tensors, meta={**meta, **shown_group})
 
     def _film_chunks(
         self,

@@ -7,7 +7,7 @@ look, which shots it refuses, and `film`. Nodes and filming.py know only the pro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
@@ -17,14 +17,16 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import Tensor
 
-from ..film.reel.reel import Reel, ReelLayout
+from ..film.reel.groups import GroupTensors
+from ..film.reel.reel import FilmedShot, Reel, ReelLayout
 from ..film.reel.takes import FrameGrid, ShotPlan
 from ..film.storyboard.shot import Shot
 from ..host.families import Family, of, of_vae
+from ..host.files.paths import spill_folder
 from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
 from ..host.progress import Previewer, Progress, film_previewer
 
-__all__ = ["Capabilities", "EditKind", "Engine", "EngineBase", "EngineError"]
+__all__ = ["Capabilities", "EditKind", "Engine", "EngineBase", "EngineError", "ShotInputs"]
 
 EditKind = Literal["kv_bank", "keyframes"]
 """What a person can edit of what an engine remembers: frames of a KV memory bank, keyframes of a shot cache."""
@@ -232,6 +234,33 @@ class EngineBase(ABC):
         temporary file. Raises TakeError, EngineError, ReelError for a file that is gone, and ComfyUI's
         InterruptProcessingException.
         """
+
+    def _filmed(
+        self,
+        reel: Reel,
+        shot: Shot,
+        plan: ShotPlan,
+        inputs: ShotInputs,
+        latents: Tensor,
+        *,
+        frames: int | None = None,
+        tensors: GroupTensors | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Reel:
+        """The reel with the shot on it, its latents and groups in a temporary file. frames: if not as planned."""
+        filmed = FilmedShot.store(
+            shot,
+            latents,
+            previous=reel.fingerprint,
+            settings=self.settings(inputs.picture),
+            take_start=plan.take_start,
+            frames=plan.frames if frames is None else frames,
+            tensors=tensors,
+            meta=meta,
+            folder=spill_folder(),
+            family=self.family.latents.family,
+        )
+        return reel.append(filmed)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Frames [n, H, W, 3] in 0..1 of any size as latents [1, C, T, h, w] of this film."""

@@ -34,11 +34,10 @@ from ..film.first_frame import (
     find_cut,
 )
 from ..film.reel.groups import TransitionGroup
-from ..film.reel.reel import FilmedShot, Reel
+from ..film.reel.reel import Reel
 from ..film.reel.takes import ShotPlan, plan_shot
 from ..film.storyboard.shot import Shot
 from ..host.adapters.first_frame import expert_on
-from ..host.files.paths import spill_folder
 from ..host.files.pictures import PLATE, load_cut_out, load_picture
 from ..host.progress import Progress
 from ..host.sampling import Stage, stages_by_boundary
@@ -238,17 +237,15 @@ class FirstFrameEngine(EngineBase):
         )
         cut = self._cut(latents, first_frame)
         logging.info("Longreel: %s", cut.message)
-        filmed = FilmedShot.store(
+        return self._filmed(
+            reel,
             shot,
+            plan,
+            inputs,
             latents,
-            previous=reel.fingerprint,
-            settings=self.settings(first_frame),
-            take_start=True,
             frames=min(plan.frames, self.clock.frames(plan.latent_frames) - cut.index),
             meta={TransitionGroup.NAME: {"lead": cut.index, "status": cut.status, "message": cut.message}},
-            folder=spill_folder(),
         )
-        return reel.append(filmed)
 
     def _cut(self, latents: Tensor, first_frame: Tensor) -> Cut:
         """Where the shot begins in what was filmed."""

@@ -300,7 +300,7 @@ def test_a_cast_is_loaded_and_composed_once(pair: FirstFrameEngine, monkeypatch:
 
     def count(name: str) -> None:
         real = getattr(first_frame, name)
-        monkeypatch.setattr(first_frame, name, lambda *args: counted.append(name) or real(*args))
+        monkeypatch.setattr(first_frame, name, lambda *args, **named: counted.append(name) or real(*args, **named))
 
     for name in ("load_cut_out", "load_picture", "compose", "build_prompt"):
         count(name)
