@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..film.reel.groups import KVPinsGroup, groups_until
 from ..film.reel.reel import FilmedShot, Reel, ReelError, check_layout
-from ..film.reel.takes import FrameGrid, takes
+from ..film.reel.takes import takes
 from ..film.storyboard.shot import Shot, TimedPrompt
 from ..host.files.paths import spill_folder
 from ..host.model_fingerprint import fingerprint_image
@@ -27,8 +27,8 @@ def begin_with_clip(engine: Engine, reel: Reel, frames: Tensor, prompt: str) -> 
     Only whole latents are kept, 1 + k compression frames, the last ones: the film goes on from the last. Raises
     ReelError for a reel that the engine cannot go on with.
     """
-    check_layout(reel, engine.layout())
-    clock = engine.clock
+    layout, clock = engine.layout(), engine.clock
+    check_layout(reel, layout)
     latent_frames = 1 + (len(frames) - 1) // clock.compression
     kept = frames[len(frames) - clock.frames(latent_frames) :]
     filmed = FilmedShot.store(
@@ -39,8 +39,9 @@ def begin_with_clip(engine: Engine, reel: Reel, frames: Tensor, prompt: str) -> 
         take_start=True,
         frames=len(kept),
         folder=spill_folder(),
+        family=layout.family,
     )
-    return reel.append(filmed)
+    return replace(reel, layout=reel.layout.joined(layout)).append(filmed)
 
 
 def extend_shot(engine: Engine, reel: Reel, number: int, shot: Shot, keep_rest: bool) -> Reel:
@@ -95,7 +96,7 @@ def fork(reel: Reel, number: int, seconds: float = 0.0) -> Reel:
     if not seconds or not number:
         return reel.branch(number)
     filmed, before = reel.shots[number - 1], reel.branch(number - 1)
-    clock = FrameGrid(reel.layout.fps, reel.layout.temporal_compression, 1)
+    clock = reel.latent_space(number - 1).grid(reel.layout.fps)
     frames = max(1, round(seconds * reel.layout.fps))
     if frames >= filmed.frames:
         return reel.branch(number)
@@ -115,6 +116,7 @@ def fork(reel: Reel, number: int, seconds: float = 0.0) -> Reel:
         tensors=tensors,
         meta=meta,
         folder=spill_folder(),
+        family=filmed.family,
     )
     return before.append(cut)
 

@@ -75,6 +75,8 @@ def prepare(
     previous = reel.fingerprint
     for number, shot in enumerate(shots, start=len(reel.shots) + 1):
         try:
+            if not planned:
+                _check_start(engine, reel, shot)
             inputs = engine.shot_inputs(shot, None if planned else picture)
         except ValueError as error:
             raise EngineError(f"Shot {number}: {error}") from error
@@ -139,6 +141,16 @@ def film_shot(
     if place.shot == place.shots:
         report.finish("\n".join(filter(None, (note, longer.describe()))))
     return longer
+
+
+def _check_start(engine: Engine, reel: Reel, shot: Shot) -> None:
+    """Raises EngineError for a shot that goes on from latents of another family: between families go pictures alone."""
+    before = reel.last_shot
+    if shot.start != "cut" and before is not None and before.family != engine.layout().family:
+        raise EngineError(
+            "The shot before was filmed by a model of another family, so this one cannot go on from its latents: start "
+            "with a cut, and give it the last frame as start image."
+        )
 
 
 def _opened(engine: Engine, reel: Reel | None) -> Reel:

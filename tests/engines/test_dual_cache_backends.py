@@ -29,6 +29,7 @@ from longreel.film.storyboard.shot import TimedPrompt
 from longreel.host.families import encode_image
 from longreel.host.sampling import Conditioned, SamplerSettings, sample_chunk
 from longreel.host.wan.cache_tokens import install
+from longreel.host.wan.forward import UnsupportedModelError
 
 from .. import tiny_models
 
@@ -222,9 +223,9 @@ def test_svi_is_anchor_and_newest_latent_before_zeros(vae, image_to_video, histo
 @pytest.mark.parametrize("backend", [StoryMem(), Svi()])
 def test_image_to_video_is_asked_for(backend: Backend, image_to_video):
     backend.check([image_to_video, image_to_video])
-    with pytest.raises(EngineError, match="needs an image-to-video model: load wan"):
+    with pytest.raises(UnsupportedModelError, match="needs an image-to-video model: load wan"):
         backend.check([image_to_video, wan()])
-    with pytest.raises(EngineError, match="cannot film with VaceWanModel"):
+    with pytest.raises(UnsupportedModelError, match="cannot film with VaceWanModel"):
         backend.check([wan(vace=True)])
     with pytest.raises(EngineError, match="films from pictures and there are none yet"):
         check_history(backend, StoryCache("v", 16, 6, 4))
