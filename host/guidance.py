@@ -159,7 +159,7 @@ class Guidance:
     passes: ClassVar[tuple[str, ...]] = ()
 
     def at(self, step: Step) -> Formula:
-        """What it asks for in a call."""
+        """The formula of a call."""
         raise NotImplementedError
 
     def derive(self, conds: Conds) -> Conds:

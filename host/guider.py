@@ -34,7 +34,7 @@ class Guider(CFGGuider):
         self.set_cfg(next((part.cfg for part in parts if isinstance(part, (Cfg, DualCfg))), 1.0))
         self.inner_set_conds(
             {
-                # What core's own guiders say of passes beyond the two that it knows.
+                # What core's own guiders report of passes beyond the two that it has.
                 name: cond if name in Cfg.passes else conditioning_set_values(cond, {"prompt_type": "negative"})
                 for name, cond in conds.items()
             }
@@ -87,7 +87,8 @@ def _guide(
     model_options: dict[str, Any],
     seed: int | None,
 ) -> Tensor:
-    """PREDICT_NOISE wrapper. Where nobody else predicts, all passes run in one batch; else theirs is the base."""
+    """PREDICT_NOISE wrapper. Where no other guider predicts, all passes run in one batch; else its result is the base.
+    """
     guider = executor.class_obj
     own: tuple[Guidance, ...] | None = None
     if isinstance(guider, Guider):
@@ -111,7 +112,7 @@ def _predict(
 ) -> Tensor:
     """The guided prediction: where all parts, and the hooks of other packs, chain.
 
-    guided: what somebody else's guider predicted; it is the base where no part has one.
+    guided: the prediction of another guider; it is the base where no part has one.
     """
     step = Step.of(model, x, timestep, options["transformer_options"]["sample_sigmas"])
     formula = formula_of(parts, step)

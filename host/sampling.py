@@ -140,9 +140,9 @@ class SamplerSettings:
 class Conditioned:
     """What a chunk is sampled with, as ComfyUI's CONDITIONING.
 
-    middle: where text and pictures guide apart, what is reached from the negative by the one of them that guides
-    first: the negative text with the pictures, or with ``text_first`` the prompt without them. frames: latent frames
-    to sample; trim: leading ones to cut off afterwards.
+    middle: where text and pictures guide apart, what is reached from the negative by the one of them that guides first:
+    the negative text with the pictures, or with `text_first` the prompt without them. frames: latent frames to sample;
+    trim: leading ones to cut off afterwards.
     """
 
     positive: list[Any]

@@ -101,7 +101,7 @@ def build_prompt(
 ) -> FirstFramePrompt:
     """Trigger + " " + caption.
 
-    action: what happens, in the person's words; triggers in it, in any spacing or case, are taken out first, so that
+    action: what happens, in the user's words; triggers in it, in any spacing or case, are taken out first, so that
     building twice changes nothing. references, in order: a description the text does not hold yet is added as a
     sentence, and so is a name. scene, camera, style: added as sentences unless they are there. trigger: of another
     LoRA. Raises FirstFrameError if there is neither an action nor anything to describe, or no trigger.

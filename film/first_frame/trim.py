@@ -75,7 +75,7 @@ class Cut:
     index: first frame of the content. status: "found"; "no cut" = the collage never goes, index is the fixed rule's;
     "no collage" = the clip does not begin with it, index 0; "fixed" = nothing was looked for. leak: largest trace of
     the collage after the cut, 0..1. traces: the collage's share of each frame looked at, about 1 for the collage itself
-    and 0 for content (to plot; empty if none were taken). message: a sentence for the person.
+    and 0 for content (to plot; empty if none were taken). message: a sentence for the user.
     """
 
     index: int

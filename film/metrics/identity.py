@@ -101,7 +101,7 @@ def looks_of(
 
 def missing_spans(seen: Sequence[bool], times: Sequence[float], seconds: float) -> tuple[tuple[float, float], ...]:
     """Stretches without it: each begins with the first frame looked at that lacks it, or the video, and ends where it
-    is next seen, or with the video.
+    is next detected, or with the video.
     """
     spans: list[tuple[float, float]] = []
     begun: float | None = None

@@ -94,7 +94,7 @@ class KVLogGroup(Group):
 
 
 class KVPinsGroup(Group):
-    """Latent frames of the bank that a person pinned and banned, on an edit; no tensors.
+    """Latent frames of the bank that the user pinned and banned, on an edit; no tensors.
 
     Reels of before there were edits carry it on the shot whose memory it changes.
     """
@@ -161,7 +161,7 @@ class TransitionGroup(Group):
 
     @property
     def lead(self) -> int:
-        """Frames at the beginning of the take that are not shown."""
+        """Frames at the beginning of the take that are trimmed."""
         return int(self.meta.get("lead", 0))
 
 

@@ -50,7 +50,7 @@ class ReelLayout:
         return LatentSpace(self.family, self.latent_channels, self.spatial_compression, self.temporal_compression)
 
     def of_family(self, family: str) -> ReelLayout | None:
-        """This layout as engines of that family see it; None where nothing of theirs is on the reel."""
+        """The part of this layout for engines of that family; None where nothing of theirs is on the reel."""
         if family == self.family:
             return self
         return replace(self, family=family, **self.others[family]) if family in self.others else None

@@ -223,7 +223,7 @@ class Reel:
         return torch.cat(pieces, dim=2) if pieces else None
 
     def describe(self) -> str:
-        """One line for a person: shots, length, frame size, size on disk."""
+        """One line for the user: shots, length, frame size, size on disk."""
         shots = "1 shot" if len(self.shots) == 1 else f"{len(self.shots)} shots"
         layout = self.layout
         return (
@@ -233,7 +233,7 @@ class Reel:
 
 
 def human_size(nbytes: int) -> str:
-    """Bytes as a person reads them: 999 B, 1.5 kB, 4.2 GB (powers of 1000)."""
+    """Bytes as text: 999 B, 1.5 kB, 4.2 GB (powers of 1000)."""
     if nbytes < 1000:
         return f"{nbytes} B"
     size = float(nbytes)

@@ -72,7 +72,8 @@ def _seed(cell: str) -> int:
 
 def from_fountain(text: str) -> Storyboard:
     """A storyboard from a screenplay: each scene is a shot of the usual length, its prompt the place of the heading and
-    the action; what somebody says is told as such. Title page, notes, sections and transitions are passed over.
+    the action; dialogue becomes a sentence that says who speaks. Title page, notes, sections and transitions are passed
+    over.
 
     Raises StoryboardError for a text without a scene.
     """

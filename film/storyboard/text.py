@@ -1,4 +1,4 @@
-"""Storyboards: what a person writes, and the value it stands for.
+"""Storyboards: the text a user writes, and its value.
 
 A storyboard is plain text. Shots are separated by a line `---`; a shot may begin with settings; the rest is its prompt,
 and a line that begins with a time changes the prompt inside the shot:

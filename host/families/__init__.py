@@ -1,4 +1,4 @@
-"""Model families: the only place that knows which models there are.
+"""Model families: the only place that names models.
 
 Engines, nodes and everything else that films, previews, decodes and edits ask a `Family` for what differs. A new one is
 a file here and a line in `FAMILIES`.

@@ -1,4 +1,4 @@
-"""What the pack asks of a model family: how pixels become latents and latents pixels, and the sizes that differ."""
+"""The interface of a model family: encoding to latents, decoding to pixels, and the sizes that differ."""
 
 from __future__ import annotations
 

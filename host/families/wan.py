@@ -1,6 +1,6 @@
 """Wan: its sizes, and its VAE used as a stream: latents in blocks of any size, frames out chunk by chunk.
 
-ComfyUI's `VAE.decode` keeps the decoder's feature cache (the last two time steps seen by every causal convolution)
+ComfyUI's `VAE.decode` keeps the decoder's feature cache (the last two time steps of every causal convolution's input)
 only for the length of one call, so a film decoded in pieces would flicker at every seam. `StreamingDecoder` keeps the
 cache between calls. The frames are those of one `VAE.decode` over the whole take, and memory does not grow with the
 take's length.
@@ -119,17 +119,11 @@ class StreamingDecoder:
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Decode the next block of the take.
 
-        Args:
-            latents: [1, C, T, h, w], T >= 1, in the space of ComfyUI's LATENT type (what `VAE.decode` takes).
-
-        Yields:
-            [t, H, W, channels] in 0..1 on the VAE's output device, t = 1, 4 or 8. Only one chunk is alive at a time
-            unless the caller keeps more. The block is decoded as it is consumed.
-
-        Raises:
-            ValueError: latents of another shape than this VAE takes.
-            RuntimeError: an earlier chunk of this take failed.
-            comfy.model_management.InterruptProcessingException: checked before every chunk.
+        latents: [1, C, T, h, w], T >= 1, in the space of ComfyUI's LATENT type (what `VAE.decode` takes). Yields [t, H,
+        W, channels] in 0..1 on the VAE's output device, t = 1, 4 or 8. Only one chunk is alive at a time unless the
+        caller keeps more. The block is decoded as it is consumed. Raises ValueError: latents of another shape than this
+        VAE takes; RuntimeError: an earlier chunk of this take failed;
+        comfy.model_management.InterruptProcessingException: checked before every chunk.
         """
         channels = self._vae.latent_channels
         if latents.ndim != 5 or latents.shape[0] != 1 or latents.shape[1] != channels:
@@ -187,10 +181,10 @@ class StreamingDecoder:
         return vae.process_output(pixels).movedim(0, -1)
 
     def _run_21(self, z: Tensor, cache: list[Tensor | str | None]) -> Tensor:
-        # The decoder caches the last two frames *of the chunk*. It is only ever meant to see one frame at the start or
-        # at the very end, so after a one-frame chunk the layers that run at the latent frame rate remember one frame
-        # and would put zeros before it. Give them back the frame before. They are the layers at the latents' size: the
-        # first upsampling is both temporal and spatial.
+        # The decoder caches the last two frames *of the chunk*. It is only meant for one frame at the start or at the
+        # very end, so after a one-frame chunk the layers that run at the latent frame rate cache one frame and would
+        # put zeros before it. Give them back the frame before. They are the layers at the latents' size: the first
+        # upsampling is both temporal and spatial.
         earlier: dict[int, Tensor] = {}
         if z.shape[2] == 1:
             earlier = {

@@ -24,7 +24,7 @@ def film_frames(reel: Reel, vae: VAE | Sequence[VAE], start: int = 0, stop: int 
 
     vae: the reel's, or those of all families that filmed it, in any order. Yields [t, H, W, 3] in 0..1, t up to 8, or
     32 where a family decodes at once, on the VAE's output device. A take is decoded from its first frame on, also where
-    only its end is asked for, as the VAE remembers what came before.
+    only its end is needed, as the VAE's feature cache depends on what came before.
 
     Raises UnsupportedVaeError, ReelError for a shot whose file is gone or whose VAE is not there, ValueError for
     latents of another VAE, and ComfyUI's InterruptProcessingException.
@@ -51,8 +51,8 @@ def decoding_steps(reel: Reel, vae: VAE | Sequence[VAE], start: int = 0, stop: i
 def take_picture(reel: Reel, vae: VAE | Sequence[VAE], take: Take, frame: int) -> tuple[Tensor, int]:
     """A frame that a take shows, decoded with the few latent frames before it only, and the latent frame it is of.
 
-    frame: from the first that is shown. Returns [1, H, W, 3] in 0..1 on the CPU, and the latent frame of the take.
-    Raises as film_frames.
+    frame: from the first that is not trimmed. Returns [1, H, W, 3] in 0..1 on the CPU, and the latent frame of the
+    take. Raises as film_frames.
     """
     compression, frame = reel.latent_space(take.shots.start).temporal, take.lead + frame
     latent = _needed(reel, take, frame + 1) - 1

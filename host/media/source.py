@@ -1,4 +1,4 @@
-"""Footage: a reel, a video file or a batch of pictures as one thing that streams, as often as it is asked to."""
+"""Footage: a reel, a video file or a batch of pictures as one stream that can be read repeatedly."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A clip from its first frame, by any Wan model that takes one, exactly as core's own nodes and KSampler make it.
 
 Three kinds of model do. "concat": 36 input channels, the picture's latents and a mask beside the noise (Wan 2.1 I2V,
-each expert of Wan 2.2 I2V A14B). "latent": the picture is the first latent frame, clean, and the model is told so (Wan
-2.2 TI2V 5B). "frame": a text-to-video model trained to be given clean frames, each with a noise level of its own (the
-causal models, the miniature); core has no node for it, so a wrapper tells the model noise level 0 for the first frame.
+each expert of Wan 2.2 I2V A14B). "latent": the picture is the first latent frame, clean, at timestep 0 (Wan 2.2 TI2V
+5B). "frame": a text-to-video model trained to be given clean frames, each with a noise level of its own (the causal
+models, the miniature); core has no node for it, so a wrapper sets noise level 0 for the first frame.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def sample_clip(
 
 
 def _given_first_frame(model: ModelPatcher, first: Tensor) -> ModelPatcher:
-    """A clone of the model that is told, in every call, this clean first latent frame and its noise level 0."""
+    """A clone of the model whose first latent frame is this clean one, at noise level 0, in every call."""
     clean = model.model.process_latent_in(first)
 
     def tell(

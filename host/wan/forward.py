@@ -51,11 +51,11 @@ class UnsupportedModelError(ValueError):
 class CausalPass:
     """What a forward pass needs beyond its usual inputs; one object serves a whole rollout.
 
-    memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean and
-    are told timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current
-    prompt per layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it;
-    turns: radians added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the prompt
-    that each frame of it reads (the first, and how many), all where empty.
+    memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean, at
+    timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current prompt per
+    layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it; turns: radians
+    added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the prompt that each frame
+    of it reads (the first, and how many), all where empty.
     """
 
     memory: KVMemory

@@ -50,8 +50,8 @@ class RolloutError(ValueError):
 
 @dataclass(frozen=True)
 class Rollout:
-    """latents: the new frames [1, C, T, h, w], fp32, CPU, ComfyUI's LATENT space; memory: the KV memory; log: what each
-    block saw (see film.kv_memory.observe).
+    """latents: the new frames [1, C, T, h, w], fp32, CPU, ComfyUI's LATENT space; memory: the KV memory; log: the
+    frames each block attended to (see film.kv_memory.observe).
     """
 
     latents: torch.Tensor
