@@ -40,7 +40,7 @@ def open_engine() -> Any:
     from longreel.training.miniature.evaluate import load
 
     models = load(WEIGHTS)
-    return CausalEngine(models.model, models.clip, models.vae, 64, 64, 16.0, default_sigmas(models.model, 4))
+    return CausalEngine((models.model,), models.clip, models.vae, 64, 64, 16.0, default_sigmas(models.model, 4))
 
 
 @torch.inference_mode()
@@ -68,7 +68,7 @@ def film(seconds: float, folder: Path) -> dict[str, float]:
         shot = Shot((prompt,), SHOT_SECONDS, seed=index, start="cut" if index == 0 else "continue")
         report = Clocked(10_000)
         report.start_shot(index + 1, shots, 1)
-        reel = engine.film(shot, reel, report)
+        reel = engine.film(shot, reel, report, engine.shot_inputs(shot))
     filmed = time.perf_counter()
     with VideoWriter(folder / "film.mp4", 64, 64, 16.0) as writer:
         for frames in film_frames(reel, engine.vae, 0, reel.frames):
@@ -110,8 +110,8 @@ def bare(storyboard: str, seeds: int) -> float:
     engine = open_engine()  # first: it starts ComfyUI, which what is imported below asks for its device
     from longreel.film.reel.takes import plan_story, schedule_prompts
     from longreel.film.storyboard.text import parse_storyboard
+    from longreel.host.families.wan import StreamingDecoder
     from longreel.host.files.video import VideoWriter
-    from longreel.host.media.streaming_vae import StreamingDecoder
     from longreel.host.wan.rollout import Prompt, roll_out
 
     shots = parse_storyboard(storyboard).shots
@@ -146,7 +146,7 @@ def bare(storyboard: str, seeds: int) -> float:
 
 
 def overhead(repeats: int) -> None:
-    """The quick start through a real server, models warm, against the same work bare; medians of ``repeats``."""
+    """The quick start through a real server, models warm, against the same work bare; medians of `repeats`."""
     sys.path.insert(0, str(PACK / "tests" / "server"))
     from harness import make_server  # type: ignore[import-not-found]
 

@@ -3,7 +3,7 @@
 Everything is timed in one run on one machine, so that ratios mean something; PREDICTIONS were written before the first
 run and are printed beside what was measured. Each method attends over the same arenas: ours by run table; SDPA over
 keys gathered beforehand (the attention alone); cat + SDPA, as the original code does; scratch + SDPA, our way without
-Triton; FlexAttention, compiled, with a block mask. Sources: shared/research/kernels.md 1.6, 5.4.
+Triton; FlexAttention, compiled, with a block mask. Source: docs/kernels.md.
 
 Suites: `tiny` runs anywhere in seconds and proves only that the script works; `quick` takes two to four minutes on a
 GPU; `full` adds shapes and sweeps tile sizes as long as the budget lasts. JSON is written after every case. Several

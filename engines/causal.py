@@ -1,8 +1,8 @@
 """The causal engine: a Wan model films a shot block by block and remembers it in a bounded KV memory.
 
 A shot becomes latents in six steps, all in `CausalEngine.film`: plan its length, encode its prompts, encode its first
-picture if it has one, wake the memory that the reel's last shot left, roll the film out, and put latents and memory on
-disk as one more shot of the reel. Nothing is decoded on the way.
+picture if it has one, restore the memory that the reel's last shot left, roll the film out, and put latents and memory
+on disk as one more shot of the reel. Nothing is decoded on the way.
 """
 
 from __future__ import annotations
@@ -10,33 +10,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import calculate_sigmas
-from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.kv_memory import MEMFLOW, MemorySettings, MemorySnapshot
 from ..film.kv_memory.recall import RetrievedFrame
 from ..film.kv_memory.shots import shotstream_sigmas
 from ..film.kv_memory.snapshot import check as check_snapshot
-from ..film.reel.reel import FilmedShot, Reel, ReelError, ReelLayout, check_layout
-from ..film.reel.takes import FrameGrid, ShotPlan, plan_shot, schedule_prompts
+from ..film.reel.groups import KVLogGroup, KVMemoryGroup
+from ..film.reel.reel import Reel, ReelError, check_layout
+from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts
 from ..film.storyboard.shot import Shot
-from ..host.files.paths import spill_folder
+from ..host.families import encode_image
 from ..host.files.pictures import load_picture
-from ..host.media.streaming_vae import encode_image, wan_vae_version
-from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
-from ..host.progress import Previewer, Progress, film_previewer
+from ..host.progress import Progress
+from ..host.sampling import schedule
 from ..host.wan.forward import check_model, kv_layout
 from ..host.wan.recall import prompt_keys
 from ..host.wan.rollout import Prompt, check_sigmas, roll_out
 from .causal_context import earlier_shots
-from .causal_memory import MEMORY_LOG, pictures, remembered, wake
-from .filming import EngineError
+from .causal_memory import decode_stills, restore, retrieve
+from .engine import Capabilities, EngineBase, EngineError, ShotInputs
 
 __all__ = ["CausalEngine", "default_sigmas"]
 
@@ -48,98 +45,63 @@ def default_sigmas(model: ModelPatcher, steps: int, memory: MemorySettings = MEM
     """
     if memory.sink_from == "shots":
         return shotstream_sigmas(steps)
-    sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
-    return tuple(float(sigma) for sigma in sigmas)
+    return tuple(float(sigma) for sigma in schedule(model, "simple", steps))
 
 
 @dataclass(frozen=True, eq=False)
-class CausalEngine:
-    """A way to film: which models, at which size and rate, sampled how, remembering how much.
+class CausalEngine(EngineBase):
+    """A way to film: sampled how, remembering how much.
 
-    width, height: pixels, multiples of `cell`. fps: frames a second. sigmas: falling from at most 1 to 0; one denoising
-    call for each but the last. loop: "renoise" for models distilled to few steps, "euler" follows the flow. memory:
-    sizes in latent frames. frames_per_block: latent frames that are denoised together.
+    models: one. sigmas: falling from at most 1 to 0; one denoising call for each but the last. loop: "renoise" for
+    models distilled to few steps, "euler" follows the flow. memory: sizes in latent frames. frames_per_block: latent
+    frames that are denoised together.
     """
 
-    model: ModelPatcher
-    clip: CLIP
-    vae: VAE
-    width: int
-    height: int
-    fps: float
     sigmas: tuple[float, ...]
     loop: Literal["renoise", "euler"] = "renoise"
     memory: MemorySettings = MEMFLOW
     frames_per_block: int = 3
 
+    name: ClassVar[str] = "causal"
+
     # What the engine is
 
-    def get_models(self) -> list[ModelPatcher]:
-        """ComfyUI asks this of values that hold models, so that it does not unload them in the middle of a film."""
-        return [self.model, self.clip.patcher, self.vae.patcher]
+    @property
+    def capabilities(self) -> Capabilities:
+        """It goes on from any shot it remembers, and has a bank to pin and ban in."""
+        return Capabilities(continues=True, references=1, prompts_per_shot=None, start_image=True, edits=("kv_bank",))
 
     @property
-    def clock(self) -> FrameGrid:
-        """How this engine counts time."""
-        return FrameGrid(self.fps, self.vae.temporal_compression_decode(), self.frames_per_block)
+    def model(self) -> ModelPatcher:
+        """The one model."""
+        return self.models[0]
 
     @property
-    def cell(self) -> int:
-        """Pixels to a side of one token: width and height are multiples of it."""
-        patch = self.model.model.diffusion_model.patch_size
-        return int(self.vae.spacial_compression_encode() * max(patch[1:]))
+    def block(self) -> int:
+        """Latent frames that are filmed together."""
+        return self.frames_per_block
 
-    def layout(self) -> ReelLayout:
-        """What a reel must have in common with this engine to be continued by it."""
+    def _memory_layout(self) -> dict[str, Any]:
         kv = kv_layout(self.model, *self._latent_size)
         remembered = {"layers": kv.layers, "heads": kv.heads, "head_dim": kv.head_dim}
-        return ReelLayout(
-            fps=self.fps,
-            width=self.width,
-            height=self.height,
-            latent_channels=self.vae.latent_channels,
-            spatial_compression=self.vae.spacial_compression_encode(),
-            temporal_compression=self.clock.compression,
-            model=self._fingerprints["model"],
-            vae=self._fingerprints["vae"],
-            engine={"causal": {**remembered, "frames_per_block": self.frames_per_block}},
-        )
+        return {"causal": {**remembered, "frames_per_block": self.frames_per_block}}
 
-    def settings(self, picture: Tensor | None = None) -> dict[str, Any]:
-        """Everything but the shot itself that decides how it looks, JSON-able. picture: its first, if any."""
-        settings: dict[str, Any] = {
-            "engine": "causal",
-            **self._fingerprints,
-            "width": self.width,
-            "height": self.height,
-            "fps": self.fps,
+    def _settings(self) -> dict[str, Any]:
+        return {
             "sigmas": list(self.sigmas),
             "loop": self.loop,
             "memory": self.memory.to_json(),
             "frames_per_block": self.frames_per_block,
         }
-        return settings if picture is None else {**settings, "picture": fingerprint_image(picture)}
 
     def steps(self, plan: ShotPlan) -> int:
-        """Forward passes that a shot costs, as the progress bar counts them: denoising and one clean pass a block."""
+        """Forward passes: denoising and one clean pass for each block."""
         return plan.latent_frames // self.frames_per_block * len(self.sigmas)
-
-    def previewer(self) -> Previewer:
-        """Makes a picture of the newest block."""
-        return film_previewer(self.model, self.vae)
-
-    @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        return {
-            "model": fingerprint_model(self.model),
-            "clip": fingerprint_clip(self.clip),
-            "vae": fingerprint_vae(self.vae),
-        }
 
     @property
     def _latent_size(self) -> tuple[int, int]:
-        compression = self.vae.spacial_compression_encode()
-        return self.height // compression, self.width // compression
+        _, _, _, height, width = self.latent_shape(1)
+        return height, width
 
     # What it refuses before a GPU starts
 
@@ -150,89 +112,75 @@ class CausalEngine:
         ValueErrors of one sentence.
         """
         check_model(self.model)
-        wan_vae_version(self.vae)
-        channels = self.model.model.latent_format.latent_channels
-        if self.vae.latent_channels != channels:
-            fitting = "wan2.2_vae.safetensors" if channels == 48 else "wan_2.1_vae.safetensors"
-            raise EngineError(
-                f"The model's latents have {channels} channels and the VAE's {self.vae.latent_channels}: "
-                f"load {fitting} with this model."
-            )
+        self.check_models()
         check_sigmas(torch.tensor(self.sigmas))
         self.memory.check_block(self.frames_per_block)
-        for name, pixels in (("width", self.width), ("height", self.height)):
-            if pixels < self.cell or pixels % self.cell:
-                near = max(1, round(pixels / self.cell)) * self.cell
-                raise EngineError(
-                    f"A {name} of {pixels} does not fit this model: set a multiple of {self.cell} such as {near}."
-                )
 
-    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None:
-        """Refuse a shot that this engine cannot film, unknown words among it. picture: given beside its references.
-
-        Raises EngineError, or the text encoder's own ValueError.
-        """
-        pictures = len(shot.references) + (picture is not None)
+    def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs:
+        """Its first frame: the picture given, or its one reference. See EngineBase."""
+        pictures = len(shot.references) + (given is not None)
         if pictures > 1:
             raise EngineError(f"A shot of the causal engine starts from one picture and this has {pictures}: keep one.")
         if pictures and shot.start != "cut":
             raise EngineError("Only a shot that starts with a cut can start from a picture: set its start to cut.")
         for prompt in shot.prompts:
             self.clip.tokenize(prompt.text)
-
-    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor | None:
-        """The picture that a shot starts from, [1, H, W, 3] in 0..1: the one given, or its first reference."""
-        if given is not None or not shot.references:
-            return given
-        return load_picture(shot.references[0])
+        return ShotInputs(load_picture(shot.references[0]) if shot.references else given)
 
     # Filming
 
-    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel:
-        """Film one shot after those on the reel.
-
-        report: gets a step for every forward pass and the newest block's picture. picture: [1, H, W, C] in 0..1, the
-        take's first frame; see `picture`. Returns the reel with the shot on it, its tensors in a temporary file.
-
-        Raises ReelError for a reel of another model, size or rate, TakeError, EngineError, MemoryMismatchError for a
-        reel that remembers in another way, and ComfyUI's InterruptProcessingException; the reel given stays good.
-        """
-        check_layout(reel, self.layout())
+    def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
+        """Film one shot; see EngineBase. Raises MemoryMismatchError, too, for a reel that remembers in another way."""
         plan = plan_shot(reel.shots, shot, self.clock)
         shown = None
         if self.memory.sink_from == "shots" and plan.take_start:
             # nothing of the last shot's memory outlives a cut
-            shown = earlier_shots(reel, self.memory.sink, self.vae, self._encode)
+            shown = earlier_shots(reel, self.memory.sink, self.vae, self.encode_prompt)
         memory = self._memory_after(reel) if shown is None else None
-        first_frame = None if picture is None else encode_image(self.vae, picture, self.width, self.height)
+        given = None if inputs.picture is None else encode_image(self.vae, inputs.picture, self.width, self.height)
+        start, again = shot.start, 0
+        if memory is None and not plan.take_start and self.memory.sink_from != "shots":
+            given, start, again = self._last_block(reel), "cut", self.block
+        passes = again // self.block * (len(self.sigmas) - 1)
         rollout = roll_out(
             self.model,
-            self._prompts(shot, plan),
-            (1, self.vae.latent_channels, plan.latent_frames, *self._latent_size),
+            self._prompts(shot, plan, again),
+            self.latent_shape(again + plan.latent_frames),
             torch.tensor(self.sigmas),
             settings=self.memory,
             memory=memory,
-            start=shot.start,
-            first_frame=first_frame,
+            start=start,
+            first_frame=given,
             frames_per_block=self.frames_per_block,
             seed=shot.seed,
             loop=self.loop,
-            on_block=lambda _, latents: report.block_done(latents),
-            callback=lambda *_: report.step(),
+            on_block=lambda block, latents: report.block_done(latents) if block * self.block >= again else None,
+            callback=lambda step, *_: report.step() if step >= passes else None,
             shown=shown,
         )
-        filmed = FilmedShot.store(
+        return self._filmed(
+            reel,
             shot,
-            rollout.latents,
-            previous=reel.fingerprint,
-            settings=self.settings(picture),
-            take_start=plan.take_start,
-            frames=plan.frames,
-            tensors={"memory": rollout.memory.tensors},
-            meta={"memory": rollout.memory.meta, MEMORY_LOG: rollout.log},
-            folder=spill_folder(),
+            plan,
+            inputs,
+            rollout.latents[:, :, again:],
+            tensors={KVMemoryGroup.NAME: dict(rollout.memory.tensors)},
+            meta={KVMemoryGroup.NAME: rollout.memory.meta, KVLogGroup.NAME: rollout.log[again // self.block :]},
         )
-        return reel.append(filmed)
+
+    def _last_block(self, reel: Reel) -> Tensor:
+        """The newest block of the last take, to go on from where no KV memory is left of it: it is filmed again.
+
+        So a shot of another engine, a clip, or a shot that was cut short can be continued; the model remembers that
+        block of it and nothing before.
+        """
+        latents = reel.tail(self.block)
+        if latents is None or latents.shape[2] < self.block:
+            raise EngineError(
+                f"The take to go on from is shorter than a block of {self.block} latent frames: begin with a longer "
+                "one, or start with a cut."
+            )
+        return latents
 
     # Remembering
 
@@ -246,15 +194,15 @@ class CausalEngine:
             raise ReelError(
                 "ShotStream shows pictures of all earlier shots, whatever the prompt: there is nothing to retrieve."
             )
-        text = prompt_keys(self.model, self._encode(prompt), mask_padding=self.memory.mask_padding)
-        found = remembered(reel, text)[:top]
+        text = prompt_keys(self.model, self.encode_prompt(prompt), mask_padding=self.memory.mask_padding)
+        found = retrieve(reel, text)[:top]
         if not found:
             raise ReelError("This film has neither sink nor bank, so nothing can be brought back: film it with a bank.")
-        return found, pictures(self.vae, reel, [item.frame for item in found])
+        return found, decode_stills(self.vae, reel, [item.frame for item in found])
 
     def _memory_after(self, reel: Reel) -> MemorySnapshot | None:
         """What the reel's last shot left to remember, None where the film begins."""
-        memory = None if reel.last_shot is None else wake(reel.last_shot)
+        memory = restore(reel)
         if memory is None:
             return None
         check_snapshot(
@@ -265,20 +213,9 @@ class CausalEngine:
         )
         return memory
 
-    def _prompts(self, shot: Shot, plan: ShotPlan) -> Sequence[Prompt]:
-        """The shot's prompts, encoded, with the latent frames at which they begin to hold."""
+    def _prompts(self, shot: Shot, plan: ShotPlan, before: int) -> Sequence[Prompt]:
+        """The shot's prompts, encoded, with the frame at which each begins to hold; `before` frames are not its own."""
         schedule = schedule_prompts(shot, plan, self.clock)
         for prompt in schedule.unseen:
             logging.warning("Longreel: no block is left for the prompt at %g s: %s", prompt.at, prompt.text)
-        return [Prompt(at, self._encode(prompt.text)) for at, prompt in schedule.changes]
-
-    def _encode(self, text: str) -> list[Any]:
-        """A prompt as ComfyUI's CONDITIONING."""
-        conditioning: list[Any] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-        given, wanted = conditioning[0][0].shape[-1], self.model.model.diffusion_model.text_dim
-        if given != wanted:
-            raise EngineError(
-                f"The text encoder gives {given} numbers a word and the model reads {wanted}: "
-                "load the text encoder that belongs to the model."
-            )
-        return conditioning
+        return [Prompt(at and before + at, self.encode_prompt(prompt.text)) for at, prompt in schedule.changes]

@@ -11,8 +11,8 @@ from comfy.sd import VAE
 from ..film.kv_memory.shots import spread_over_shots
 from ..film.reel.reel import Reel
 from ..film.reel.takes import Take, takes
+from ..host.families import encode_image
 from ..host.media.decode import take_picture
-from ..host.media.streaming_vae import encode_image
 from ..host.wan.shot_context import ShotContext
 
 __all__ = ["earlier_shots"]

@@ -2,7 +2,7 @@
 
 A shot becomes latents in six steps, all in `CacheGuidedEngine.film`: plan its length, gather what the reel remembers,
 encode its prompts, film it chunk by chunk (each with the keyframes its prompt calls for), choose its own keyframes, and
-put latents and keyframes on disk as one more shot of the reel. Source: shared/research/filmweaver.md 1.5, 8.
+put latents and keyframes on disk as one more shot of the reel. Source: docs/methods/filmweaver.md.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
-from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.dual_cache import (
@@ -34,186 +31,137 @@ from ..film.dual_cache import (
     retrieve,
     set_temporal,
 )
-from ..film.reel.reel import FilmedShot, Reel, ReelLayout, check_layout
-from ..film.reel.takes import FrameGrid, ShotPlan, plan_shot, schedule_prompts, takes
+from ..film.reel.groups import ShownKeyframesGroup
+from ..film.reel.reel import Reel, check_layout
+from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts, takes
 from ..film.storyboard.shot import Shot
-from ..host.files.paths import spill_folder
 from ..host.files.pictures import cover, load_picture
 from ..host.media.embedder import Embedder
 from ..host.media.keyframes import LEAD, picture_keyframes, shot_keyframes
-from ..host.media.streaming_vae import encode_clip, wan_vae_version
-from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
-from ..host.progress import Previewer, Progress, film_previewer
+from ..host.progress import Progress
 from ..host.sampling import Conditioned, SamplerSettings, sample_chunk
 from ..host.wan.noise import SeededNoise
 from .dual_cache_backends import FilmWeaver
-from .dual_cache_bank import new_group, story_cache
-from .dual_cache_inputs import Backend, ChunkInputs, check_told, chunks, spoken
-from .filming import EngineError, check_channels, check_size, encode_prompt
+from .dual_cache_bank import StoryCaches, new_group, story_caches
+from .dual_cache_inputs import Backend, ChunkInputs, check_history, chunks, prompt_per_chunk
+from .engine import Capabilities, EngineBase, EngineError, ShotInputs
 
 __all__ = ["CacheGuidedEngine"]
 
 
 @dataclass(frozen=True, eq=False)
-class CacheGuidedEngine:
-    """A way to film: which models, at which size and rate, sampled how, told what of the caches.
+class CacheGuidedEngine(EngineBase):
+    """A way to film: sampled how, conditioned on what of the caches.
 
-    models: one, or two that share the steps (high noise, low noise). width, height: pixels, multiples of `cell`.
-    negative: prompt of what should not be seen. noise: on the caches; choice: which frames become keyframes; policy:
-    which keyframes a shot is told of.
+    models: one, or two that share the steps (high noise, low noise). embedder: of keyframes and prompts, for retrieval.
+    backend: how the model reads the caches. negative: prompt of what should not be seen. noise: on the caches; choice:
+    which frames become keyframes; policy: which keyframes condition a shot.
     """
 
-    models: tuple[ModelPatcher, ...]
-    clip: CLIP
-    vae: VAE
     embedder: Embedder
     backend: Backend
-    width: int
-    height: int
-    fps: float
     negative: str = ""
     sampling: SamplerSettings = field(default_factory=SamplerSettings)
     noise: CacheNoise = field(default_factory=CacheNoise)
     choice: ChoicePolicy = field(default_factory=ChoicePolicy)
     policy: RetrievalPolicy = field(default_factory=RetrievalPolicy)
 
+    name: ClassVar[str] = "cache-guided"
+
     # What the engine is
 
-    def get_models(self) -> list[ModelPatcher]:
-        """ComfyUI asks this of values that hold models, so that it does not unload them in the middle of a film."""
-        return [*self.models, self.clip.patcher, self.vae.patcher, *self.embedder.get_models()]
-
     @property
-    def clock(self) -> FrameGrid:
-        """How this engine counts time."""
-        return FrameGrid(self.fps, self.vae.temporal_compression_decode(), self.backend.chunk or 1)
-
-    @property
-    def cell(self) -> int:
-        """Pixels to a side of one token: width and height are multiples of it."""
-        patch = self.models[0].model.diffusion_model.patch_size
-        return int(self.vae.spacial_compression_encode() * max(patch[1:]))
-
-    @property
-    def latent_format(self) -> LatentFormat:
-        """Between LATENT and the model's own space."""
-        return self.models[0].model.latent_format
-
-    def layout(self) -> ReelLayout:
-        """What a reel must have in common with this engine to be continued by it. Nothing of the model's is kept."""
-        return ReelLayout(
-            fps=self.fps,
-            width=self.width,
-            height=self.height,
-            latent_channels=self.vae.latent_channels,
-            spatial_compression=self.vae.spacial_compression_encode(),
-            temporal_compression=self.clock.compression,
-            model=self._fingerprints["model"],
-            vae=self._fingerprints["vae"],
-            engine={},
+    def capabilities(self) -> Capabilities:
+        """What the backend can; every one has keyframes to edit."""
+        return Capabilities(
+            continues=self.backend.supports_continuation,
+            references=self.backend.keyframes,
+            prompts_per_shot=None if self.backend.max_chunk else 1,
+            start_image=self.backend.supports_continuation,
+            edits=("keyframes",),
         )
 
-    def settings(self, picture: Tensor | None = None) -> dict[str, Any]:
-        """Everything but the shot itself that decides how it looks, JSON-able. picture: as from `picture`."""
-        settings: dict[str, Any] = {
-            "engine": "cache-guided",
-            "backend": self.backend.name,
-            **self._fingerprints,
-            **{name: getattr(self, name) for name in ("width", "height", "fps", "negative")},
-            **{name: vars(getattr(self, name)) for name in ("sampling", "noise", "choice", "policy")},
-        }
-        if isinstance(self.backend, FilmWeaver):
-            settings["profile"] = self.backend.profile.to_json()
-        return settings if picture is None else {**settings, "picture": fingerprint_image(picture)}
+    def get_models(self) -> list[ModelPatcher]:
+        """The embedder's too."""
+        return [*super().get_models(), *self.embedder.get_models()]
+
+    @property
+    def block(self) -> int:
+        """Latent frames of a chunk, where the backend films only so many at once."""
+        return self.backend.fixed_chunk or 1
+
+    def _settings(self) -> dict[str, Any]:
+        parts = {name: vars(getattr(self, name)) for name in ("sampling", "noise", "choice", "policy")}
+        layout = {"profile": self.backend.profile.to_json()} if isinstance(self.backend, FilmWeaver) else {}
+        return {"backend": self.backend.name, "negative": self.negative, **parts, **layout}
 
     def steps(self, plan: ShotPlan) -> int:
-        """Steps of the progress bar: denoising, and one for each finished chunk."""
+        """Denoising steps, and one for each finished chunk."""
         return len(chunks(self.backend, plan)) * (self.sampling.steps + 1)
 
-    def previewer(self) -> Previewer:
-        """Makes a picture of the newest chunk."""
-        return film_previewer(self.models[0], self.vae)
-
-    @cached_property
     def _fingerprints(self) -> dict[str, str]:
-        return {
-            "model": " ".join(fingerprint_model(model) for model in self.models),
-            "clip": fingerprint_clip(self.clip),
-            "vae": fingerprint_vae(self.vae),
-            "embedder": self.embedder.fingerprint,
-        }
+        return {**super()._fingerprints(), "embedder": self.embedder.fingerprint}
 
     # What it refuses before a GPU starts
 
     def check(self) -> None:
         """Refuse models and settings that cannot film. Raises a ValueError of one sentence."""
         self.backend.check(self.models)
-        wan_vae_version(self.vae)
-        for model in self.models:
-            check_channels(model, self.vae)
-        check_size(self.width, self.height, self.cell)
+        self.check_models()
         if self.policy.count > self.backend.keyframes:
             raise EngineError(
                 f"The {self.backend.name} backend takes {self.backend.keyframes} keyframe"
                 f"{'s' * (self.backend.keyframes > 1)} and {self.policy.count} are asked for: lower the number."
             )
-        if not self.policy.count and not self.backend.begins:
+        if not self.policy.count and not self.backend.supports_empty_history:
             raise EngineError(f"The {self.backend.name} backend films from keyframes: ask for 1 or more.")
 
-    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None:
-        """Refuse a shot that this engine cannot film. picture: given to start from. Raises a ValueError."""
+    def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs:
+        """The picture to start from, or the shot's references [n, H, W, 3], cut to the film's size. See EngineBase."""
         name = self.backend.name
-        if picture is not None and shot.references:
+        if given is not None and shot.references:
             raise EngineError("A shot starts from a picture or has references: keep one of them.")
         if len(shot.references) > self.backend.keyframes:
             raise EngineError(
                 f"The {name} backend takes {self.backend.keyframes} pictures and the shot refers to "
                 f"{len(shot.references)}: remove some."
             )
-        if not self.backend.moves and (picture is not None or shot.start != "cut"):
+        if not self.backend.supports_continuation and (given is not None or shot.start != "cut"):
             raise EngineError(
                 f"The {name} backend remembers no motion, so it cannot go on from a shot or a picture: "
                 "start with a cut, or choose filmweaver, vace, storymem or svi."
             )
-        if picture is not None and shot.start != "cut":
+        if given is not None and shot.start != "cut":
             raise EngineError("Only a shot that starts with a cut can start from a picture: set its start to cut.")
-        if not self.backend.most and len(shot.prompts) > 1:
+        if not self.backend.max_chunk and len(shot.prompts) > 1:
             raise EngineError(
                 f"The {name} backend films a shot in one piece and cannot change its prompt within: "
                 "make a shot of each prompt."
             )
         for prompt in shot.prompts:
             self.clip.tokenize(prompt.text)
-
-    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor | None:
-        """The picture to start from, [1, H, W, 3]; or the shot's references, [n, H, W, 3], cut to the film's size."""
-        if given is not None or not shot.references:
-            return given
-        sized = (load_picture(name) for name in shot.references)
-        return torch.cat([cover(picture, self.width, self.height) for picture in sized])
+        if not shot.references:
+            return ShotInputs(given)
+        sized = [cover(load_picture(name), self.width, self.height) for name in shot.references]
+        return ShotInputs(torch.cat(sized))
 
     # What is remembered
 
     def remembered(self, reel: Reel) -> StoryCache:
         """The shot cache of a reel. Raises ReelError or CacheError for a reel of another size, VAE or CLIP."""
         check_layout(reel, self.layout())
+        return self._story(reel).whole
 
+    def _story(self, reel: Reel) -> StoryCaches:
         def make(shot: int) -> tuple[Keyframe, ...]:
             return self._keyframes(reel, reel.latents(shot), reel.shots[shot].take_start, shot)
 
-        return story_cache(reel, self._empty(), make)
+        return story_caches(reel, self._empty(), make)
 
     def with_history(self, reel: Reel, cache: StoryCache) -> StoryCache:
         """The cache with the newest frames of the reel's last take as its temporal cache."""
-        pieces: list[Tensor] = []
-        wanted = cache.profile.history
-        for filmed in reversed(reel.shots):
-            start = max(0, filmed.latent_frames - wanted)
-            pieces.insert(0, filmed.latents(start))
-            wanted -= filmed.latent_frames - start
-            if filmed.take_start or not wanted:
-                break
-        return set_temporal(cache, self.latent_format.process_in(torch.cat(pieces, dim=2))[0]) if pieces else cache
+        newest = reel.tail(cache.profile.history)
+        return cache if newest is None else set_temporal(cache, self.latent_format.process_in(newest)[0])
 
     def rank(self, cache: StoryCache, prompt: str, before: int) -> Retrieval:
         """The keyframes that a prompt calls for. before: only of shots before this one, by index; and of a user's."""
@@ -226,13 +174,13 @@ class CacheGuidedEngine:
         return picture_keyframes(pictures, names, self.vae, self.embedder, self.latent_format, size, pinned=pinned)
 
     def _empty(self) -> StoryCache:
-        compression = self.vae.spacial_compression_encode()
+        _, channels, _, height, width = self.latent_shape(1)
         return StoryCache(
-            vae=self._fingerprints["vae"],
-            clip=self._fingerprints["embedder"],
-            channels=self.vae.latent_channels,
-            height=self.height // compression,
-            width=self.width // compression,
+            vae=self.fingerprints["vae"],
+            clip=self.fingerprints["embedder"],
+            channels=channels,
+            height=height,
+            width=width,
             profile=self.backend.profile if isinstance(self.backend, FilmWeaver) else FILMWEAVER,
         )
 
@@ -249,7 +197,7 @@ class CacheGuidedEngine:
 
     # Alone, for sampling nodes of others
 
-    def tell(
+    def conditioning_for(
         self,
         reel: Reel,
         positive: list[Any],
@@ -263,20 +211,15 @@ class CacheGuidedEngine:
 
         goes_on: after the reel's last shot instead of a cut. Raises EngineError where the backend cannot.
         """
-        if goes_on and not (self.backend.moves and reel.shots):
+        if goes_on and not (self.backend.supports_continuation and reel.shots):
             raise EngineError("There is no motion to go on from: film a shot first, with a backend that remembers it.")
         cache = self.remembered(reel)
         before = takes(reel.shots)[-1].shots.start if goes_on else len(reel.shots)
-        told = self.with_history(reel, cache) if goes_on else cache
-        check_told(self.backend, told)
+        given = self.with_history(reel, cache) if goes_on else cache
+        check_history(self.backend, given)
         ranked = self.rank(cache, prompt, before).keyframes
         anchor = reel.shots[before].latents(0, 1) if goes_on else None
-        return self._condition(positive, negative, told, ranked, self.backend.chunk or frames, seed, anchor)
-
-    def latent_shape(self, frames: int) -> tuple[int, int, int, int, int]:
-        """Of so many latent frames of the film."""
-        empty = self._empty()
-        return 1, empty.channels, frames, empty.height, empty.width
+        return self._condition(positive, negative, given, ranked, self.backend.fixed_chunk or frames, seed, anchor)
 
     def _condition(
         self,
@@ -288,7 +231,7 @@ class CacheGuidedEngine:
         seed: int,
         anchor: Tensor | None,
     ) -> Conditioned:
-        scene = ChunkInputs(
+        inputs = ChunkInputs(
             positive=positive,
             negative=negative,
             cache=cache,
@@ -301,22 +244,17 @@ class CacheGuidedEngine:
             noise_seed=seed,
             anchor=anchor,
         )
-        return self.backend.condition(scene)
+        return self.backend.condition(inputs)
 
     # Filming
 
-    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel:
-        """Film one shot after those on the reel.
-
-        report: gets a step for every denoising call and each chunk's picture. picture: as from `picture`. Returns the
-        reel with the shot on it, its tensors in a temporary file. Raises ReelError, CacheError, TakeError or
-        EngineError, and ComfyUI's InterruptProcessingException; the reel given stays good.
-        """
-        check_layout(reel, self.layout())
+    def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
+        """Film one shot after those on the reel; see EngineBase. Raises CacheError, too, for another VAE or CLIP."""
         plan = plan_shot(reel.shots, shot, self.clock)
-        # A take is not told of its own keyframes: its frames before are its memory.
+        # A take is not conditioned on its own keyframes: its frames before are its memory.
         first = len(reel.shots) if plan.take_start else takes(reel.shots)[-1].shots.start
-        own, cache = story_cache(reel, self._empty(), lambda _: ()), self.remembered(reel)
+        own, cache = self._story(reel)
+        picture = inputs.picture
         references: tuple[Keyframe, ...] = ()
         start: list[Tensor] = []
         anchor: Tensor | None = None
@@ -325,30 +263,20 @@ class CacheGuidedEngine:
             references = self.user_keyframes(picture, names, pinned=False)
             cache = inject(cache, references)
         elif picture is not None:
-            anchor = encode_clip(self.vae, picture, self.width, self.height)
+            anchor = self.encode_frames(picture)
             start = [anchor]
             cache = set_temporal(cache, self.latent_format.process_in(anchor)[0])
         elif not plan.take_start:
             cache = self.with_history(reel, cache)
             anchor = reel.shots[first].latents(0, 1)
-        check_told(self.backend, cache)
-        made, told = self._film_chunks(shot, plan, cache, references, first, anchor, report)
+        check_history(self.backend, cache)
+        made, shown = self._film_chunks(shot, plan, cache, references, first, anchor, report)
         # A picture to start from is the take's first frame; as much is trimmed at the end.
         latents = torch.cat([*start, *made], dim=2)[:, :, : plan.latent_frames]
         after = inject(clear_temporal(cache), self._keyframes(reel, latents, plan.take_start, len(reel.shots)))
         tensors, meta = new_group(reel, own, after)
-        filmed = FilmedShot.store(
-            shot,
-            latents,
-            previous=reel.fingerprint,
-            settings=self.settings(picture),
-            take_start=plan.take_start,
-            frames=plan.frames,
-            tensors=tensors,
-            meta={**meta, "told": told},
-            folder=spill_folder(),
-        )
-        return reel.append(filmed)
+        shown_group = {ShownKeyframesGroup.NAME: shown}
+        return self._filmed(reel, shot, plan, inputs, latents, tensors=tensors, meta={**meta, **shown_group})
 
     def _film_chunks(
         self,
@@ -360,21 +288,21 @@ class CacheGuidedEngine:
         anchor: Tensor | None,
         report: Progress,
     ) -> tuple[list[Tensor], list[list[str]]]:
-        """Latents of each chunk, in LATENT space, and the uids of the keyframes that each was told of."""
+        """Latents of each chunk, in LATENT space, and the uids of the keyframes that conditioned each."""
         pieces = chunks(self.backend, plan)
-        prompts = spoken(schedule_prompts(shot, plan, self.clock), pieces)
+        prompts = prompt_per_chunk(schedule_prompts(shot, plan, self.clock), pieces)
         for unseen in (prompt for prompt in shot.prompts if prompt not in prompts):
             logging.warning("Longreel: no chunk is left for the prompt at %g s: %s", unseen.at, unseen.text)
-        negative = encode_prompt(self.clip, self.models[0], self.negative)
+        negative = self.encode_prompt(self.negative)
         # Counted through the take: a shot that goes on with the same seed must not begin with the same noise.
         noise = SeededNoise(shot.seed, plan.take_latents)
         made: list[Tensor] = []
-        told: list[list[str]] = []
+        shown: list[list[str]] = []
         positive: list[Any] = []
         keyframes: list[Keyframe] = []
         for index, (frames, prompt) in enumerate(zip(pieces, prompts)):
             if not index or prompt != prompts[index - 1]:
-                positive = encode_prompt(self.clip, self.models[0], prompt.text)
+                positive = self.encode_prompt(prompt.text)
                 called = [kept for kept in self.rank(cache, prompt.text, first).keyframes if kept not in references]
                 keyframes = [*references, *called][: max(self.policy.count, len(references))]
             given = self._condition(positive, negative, cache, keyframes, frames, shot.seed, anchor)
@@ -384,11 +312,11 @@ class CacheGuidedEngine:
                 noise(index, 0, self.latent_shape(given.frames)),
                 self.sampling,
                 seed=(shot.seed + plan.take_latents + index) % 2**63,
-                callback=lambda *_: report.step(),
+                on_step=lambda _: report.step(),
             )
             anchor = latents[:, :, :1] if anchor is None else anchor
             made.append(latents)
-            told.append([keyframe.uid for keyframe in keyframes])
+            shown.append([keyframe.uid for keyframe in keyframes])
             cache = push_chunk(cache, self.latent_format.process_in(latents)[0])
             report.block_done(latents)
-        return made, told
+        return made, shown

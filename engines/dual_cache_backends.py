@@ -1,8 +1,8 @@
-"""What a model is told of the two caches, one way for each kind of weights.
+"""How the two caches condition a model, one way for each kind of weights.
 
 A backend only maps caches to conditioning, number of latent frames and frames to trim; filming is cache_guided.py's.
-Where ComfyUI has a node for the weights, the conditioning is the one that node makes for the same pictures.
-Source: shared/research/filmweaver.md 2.1, 4.
+Where ComfyUI has a node for the weights, the conditioning is the one that node makes for the same pictures. Source:
+docs/methods/filmweaver.md, other weights in the same engine.
 """
 
 from __future__ import annotations
@@ -10,20 +10,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import comfy.latent_formats
 import torch
-from comfy.ldm.wan.model import VaceWanModel
 from comfy.model_patcher import ModelPatcher
-from comfy_extras.nodes_wan import WanImageToVideo, WanVaceToVideo
 from node_helpers import conditioning_set_values
 
 from ..film.dual_cache import FILMWEAVER, LayoutProfile, build_payload, check_profile
 from ..host.sampling import Conditioned
-from ..host.wan.cache_tokens import PLAIN, check_model, installed_profile, with_payload
+from ..host.wan.cache_tokens import check_model, installed_profile, with_payload
+from ..host.wan.conditioning import (
+    blank_latents,
+    check_image_to_video,
+    check_plain,
+    check_vace,
+    image_to_video,
+    vace_to_video,
+)
 from .dual_cache_inputs import Backend, ChunkInputs
-from .filming import EngineError
+from .engine import EngineError
 
 __all__ = ["BACKENDS", "Bernini", "FilmWeaver", "Phantom", "StoryMem", "Svi", "Vace", "make_backend"]
+
+
+_IMAGE_TO_VIDEO = "wan2.2_i2v_high_noise_14B and wan2.2_i2v_low_noise_14B"
 
 
 @dataclass(frozen=True)
@@ -32,15 +40,15 @@ class FilmWeaver:
 
     profile: LayoutProfile = FILMWEAVER
     name = "filmweaver"
-    moves = True
-    begins = True
+    supports_continuation = True
+    supports_empty_history = True
 
     @property
-    def most(self) -> int:
+    def max_chunk(self) -> int:
         return self.profile.chunk
 
     @property
-    def chunk(self) -> int:
+    def fixed_chunk(self) -> int:
         return self.profile.chunk
 
     @property
@@ -59,19 +67,19 @@ class FilmWeaver:
             check_profile(profile, self.profile)
             check_model(model, profile)
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """The prompt with both caches; keyframes guide apart from the text, the frames before are known to all."""
-        payload = build_payload(scene.cache, scene.keyframes, scene.noise, scene.noise_seed)
-        positive = with_payload(scene.positive, payload)
-        if not scene.keyframes:
-            return Conditioned(positive, with_payload(scene.negative, payload), scene.frames)
-        before = build_payload(scene.cache, (), scene.noise, scene.noise_seed)
+        payload = build_payload(inputs.cache, inputs.keyframes, inputs.noise, inputs.noise_seed)
+        positive = with_payload(inputs.positive, payload)
+        if not inputs.keyframes:
+            return Conditioned(positive, with_payload(inputs.negative, payload), inputs.frames)
+        before = build_payload(inputs.cache, (), inputs.noise, inputs.noise_seed)
         return Conditioned(
             positive=positive,
-            middle=with_payload(scene.positive, before),
-            negative=with_payload(scene.negative, before),
+            middle=with_payload(inputs.positive, before),
+            negative=with_payload(inputs.negative, before),
             text_first=True,
-            frames=scene.frames,
+            frames=inputs.frames,
         )
 
 
@@ -80,24 +88,24 @@ class Bernini:
     """Keyframes as references in context, for Bernini-R's weights as they are; no memory of motion."""
 
     name = "bernini"
-    chunk = 0
-    most = 0
+    fixed_chunk = 0
+    max_chunk = 0
     keyframes = 8
-    moves = False
-    begins = True
+    supports_continuation = False
+    supports_empty_history = True
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """Context latents are read by Wan's own forward pass."""
-        _check_class(models, PLAIN, "wan2.2_bernini_r_*")
+        check_plain(models, "wan2.2_bernini_r_*")
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """As core's Bernini Conditioning makes it of reference images of the film's size."""
-        context = scene.pictures()
+        context = inputs.keyframe_latents()
         if not context:
-            return Conditioned(scene.positive, scene.negative, scene.frames)
+            return Conditioned(inputs.positive, inputs.negative, inputs.frames)
         values = {"context_latents": context}
-        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
-        return Conditioned(positive, negative, scene.frames)
+        positive, negative = (conditioning_set_values(text, values) for text in (inputs.positive, inputs.negative))
+        return Conditioned(positive, negative, inputs.frames)
 
 
 @dataclass(frozen=True)
@@ -105,28 +113,28 @@ class Phantom:
     """Keyframes as subjects behind the video, for Phantom-Wan's weights; text and pictures are guided apart."""
 
     name = "phantom"
-    chunk = 0
-    most = 0
+    fixed_chunk = 0
+    max_chunk = 0
     keyframes = 4
-    moves = False
-    begins = True
+    supports_continuation = False
+    supports_empty_history = True
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """Time concatenation is read by Wan's own forward pass."""
-        _check_class(models, PLAIN, "Phantom-Wan")
+        check_plain(models, "Phantom-Wan")
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """As core's Wan Phantom Subject To Video makes it of pictures of the film's size."""
-        pictures = scene.pictures()
+        pictures = inputs.keyframe_latents()
         if not pictures:
-            return Conditioned(scene.positive, scene.negative, scene.frames)
+            return Conditioned(inputs.positive, inputs.negative, inputs.frames)
         subjects = torch.cat(pictures, dim=2)
-        nobody = comfy.latent_formats.Wan21().process_out(torch.zeros_like(subjects))
+        nobody = blank_latents(subjects)
         return Conditioned(
-            positive=conditioning_set_values(scene.positive, {"time_dim_concat": subjects}),
-            middle=conditioning_set_values(scene.negative, {"time_dim_concat": subjects}),
-            negative=conditioning_set_values(scene.negative, {"time_dim_concat": nobody}),
-            frames=scene.frames,
+            positive=conditioning_set_values(inputs.positive, {"time_dim_concat": subjects}),
+            middle=conditioning_set_values(inputs.negative, {"time_dim_concat": subjects}),
+            negative=conditioning_set_values(inputs.negative, {"time_dim_concat": nobody}),
+            frames=inputs.frames,
         )
 
 
@@ -135,78 +143,76 @@ class Vace:
     """The best keyframe as reference picture and the frames before as known ones, for VACE's weights."""
 
     name = "vace"
-    chunk = 0
-    most = 21
+    fixed_chunk = 0
+    max_chunk = 21
     keyframes = 1
-    moves = True
-    begins = True
+    supports_continuation = True
+    supports_empty_history = True
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """The control branch must be there."""
-        _check_class(models, (VaceWanModel,), "wan2.1_vace_14B")
+        check_vace(models, "wan2.1_vace_14B")
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """As core's Wan Vace To Video makes it; the known frames are sampled again and trimmed."""
-        width, height = scene.size
-        seen = scene.seen()
-        known = scene.known(seen)
-        length = 4 * (known + scene.frames - 1) + 1
+        width, height = inputs.size
+        overlap = inputs.overlap_frames()
+        known = inputs.overlap(overlap)
+        length = inputs.clock.frames(known + inputs.frames)
         video = masks = None
-        if seen is not None:
+        if overlap is not None:
             video = torch.full((length, height, width, 3), 0.5)
-            video[: seen.shape[0]] = seen
+            video[: overlap.shape[0]] = overlap
             masks = torch.ones(length, height, width)
-            masks[: seen.shape[0]] = 0
-        reference = scene.keyframes[0].picture.image()[None] if scene.keyframes else None
-        positive, negative, latent, trim = WanVaceToVideo.execute(
-            scene.positive, scene.negative, scene.vae, width, height, length, 1, 1.0, video, masks, reference
-        ).result
-        return Conditioned(positive, negative, latent["samples"].shape[2], trim=trim + known)
+            masks[: overlap.shape[0]] = 0
+        reference = inputs.keyframes[0].picture.image()[None] if inputs.keyframes else None
+        positive, negative, frames, trim = vace_to_video(
+            inputs.positive, inputs.negative, inputs.vae, inputs.size, length, video, masks, reference
+        )
+        return Conditioned(positive, negative, frames, trim=trim + known)
 
 
 @dataclass(frozen=True)
 class StoryMem:
     """Keyframes as memories before the clip, for Wan 2.2 I2V A14B with StoryMem's LoRA pair.
 
-    A cut is told of the memories alone (M2V; MR2V where they are a user's pictures), a picture to start from is the
-    first frame (MI2V), and a take goes on from its last five pictures (MM2V). Source: docs/decisions.md, StoryMem.
+    A cut is conditioned on the memories alone (M2V; MR2V where they are a user's pictures), a picture to start from is
+    the first frame (MI2V), and a take goes on from its last five pictures (MM2V). Source: docs/decisions.md, StoryMem.
     """
 
     name = "storymem"
-    chunk = 0
-    most = 21
+    fixed_chunk = 0
+    max_chunk = 21
     keyframes = 10
-    moves = True
-    begins = False
+    supports_continuation = True
+    supports_empty_history = False
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """The frame's own input channels must be there."""
-        _check_image_to_video(models)
+        check_image_to_video(models, _IMAGE_TO_VIDEO)
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """Memories, each encoded alone, before what core's Wan Image To Video makes of the known pictures.
 
         The unknown ones are mid-grey, encoded with the known; without any the whole clip is. Memories are known.
         """
-        width, height = scene.size
-        seen = scene.seen()
-        known = scene.known(seen)
-        length = 4 * (known + scene.frames - 1) + 1
+        width, height = inputs.size
+        overlap = inputs.overlap_frames()
+        known = inputs.overlap(overlap)
+        length = inputs.clock.frames(known + inputs.frames)
         grey = torch.full((1, height, width, 3), 0.5)
-        ((_, told),) = WanImageToVideo.execute(
-            scene.positive[:1], [], scene.vae, width, height, length, 1, grey if seen is None else seen
-        ).result[0]
-        clip, unknown = told["concat_latent_image"], told["concat_mask"]
-        if seen is None:
+        start = grey if overlap is None else overlap
+        clip, unknown = image_to_video(inputs.positive, inputs.vae, inputs.size, length, start)
+        if overlap is None:
             unknown = torch.ones_like(unknown)
-        memories = scene.pictures_in_time()
+        memories = inputs.keyframe_latents_in_time()
         values = {
             "concat_latent_image": torch.cat([*(memory.to(clip) for memory in memories), clip], dim=2),
             "concat_mask": torch.cat([torch.zeros_like(unknown[:, :, :1])] * len(memories) + [unknown], dim=2),
         }
-        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
+        positive, negative = (conditioning_set_values(text, values) for text in (inputs.positive, inputs.negative))
         trim = len(memories) + known
-        return Conditioned(positive, negative, trim + scene.frames, trim=trim)
+        return Conditioned(positive, negative, trim + inputs.frames, trim=trim)
 
 
 @dataclass(frozen=True)
@@ -218,34 +224,34 @@ class Svi:
     """
 
     name = "svi"
-    chunk = 0
-    most = 21
+    fixed_chunk = 0
+    max_chunk = 21
     keyframes = 1
-    moves = True
-    begins = False
+    supports_continuation = True
+    supports_empty_history = False
 
     def check(self, models: Sequence[ModelPatcher]) -> None:
         """The frame's own input channels must be there."""
-        _check_image_to_video(models)
+        check_image_to_video(models, _IMAGE_TO_VIDEO)
 
-    def condition(self, scene: ChunkInputs) -> Conditioned:
+    def condition(self, inputs: ChunkInputs) -> Conditioned:
         """Anchor, newest latent frame, zeros of the model's own space; only the anchor is marked as known.
 
         What comes first is the anchor and the newest frame filmed again: both are trimmed.
         """
-        history = scene.cache.history
-        anchor = scene.anchor if scene.anchor is not None else scene.pictures()[0]
-        told = [scene.latent_format.process_in(anchor)]
+        history = inputs.cache.history
+        anchor = inputs.anchor if inputs.anchor is not None else inputs.keyframe_latents()[0]
+        known = [inputs.latent_format.process_in(anchor)]
         if history is not None and history.shape[1] > 1:
-            told.append(history[None, :, -1:])
-        trim = 0 if history is None else len(told)
-        frames = trim + scene.frames
+            known.append(history[None, :, -1:])
+        trim = 0 if history is None else len(known)
+        frames = trim + inputs.frames
         clip = torch.zeros(1, anchor.shape[1], frames, *anchor.shape[3:])
-        clip[:, :, : len(told)] = torch.cat(told, dim=2)
+        clip[:, :, : len(known)] = torch.cat(known, dim=2)
         unknown = torch.ones(1, 1, frames, *anchor.shape[3:])
         unknown[:, :, :1] = 0
-        values = {"concat_latent_image": scene.latent_format.process_out(clip), "concat_mask": unknown}
-        positive, negative = (conditioning_set_values(text, values) for text in (scene.positive, scene.negative))
+        values = {"concat_latent_image": inputs.latent_format.process_out(clip), "concat_mask": unknown}
+        positive, negative = (conditioning_set_values(text, values) for text in (inputs.positive, inputs.negative))
         return Conditioned(positive, negative, frames, trim=trim)
 
 
@@ -259,20 +265,3 @@ def make_backend(name: str, model: ModelPatcher) -> Backend:
         return FilmWeaver(installed_profile(model) or FILMWEAVER)
     made: dict[str, Backend] = {one.name: one for one in (Bernini(), Phantom(), Vace(), StoryMem(), Svi())}
     return made[name]
-
-
-def _check_class(models: Sequence[ModelPatcher], wanted: Sequence[type], weights: str) -> None:
-    for model in models:
-        dit = type(getattr(model.model, "diffusion_model", None))
-        if dit not in wanted:
-            raise EngineError(f"This backend cannot film with {dit.__name__}: load {weights}.")
-
-
-def _check_image_to_video(models: Sequence[ModelPatcher]) -> None:
-    """A known frame takes four channels that say so and a latent's."""
-    weights = "wan2.2_i2v_high_noise_14B and wan2.2_i2v_low_noise_14B"
-    _check_class(models, PLAIN, weights)
-    for model in models:
-        latent = model.model.latent_format.latent_channels
-        if model.model.diffusion_model.patch_embedding.weight.shape[1] != 2 * latent + 4:
-            raise EngineError(f"This backend needs an image-to-video model: load {weights}.")

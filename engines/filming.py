@@ -5,47 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-from comfy.model_patcher import ModelPatcher
-from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.reel.project import Decision, PlannedShot, ProjectStore, shot_fingerprint
-from ..film.reel.reel import Reel, ReelLayout, check_layout
-from ..film.reel.takes import FrameGrid, ShotPlan, plan_story
+from ..film.reel.reel import Reel, check_layout
+from ..film.reel.takes import ShotPlan, plan_story
 from ..film.storyboard.shot import Shot
-from ..host.progress import Previewer, Progress
+from ..host.progress import Progress
+from .engine import Engine, EngineError
 
-__all__ = [
-    "Engine",
-    "EngineError",
-    "Place",
-    "Story",
-    "check_channels",
-    "check_size",
-    "encode_prompt",
-    "film_shot",
-    "prepare",
-]
-
-
-class EngineError(ValueError):
-    """An engine, or a shot for it, that cannot film; the message is one sentence that says what to change."""
-
-
-class Engine(Protocol):
-    """What every engine can do; see CausalEngine for the meaning of each."""
-
-    @property
-    def clock(self) -> FrameGrid: ...
-    def layout(self) -> ReelLayout: ...
-    def settings(self, picture: Tensor | None = None) -> dict[str, Any]: ...
-    def steps(self, plan: ShotPlan) -> int: ...
-    def previewer(self) -> Previewer: ...
-    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None: ...
-    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor | None: ...
-    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel: ...
+__all__ = ["Place", "ShotJob", "Story", "film_shot", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -63,17 +33,28 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Story:
-    """Shots that can be filmed. places: one for each; decisions: what a project has of them, empty without one."""
+class ShotJob:
+    """A shot that can be filmed. fingerprint: of the shot as it will be. decision: what a project has of it, if any."""
 
-    places: tuple[Place, ...]
-    decisions: tuple[Decision, ...]
+    shot: Shot
+    plan: ShotPlan
+    place: Place
+    fingerprint: str
+    decision: Decision | None
+
+
+@dataclass(frozen=True)
+class Story:
+    """Shots that can be filmed one after the other. It holds no picture, however many the shots start from."""
+
+    jobs: tuple[ShotJob, ...]
 
     def describe(self) -> str:
-        """Which shots are used again, which are filmed, and why: a line each."""
+        """Which shots are used again, which are filmed, and why: a line each; empty without a project."""
         return "\n".join(
-            f"shot {place.shot} {decision.action}: {decision.reason}"
-            for place, decision in zip(self.places, self.decisions)
+            f"shot {job.place.shot} {job.decision.action}: {job.decision.reason}"
+            for job in self.jobs
+            if job.decision is not None
         )
 
 
@@ -86,40 +67,47 @@ def prepare(
 ) -> Story:
     """Look at all shots that will follow on the reel; nothing is filmed. picture: given to the first of them.
 
-    Raises a ValueError of one sentence that names the shot, for anything that would stop the film later.
+    What a shot is filmed from is loaded, fingerprinted and let go, one shot at a time. Raises a ValueError of one
+    sentence that names the shot, for anything that would stop the film later.
     """
-    reel = Reel.empty(engine.layout()) if reel is None else reel
-    check_layout(reel, engine.layout())
-    pictures: list[Tensor | None] = []
-    for number, shot in enumerate(shots, start=len(reel.shots) + 1):
-        given = picture if not pictures else None
-        try:
-            engine.check_shot(shot, given)
-            pictures.append(engine.picture(shot, given))
-        except ValueError as error:
-            raise EngineError(f"Shot {number}: {error}") from error
-    plans = plan_story(shots, engine.clock, reel.shots)
-    steps = [engine.steps(plan) for plan in plans]
-    places = tuple(
-        Place(
-            len(reel.shots) + i + 1,
-            len(reel.shots) + len(shots),
-            plan.latent_frames // engine.clock.block,
-            sum(steps[:i]),
-            sum(steps),
-        )
-        for i, plan in enumerate(plans)
-    )
-    if project is None:
-        return Story(places, ())
+    reel = _opened(engine, reel)
     planned: list[PlannedShot] = []
     previous = reel.fingerprint
-    for shot, first in zip(shots, pictures):
-        settings = engine.settings(first)
+    for number, shot in enumerate(shots, start=len(reel.shots) + 1):
+        try:
+            if not planned:
+                _check_start(engine, reel, shot)
+            inputs = engine.shot_inputs(shot, None if planned else picture)
+        except ValueError as error:
+            raise EngineError(f"Shot {number}: {error}") from error
+        for warning in inputs.warnings:
+            logging.warning("Longreel, shot %d: %s", number, warning)
+        settings = engine.settings(inputs.picture)
         planned.append(PlannedShot(shot, previous, settings, shot_fingerprint(previous, shot, settings)))
         previous = planned[-1].fingerprint
-    story = Story(places, tuple(project.explain(planned)))
-    logging.info("Longreel, project %s:\n%s", project.folder.name, story.describe())
+    plans = plan_story(shots, engine.clock, reel.shots)
+    steps = [engine.steps(plan) for plan in plans]
+    decisions = project.explain(planned) if project else [None] * len(planned)
+    story = Story(
+        tuple(
+            ShotJob(
+                plan=plan,
+                place=Place(
+                    shot=len(reel.shots) + i + 1,
+                    shots=len(reel.shots) + len(shots),
+                    blocks=plan.latent_frames // engine.clock.block,
+                    done=sum(steps[:i]),
+                    total=sum(steps),
+                ),
+                shot=shots[i],
+                fingerprint=planned[i].fingerprint,
+                decision=decisions[i],
+            )
+            for i, plan in enumerate(plans)
+        )
+    )
+    if project is not None:
+        logging.info("Longreel, project %s:\n%s", project.folder.name, story.describe())
     return story
 
 
@@ -137,17 +125,16 @@ def film_shot(
 
     note: stands before the reel's description in the text that stays on the node.
     """
-    reel = Reel.empty(engine.layout()) if reel is None else reel
-    check_layout(reel, engine.layout())
-    reel = reel.joined(engine.layout())
-    picture = engine.picture(shot, picture)
+    reel = _opened(engine, reel)
+    inputs = engine.shot_inputs(shot, picture)
     report = Progress(place.total, done=place.done, previewer=engine.previewer())
     report.start_shot(place.shot, place.shots, place.blocks)
-    known = project.find(shot_fingerprint(reel.fingerprint, shot, engine.settings(picture))) if project else None
+    settings = engine.settings(inputs.picture)
+    known = project.find(shot_fingerprint(reel.fingerprint, shot, settings)) if project else None
     if known is not None:
         longer = reel.append(known)
     else:
-        longer = engine.film(shot, reel, report, picture)
+        longer = engine.film(shot, reel, report, inputs)
         if project is not None:
             assert longer.last_shot is not None
             longer = reel.append(project.add(longer.last_shot))
@@ -156,32 +143,20 @@ def film_shot(
     return longer
 
 
-def check_channels(model: ModelPatcher, vae: VAE) -> None:
-    """Raises EngineError unless model and VAE have latents of the same channels."""
-    channels = model.model.latent_format.latent_channels
-    if vae.latent_channels != channels:
-        fitting = "wan2.2_vae.safetensors" if channels == 48 else "wan_2.1_vae.safetensors"
+def _check_start(engine: Engine, reel: Reel, shot: Shot) -> None:
+    """Raises EngineError for a shot that goes on from latents of another family: between families go pictures alone."""
+    before = reel.last_shot
+    if shot.start != "cut" and before is not None and before.family != engine.layout().family:
         raise EngineError(
-            f"The model's latents have {channels} channels and the VAE's {vae.latent_channels}: "
-            f"load {fitting} with this model."
+            "The shot before was filmed by a model of another family, so this one cannot go on from its latents: start "
+            "with a cut, and give it the last frame as start image."
         )
 
 
-def check_size(width: int, height: int, cell: int) -> None:
-    """Raises EngineError unless both are whole tokens. cell: pixels to a side of one."""
-    for name, pixels in (("width", width), ("height", height)):
-        if pixels < cell or pixels % cell:
-            near = max(1, round(pixels / cell)) * cell
-            raise EngineError(f"A {name} of {pixels} does not fit this model: set a multiple of {cell} such as {near}.")
-
-
-def encode_prompt(clip: CLIP, model: ModelPatcher, text: str) -> list[Any]:
-    """A prompt as ComfyUI's CONDITIONING. Raises EngineError for a text encoder of another model."""
-    conditioning: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    given, wanted = conditioning[0][0].shape[-1], model.model.diffusion_model.text_dim
-    if given != wanted:
-        raise EngineError(
-            f"The text encoder gives {given} numbers a word and the model reads {wanted}: "
-            "load the text encoder that belongs to the model."
-        )
-    return conditioning
+def _opened(engine: Engine, reel: Reel | None) -> Reel:
+    """The reel as this engine goes on with it, an empty one for None. Raises ReelError for one it cannot go on with."""
+    layout = engine.layout()
+    if reel is None:
+        return Reel.empty(layout)
+    check_layout(reel, layout)
+    return reel.joined(layout)

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from comfy.model_patcher import ModelPatcher
-from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.first_frame import (
     COLLAGE_FRAMES,
+    MAX_REFERENCES,
     Cut,
     Described,
     FirstFrameError,
@@ -33,19 +33,18 @@ from ..film.first_frame import (
     compose,
     find_cut,
 )
-from ..film.reel.reel import FilmedShot, Reel, ReelLayout, check_layout
-from ..film.reel.takes import FrameGrid, ShotPlan, plan_shot
+from ..film.reel.groups import TransitionGroup
+from ..film.reel.reel import Reel
+from ..film.reel.takes import ShotPlan, plan_shot
 from ..film.storyboard.shot import Shot
 from ..host.adapters.first_frame import expert_on
-from ..host.files.paths import spill_folder
 from ..host.files.pictures import PLATE, load_cut_out, load_picture
-from ..host.media.streaming_vae import StreamingDecoder, wan_vae_version
-from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
-from ..host.progress import Previewer, Progress, film_previewer
-from ..host.wan.first_frame import Stage, kind_of, sample_clip, split_steps, start_from
-from .filming import EngineError
+from ..host.progress import Progress
+from ..host.sampling import Stage, stages_by_boundary
+from ..host.wan.first_frame import kind_of, sample_clip, start_from
+from .engine import Capabilities, EngineBase, EngineError, ShotInputs
 
-__all__ = ["FirstFrameEngine", "Transition"]
+__all__ = ["FirstFrameEngine", "ShotCast", "Transition"]
 
 Transition = Literal["auto", "fixed", "two latents"]
 LEADS: dict[Transition, int] = {"fixed": COLLAGE_FRAMES, "two latents": COLLAGE_FRAMES + 1, "auto": 2 * COLLAGE_FRAMES}
@@ -58,112 +57,81 @@ LOOK_AHEAD = 13
 
 
 @dataclass(frozen=True, eq=False)
-class FirstFrameEngine:
-    """A way to film: which models, at which size and rate, denoised how, with which cast.
+class ShotCast:
+    """What a shot's first frame is composed of, each picture loaded once, and the prompt that names it.
 
-    model: films alone, or is the high-noise expert of a pair whose other half is low_model; boundary: noise level from
-    which on the latter takes over. width, height: pixels, multiples of `cell`. step_count, cfg, sampler, scheduler: as
-    KSampler has them. cast: references that shots may name; plate: the background where a shot names none. layout: how
-    they are laid out. trigger: first words of every prompt; where it is empty, prompts are used as they are written.
+    plate: the background [1, H, W, 3] in 0..1, if any.
     """
 
-    model: ModelPatcher
-    clip: CLIP
-    vae: VAE
-    width: int
-    height: int
-    fps: float
+    references: tuple[Reference, ...]
+    plate: Tensor | None
+    prompt: FirstFramePrompt
+
+
+@dataclass(frozen=True, eq=False)
+class FirstFrameEngine(EngineBase):
+    """A way to film: denoised how, with which cast.
+
+    models: one that films alone, or a pair of experts, high noise first; boundary: noise level from which on the second
+    takes over. step_count, cfg, sampler, scheduler: as KSampler has them. cast: references that shots may name; plate:
+    the background where a shot names none. layout_kind: how they are laid out. trigger: first words of every prompt;
+    where it is empty, prompts are used as they are written.
+    """
+
     step_count: int
     cfg: float
     sampler: str
     scheduler: str
     negative: str
     trigger: str
-    low_model: ModelPatcher | None = None
     boundary: float = 0.9
     cast: tuple[Reference, ...] = ()
     plate: Tensor | None = None
     layout_kind: LayoutKind = "auto"
     transition: Transition = "auto"
 
+    name: ClassVar[str] = "first frame"
+
     # What the engine is
 
-    def get_models(self) -> list[ModelPatcher]:
-        """ComfyUI asks this of values that hold models, so that it does not unload them in the middle of a film."""
-        return [*self._experts, self.clip.patcher, self.vae.patcher]
+    @property
+    def capabilities(self) -> Capabilities:
+        """Every shot begins with a first frame of its own, so none continues another."""
+        return Capabilities(continues=False, references=MAX_REFERENCES, prompts_per_shot=1, start_image=True)
 
     @property
-    def clock(self) -> FrameGrid:
-        """How this engine counts time: in whole latent frames, and every take begins with what is trimmed."""
-        return FrameGrid(self.fps, self.vae.temporal_compression_decode(), 1, LEADS[self.transition])
+    def lead(self) -> int:
+        """Every take begins with what is trimmed."""
+        return LEADS[self.transition]
 
-    @property
-    def cell(self) -> int:
-        """Pixels to a side of one token: width and height are multiples of it."""
-        patch = self.model.model.diffusion_model.patch_size
-        return int(self.vae.spacial_compression_encode() * max(patch[1:]))
+    def _memory_layout(self) -> dict[str, Any]:
+        return {"first_frame": {}}
 
-    def layout(self) -> ReelLayout:
-        """What a reel must have in common with this engine to be continued by it."""
-        return ReelLayout(
-            fps=self.fps,
-            width=self.width,
-            height=self.height,
-            latent_channels=self.vae.latent_channels,
-            spatial_compression=self.vae.spacial_compression_encode(),
-            temporal_compression=self.clock.compression,
-            model=self._fingerprints["model"],
-            vae=self._fingerprints["vae"],
-            engine={"first_frame": {}},
-        )
-
-    def settings(self, picture: Tensor | None = None) -> dict[str, Any]:
-        """Everything but the shot itself that decides how it looks, JSON-able. picture: its first frame."""
-        settings: dict[str, Any] = {
-            "engine": "first frame",
-            **self._fingerprints,
-            "width": self.width,
-            "height": self.height,
-            "fps": self.fps,
+    def _settings(self) -> dict[str, Any]:
+        return {
             "steps": self.step_count,
             "cfg": self.cfg,
             "sampler": self.sampler,
             "scheduler": self.scheduler,
-            "boundary": self.boundary if self.low_model is not None else None,
+            "boundary": self.boundary if len(self.models) > 1 else None,
             "negative": self.negative,
             "trigger": self.trigger,
             "cast": [[reference.name, reference.description] for reference in self.cast],
             "transition": self.transition,
         }
-        return settings if picture is None else {**settings, "picture": fingerprint_image(picture)}
 
     def steps(self, plan: ShotPlan) -> int:
-        """Denoising steps that a shot costs: a whole shot is denoised at once, however long it is."""
+        """Denoising steps: a whole shot is denoised at once, however long it is."""
         return self.step_count
 
-    def previewer(self) -> Previewer:
-        """Makes a picture of the shot as it is so far."""
-        return film_previewer(self.model, self.vae)
-
-    @property
-    def _experts(self) -> list[ModelPatcher]:
-        return [self.model] if self.low_model is None else [self.model, self.low_model]
-
-    @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        models = [fingerprint_model(expert) for expert in self._experts]
-        return {
-            "model": models[0] if len(models) == 1 else hashlib.sha256("".join(models).encode()).hexdigest(),
-            "clip": fingerprint_clip(self.clip),
-            "vae": fingerprint_vae(self.vae),
-        }
+    def _join(self, fingerprints: Sequence[str]) -> str:
+        if len(fingerprints) == 1:
+            return fingerprints[0]
+        return hashlib.sha256("".join(fingerprints).encode()).hexdigest()
 
     @cached_property
     def _stages(self) -> tuple[Stage, ...]:
-        if self.low_model is None:
-            return (Stage(self.model, 0, self.step_count),)
-        switch = split_steps(self.model, self.scheduler, self.step_count, self.boundary)
-        return Stage(self.model, 0, switch), Stage(self.low_model, switch, self.step_count)
+        return stages_by_boundary(self.models, self.scheduler, self.step_count, self.boundary)
 
     # What it refuses before a GPU starts
 
@@ -173,27 +141,15 @@ class FirstFrameEngine:
         Raises EngineError, FirstFrameError, UnsupportedModelError, UnsupportedVaeError or the text encoder's own error
         for `negative`, ValueErrors of one sentence.
         """
-        kinds = {kind_of(expert) for expert in self._experts}
-        wan_vae_version(self.vae)
-        channels = self.model.model.latent_format.latent_channels
-        if self.vae.latent_channels != channels:
-            fitting = "wan2.2_vae.safetensors" if channels == 48 else "wan_2.1_vae.safetensors"
-            raise EngineError(
-                f"The model's latents have {channels} channels and the VAE's {self.vae.latent_channels}: "
-                f"load {fitting} with this model."
-            )
-        for name, pixels in (("width", self.width), ("height", self.height)):
-            if pixels < self.cell or pixels % self.cell:
-                near = max(1, round(pixels / self.cell)) * self.cell
-                raise EngineError(
-                    f"A {name} of {pixels} does not fit this model: set a multiple of {self.cell} such as {near}."
-                )
+        kinds = {kind_of(model) for model in self.models}
+        self.check_models()
         self.clip.tokenize(self.negative)
-        if self.low_model is None:
+        if len(self.models) == 1:
             return
         if kinds != {"concat"}:
             raise EngineError("Only image-to-video models come as a pair of experts: disconnect the low-noise model.")
-        if faults := check_pair(expert_on(self.model), expert_on(self.low_model)):
+        high, low = self.models
+        if faults := check_pair(expert_on(high), expert_on(low)):
             raise EngineError(" ".join(faults))
         if not 0 < self._stages[0].last < self.step_count:
             idle = "high" if self._stages[0].last == 0 else "low"
@@ -202,10 +158,10 @@ class FirstFrameEngine:
                 "and boundary that the models were made for."
             )
 
-    def check_shot(self, shot: Shot, picture: Tensor | None = None) -> None:
-        """Refuse a shot that this engine cannot film. picture: a first frame composed beforehand.
+    def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs:
+        """Its first frame [1, H, W, 3] in the film's size: the one given, or its cast, composed. See EngineBase.
 
-        Raises EngineError, FirstFrameError, or the text encoder's own ValueError.
+        Raises FirstFrameError, too.
         """
         if shot.start != "cut":
             raise EngineError("A shot with a first frame of its own cannot continue another: set its start to cut.")
@@ -213,33 +169,37 @@ class FirstFrameEngine:
             raise EngineError(
                 "A shot filmed from a first frame has one prompt: put the others into shots of their own."
             )
-        self.clip.tokenize(self._prompt(shot).text)
-
-    def picture(self, shot: Shot, given: Tensor | None = None) -> Tensor:
-        """The first frame of a shot, [1, H, W, 3] in 0..1: the one given, or its references, composed."""
+        if given is not None and shot.references:
+            raise EngineError("The shot has references and a first frame too: remove one of the two.")
+        if given is not None and given.shape != (1, self.height, self.width, 3):
+            raise EngineError(
+                f"The first frame is {given.shape[-2]} x {given.shape[-3]} and the film {self.width} x "
+                f"{self.height}: compose it in the film's size, else references are cropped."
+            )
+        cast = self.cast_of(shot)
+        self.clip.tokenize(cast.prompt.text)
         if given is not None:
-            if shot.references:
-                raise EngineError("The shot has references and a first frame too: remove one of the two.")
-            if given.shape != (1, self.height, self.width, 3):
-                raise EngineError(
-                    f"The first frame is {given.shape[-2]} x {given.shape[-3]} and the film {self.width} x "
-                    f"{self.height}: compose it in the film's size, else references are cropped."
-                )
-            return given
-        composed = compose(self._cast_of(shot), self._plate_of(shot), self.layout_kind, (self.width, self.height))
-        for warning in composed.warnings:
-            logging.warning("Longreel, first frame: %s", warning)
-        return composed.picture
+            return ShotInputs(given, cast.prompt.text, cast.prompt.warnings)
+        if not cast.references:
+            raise EngineError("The shot has no references: name some, connect a cast, or give it a first frame.")
+        composed = compose(cast.references, cast.plate, self.layout_kind, (self.width, self.height))
+        return ShotInputs(composed.picture, cast.prompt.text, (*composed.warnings, *cast.prompt.warnings))
 
-    def _cast_of(self, shot: Shot) -> list[Reference]:
-        """The references of a shot: those it names, from the cast or the input folder, or else the whole cast."""
+    def cast_of(self, shot: Shot) -> ShotCast:
+        """Whom and what a shot shows: the references it names, from the cast or the input folder, or the whole cast."""
         names = [name for name in shot.references if not name.startswith(PLATE)]
-        if not names:
-            if not self.cast:
-                raise EngineError("The shot has no references: name some, connect a cast, or give it a first frame.")
-            return list(self.cast)
+        plates = [name.removeprefix(PLATE) for name in shot.references if name.startswith(PLATE)]
+        if len(plates) > 1:
+            raise FirstFrameError(f"A shot has one background plate and this has {len(plates)}: keep one.")
         known = {reference.name.casefold(): reference for reference in self.cast}
-        return [known.get(name.casefold()) or self._from_file(name) for name in names]
+        named = tuple(known.get(name.casefold()) or self._from_file(name) for name in names)
+        references = named or self.cast
+        text = shot.prompts[0].text
+        prompt = FirstFramePrompt(text)
+        if self.trigger.strip():
+            described = [Described(reference.name, reference.description) for reference in references]
+            prompt = build_prompt(text, described, trigger=self.trigger)
+        return ShotCast(references, load_picture(plates[0]) if plates else self.plate, prompt)
 
     def _from_file(self, name: str) -> Reference:
         try:
@@ -249,45 +209,19 @@ class FirstFrameEngine:
             raise EngineError(f"No reference is called {name!r} (in the cast: {cast}). {error}") from error
         return Reference.from_image(cut_out, name=name.rpartition("/")[2].rpartition(".")[0])
 
-    def _plate_of(self, shot: Shot) -> Tensor | None:
-        plates = [name.removeprefix(PLATE) for name in shot.references if name.startswith(PLATE)]
-        if len(plates) > 1:
-            raise FirstFrameError(f"A shot has one background plate and this has {len(plates)}: keep one.")
-        return load_picture(plates[0]) if plates else self.plate
-
-    def _prompt(self, shot: Shot) -> FirstFramePrompt:
-        """The shot's prompt, with the trigger in front and the looks of its references where they are known."""
-        text = shot.prompts[0].text
-        if not self.trigger.strip():
-            return FirstFramePrompt(text)
-        # Without either, the shot has a first frame that was composed elsewhere.
-        cast = self._cast_of(shot) if shot.references or self.cast else []
-        described = [Described(reference.name, reference.description) for reference in cast]
-        return build_prompt(text, described, trigger=self.trigger)
-
     # Filming
 
-    def film(self, shot: Shot, reel: Reel, report: Progress, picture: Tensor | None = None) -> Reel:
-        """Film one shot after those on the reel.
-
-        report: gets every denoising step and what the shot is so far. picture: the shot's first frame, see `picture`.
-        Returns the reel with the shot on it, its latents in a temporary file.
-
-        Raises ReelError for a reel of another model, size or rate, TakeError, EngineError, FirstFrameError, and
-        ComfyUI's InterruptProcessingException; the reel given stays good.
-        """
-        check_layout(reel, self.layout())
+    def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
+        """Film one shot after those on the reel; see EngineBase."""
         plan = plan_shot(reel.shots, shot, self.clock)
-        first_frame = self.picture(shot) if picture is None else picture
-        prompt = self._prompt(shot)
-        for warning in prompt.warnings:
-            logging.warning("Longreel, prompt: %s", warning)
+        first_frame = inputs.picture
+        assert first_frame is not None
         start = start_from(
-            kind_of(self.model),
+            kind_of(self.models[0]),
             first_frame,
             self.vae,
-            self._encode(prompt.text),
-            self._encode(self.negative),
+            self.encode_prompt(inputs.prompt),
+            self.encode_prompt(self.negative),
             (self.width, self.height),
             self.clock.frames(plan.latent_frames),
         )
@@ -303,17 +237,15 @@ class FirstFrameEngine:
         )
         cut = self._cut(latents, first_frame)
         logging.info("Longreel: %s", cut.message)
-        filmed = FilmedShot.store(
+        return self._filmed(
+            reel,
             shot,
+            plan,
+            inputs,
             latents,
-            previous=reel.fingerprint,
-            settings=self.settings(first_frame),
-            take_start=True,
             frames=min(plan.frames, self.clock.frames(plan.latent_frames) - cut.index),
-            meta={"transition": {"lead": cut.index, "status": cut.status, "message": cut.message}},
-            folder=spill_folder(),
+            meta={TransitionGroup.NAME: {"lead": cut.index, "status": cut.status, "message": cut.message}},
         )
-        return reel.append(filmed)
 
     def _cut(self, latents: Tensor, first_frame: Tensor) -> Cut:
         """Where the shot begins in what was filmed."""
@@ -321,16 +253,5 @@ class FirstFrameEngine:
             count = LEADS[self.transition]
             return Cut(count, "fixed", 0.0, (), f"Dropped the first {count} frames without looking at them.")
         needed = self.clock.latent_frames(LATEST_CUT + LOOK_AHEAD)
-        frames = torch.cat(list(StreamingDecoder(self.vae).decode(latents[:, :, :needed])))
+        frames = torch.cat(list(self.family.decoder().decode(latents[:, :, :needed])))
         return find_cut(frames, first_frame, min(LATEST_CUT, self.clock.frames(latents.shape[2]) - 1))
-
-    def _encode(self, text: str) -> list[Any]:
-        """Words as ComfyUI's CONDITIONING."""
-        conditioning: list[Any] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-        given, wanted = conditioning[0][0].shape[-1], self.model.model.diffusion_model.text_dim
-        if given != wanted:
-            raise EngineError(
-                f"The text encoder gives {given} numbers a word and the model reads {wanted}: "
-                "load the text encoder that belongs to the model."
-            )
-        return conditioning

@@ -1,4 +1,4 @@
-"""Node expansion: what a node that became several others knows about itself, and tells them outside their inputs.
+"""Node expansion: what a node that expands into others passes to them outside their inputs.
 
 ComfyUI caches each node that an expansion makes under its inputs. What should not decide whether a shot is filmed again
 (how many shots follow, which line of text to show) therefore travels beside the inputs, on the entry of the graph.

@@ -24,7 +24,7 @@ class _Tokenizer:
         pass
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_: Any) -> Tokens:
-        """Raises ``UnknownWordError`` (a ValueError) for words outside the small world."""
+        """Raises `UnknownWordError` (a ValueError) for words outside the small world."""
         return {"miniature": [[(token, 1.0) for token in tokenize(text)]]}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -32,7 +32,7 @@ class _Tokenizer:
 
 
 class _TextModel(TextEncoder):
-    """The text encoder with the methods that ``comfy.sd.CLIP`` calls."""
+    """The text encoder with the methods that `comfy.sd.CLIP` calls."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class _TextModel(TextEncoder):
         """Nothing of it applies: there is one layer to read and no projection."""
 
     def reset_clip_options(self) -> None:
-        """See ``set_clip_options``."""
+        """See `set_clip_options`."""
 
     def encode_token_weights(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows [B, 48, dim] and, as the pooled output, their mean [B, dim]."""
@@ -65,8 +65,7 @@ class _TextModel(TextEncoder):
 def load_miniature_clip(path: str) -> comfy.sd.CLIP:
     """Open the miniature's text encoder as a CLIP.
 
-    Raises:
-        ValueError: the file is not a text encoder of the miniature.
+    Raises ValueError: the file is not a text encoder of the miniature.
     """
     state = comfy.utils.load_torch_file(path, safe_load=True)
     if "words.weight" not in state or "places.weight" not in state:

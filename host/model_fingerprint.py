@@ -7,12 +7,12 @@ strengths, object patches, the sampling shift, and the model options of other no
 in a memory-mapped file a few pages are read. Weights that are patched in place while loaded are taken as they
 were before.
 
-What it cannot see:
+What it does not cover:
 - a change of a weight that touches none of its sampled values (a fine-tune changes nearly all of them; a single edited
   row of an embedding may be missed);
 - the code of a patch function of another pack, and state it keeps in globals or in attributes that begin with `_`; its
-  name, its closure and its other attributes are seen;
-- the state kept by attachments of other packs (only their names are seen), the device, the attention backend.
+  name, its closure and its other attributes are covered;
+- the state kept by attachments of other packs (only their names are covered), the device, the attention backend.
 
 It may differ although the picture does not: when a patch of another pack counts calls in a public attribute, or when
 the same checkpoint is loaded with another dtype.
@@ -45,11 +45,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: tor
 def fingerprint_model(patcher: ModelPatcher) -> str:
     """Fingerprint of a MODEL with everything that nodes have hung on it.
 
-    Args:
-        patcher: any loader's MODEL, loaded or not.
-
-    Returns:
-        64 hexadecimal digits.
+    patcher: any loader's MODEL, loaded or not. Returns 64 hexadecimal digits.
     """
     return _patcher_digest(patcher).hex()
 
@@ -172,7 +168,7 @@ def _closure(function: Any) -> Iterator[Any]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Public attributes. `training` only says whether somebody called eval()."""
+    """Public attributes. `training` only depends on calls of eval()."""
     return {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and k != "training"}
 
 

@@ -21,12 +21,12 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
-from .media.streaming_vae import StreamingDecoder
+from .families import of_vae
 
 Previewer = Callable[[Tensor], Image.Image]
 """Latents [1, C, t, h, w] in LATENT space to a picture of their last frame."""
 
-# The miniature finishes many blocks a second; more pictures than these would cost time that nobody can see.
+# The miniature finishes many blocks a second; more pictures than these cost time and cannot be noticed.
 _SECONDS_PER_PREVIEW = 0.5
 _SECONDS_PER_TEXT = 0.1
 # A VAE below this size decodes one latent frame in milliseconds. The miniature's is; the real ones are above 200 MB.
@@ -41,11 +41,9 @@ class Progress:
     ) -> None:
         """Begin a bar of `total` steps.
 
-        Args:
-            total: all steps of the bar. A shot that is one of a film passes the film's.
-            done: steps already behind, for example those of earlier shots.
-            node_id: the node that shows the bar; the executing one by default.
-            previewer: makes the picture of a finished block, see `film_previewer`; None shows none.
+        total: all steps of the bar. A shot that is one of a film passes the film's. done: steps already behind, for
+        example those of earlier shots. node_id: the node that shows the bar; the executing one by default. previewer:
+        makes the picture of a finished block, see `film_previewer`; None shows none.
         """
         context = get_executing_context()
         self._node_id = node_id if node_id is not None or context is None else context.node_id
@@ -76,8 +74,7 @@ class Progress:
     def step(self, latents: Tensor | None = None) -> None:
         """Count one denoising call. Raises ComfyUI's InterruptProcessingException, as do the other counting calls.
 
-        Args:
-            latents: what the call made, where a shot is denoised as a whole; previewed as in `block_done`.
+        latents: what the call made, where a shot is denoised as a whole; previewed as in `block_done`.
         """
         picture = None
         if latents is not None and self._previewer is not None and self._preview_due():
@@ -91,8 +88,7 @@ class Progress:
     def reach(self, done: int, text: str, draw: Callable[[], Image.Image] | None = None) -> None:
         """Count up to `done` steps, wherever the bar was, and show a line of text.
 
-        Args:
-            draw: makes the picture to show beside it; called only when one is due.
+        draw: makes the picture to show beside it; called only when one is due.
         """
         picture = draw() if draw is not None and self._preview_due() else None
         self._advance(done - self._done, picture)
@@ -101,8 +97,7 @@ class Progress:
     def block_done(self, latents: Tensor) -> None:
         """Count one finished block.
 
-        Args:
-            latents: the block, [1, C, t, h, w] in LATENT space; its last frame is previewed.
+        latents: the block, [1, C, t, h, w] in LATENT space; its last frame is previewed.
         """
         self._block += 1
         previewer = self._previewer
@@ -139,7 +134,7 @@ class Progress:
         return True
 
     def _say(self, text: str, *, always: bool) -> None:
-        # On the command line nobody has imported the server, and nobody should for a line of text.
+        # On the command line the server is not imported, and a line of text is no reason to import it.
         server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         now = time.monotonic()
         if server is None or self._node_id is None or not (always or now >= self._next_text):
@@ -157,14 +152,12 @@ def film_previewer(model: ModelPatcher, vae: VAE | None = None) -> Previewer:
     enough that the newest block is always worth its millisecond. Those factors belong to the real VAE; a tiny one (the
     miniature's) has latents of its own and decodes its previews itself.
 
-    Args:
-        model: the MODEL that films.
-        vae: the VAE of the film, if it is at hand.
+    model: the MODEL that films. vae: the VAE of the film, if it is at hand.
     """
     if vae is not None and vae.model_size() < _TINY_VAE_BYTES:
 
         def decode(latents: Tensor) -> Image.Image:
-            return _picture(next(StreamingDecoder(vae).decode(latents[:, :, -1:]))[-1])
+            return _picture(next(of_vae(vae).decoder().decode(latents[:, :, -1:]))[-1])
 
         return decode
 

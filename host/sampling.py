@@ -1,18 +1,123 @@
-"""Sample one chunk of video with ComfyUI's own guiders and samplers, with one model or two that share the steps."""
+"""Sampling: one driver for all engines that denoise with ComfyUI's samplers, by one model or several in turn.
+
+It samples as a chain of core's KSampler (Advanced) nodes would, one for each stage: the first adds the noise, the
+others go on from what is left of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object
-from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from comfy.samplers import KSampler, calculate_sigmas, sampler_object
 from torch import Tensor
 
-__all__ = ["Conditioned", "SamplerSettings", "sample_chunk", "schedule"]
+from .guidance import Cfg, DualCfg, Guidance
+from .guider import Guider
+
+__all__ = [
+    "Conditioned",
+    "Inputs",
+    "SamplerSettings",
+    "Stage",
+    "sample",
+    "sample_chunk",
+    "schedule",
+    "stages_by_boundary",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One model's part of the denoising: steps first .. last (exclusive) of the schedule."""
+
+    model: ModelPatcher
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What is denoised.
+
+    conds: CONDITIONING by the name of the guidance's pass. latent: [B, C, T, h, w] in LATENT space, None for an empty
+    one. mask: [1, 1, T, h, w], 0 where the latent is kept, None for nowhere.
+    """
+
+    conds: Mapping[str, list[Any]]
+    latent: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def schedule(model: ModelPatcher, scheduler: str, steps: int, sampler: str = "") -> Tensor:
+    """The sigmas [steps + 1] of a run, falling to 0, from the model's own shift.
+
+    sampler: where it is named, the sigmas that core's KSampler takes for it; for a few samplers these leave out the
+    schedule's last but one.
+    """
+    if sampler:
+        sigmas: Tensor = KSampler(model, steps, "cpu", sampler, scheduler).sigmas
+        return sigmas
+    return calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).cpu()
+
+
+def stages_by_boundary(
+    models: Sequence[ModelPatcher], scheduler: str, steps: int, boundary: float
+) -> tuple[Stage, ...]:
+    """The stages of one model, or of a high-noise and a low-noise expert.
+
+    boundary: noise level, 0..1; steps that begin at it or above are the high-noise expert's. With shift 5 and boundary
+    0.9 that is 8 of 20 and 18 of 50 (docs/methods/ffgo.md).
+    """
+    if len(models) == 1:
+        return (Stage(models[0], 0, steps),)
+    high, low = models
+    switch = int((schedule(high, scheduler, steps)[:-1] >= boundary).sum())
+    return Stage(high, 0, switch), Stage(low, switch, steps)
+
+
+def sample(
+    stages: Sequence[Stage],
+    inputs: Inputs,
+    guidance: Sequence[Guidance],
+    noise: Tensor,
+    *,
+    sigmas: Tensor,
+    sampler: str,
+    seed: int,
+    on_step: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Denoise, and return latents [B, C, T, h, w] fp32 on the CPU, in LATENT space.
+
+    stages: together all steps of `sigmas`; one without steps is left out. noise: of the latent's shape. seed: of
+    samplers that draw noise of their own. on_step: called after each step with what the latent would be, in LATENT
+    space; may raise to stop. Raises ComfyUI's InterruptProcessingException.
+    """
+    latent = torch.zeros_like(noise) if inputs.latent is None else inputs.latent
+    for stage in stages:
+        if stage.first == stage.last:
+            continue
+
+        def report(_step: int, denoised: Tensor, *_: Any, base: Any = stage.model.model) -> None:
+            if on_step is not None:
+                on_step(base.process_latent_out(denoised))
+
+        latent = Guider(stage.model, guidance, inputs.conds).sample(
+            noise,
+            latent,
+            sampler_object(sampler),
+            sigmas[stage.first : stage.last + 1],
+            denoise_mask=inputs.mask,
+            callback=report,
+            disable_pbar=True,
+            seed=seed,
+        )
+        latent = latent.float().cpu()
+        noise = torch.zeros_like(noise)  # the next stage goes on from what this one left
+    return latent
 
 
 @dataclass(frozen=True)
@@ -35,9 +140,9 @@ class SamplerSettings:
 class Conditioned:
     """What a chunk is sampled with, as ComfyUI's CONDITIONING.
 
-    middle: where text and pictures guide apart, what is reached from the negative by the one of them that guides
-    first: the negative text with the pictures, or with ``text_first`` the prompt without them. frames: latent frames
-    to sample; trim: leading ones to cut off afterwards.
+    middle: where text and pictures guide apart, what is reached from the negative by the one of them that guides first:
+    the negative text with the pictures, or with `text_first` the prompt without them. frames: latent frames to sample;
+    trim: leading ones to cut off afterwards.
     """
 
     positive: list[Any]
@@ -47,15 +152,16 @@ class Conditioned:
     text_first: bool = False
     trim: int = 0
 
+    def conds(self) -> dict[str, list[Any]]:
+        """By the name of the pass."""
+        conds = {"positive": self.positive, "negative": self.negative}
+        return conds if self.middle is None else {**conds, "middle": self.middle}
 
-def schedule(models: Sequence[ModelPatcher], settings: SamplerSettings) -> list[Tensor]:
-    """The sigmas of each of one or two models, from the first's own shift; the second's begin where the first's end."""
-    sampling = models[0].get_model_object("model_sampling")
-    sigmas = calculate_sigmas(sampling, settings.scheduler, settings.steps).cpu()
-    if len(models) == 1:
-        return [sigmas]
-    share = int((sigmas >= settings.boundary).sum())
-    return [sigmas[: share + 1], sigmas[share:]]
+    def guidance(self, settings: SamplerSettings) -> Guidance:
+        """What guides it."""
+        if self.middle is None:
+            return Cfg(settings.cfg)
+        return DualCfg(settings.cfg, settings.reference_cfg, self.text_first)
 
 
 def sample_chunk(
@@ -64,38 +170,17 @@ def sample_chunk(
     noise: Tensor,
     settings: SamplerSettings,
     seed: int,
-    callback: Callable[..., None] | None = None,
+    on_step: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """A chunk [1, C, frames - trim, h, w] fp32 on the CPU, in LATENT space. noise: [1, C, frames, h, w].
-
-    seed: of samplers that draw noise of their own. callback: ComfyUI's (step, x0, x, total). Raises ComfyUI's
-    InterruptProcessingException.
-    """
-    latents = torch.zeros_like(noise)
-    for model, sigmas in zip(models, schedule(models, settings)):
-        if len(sigmas) < 2:
-            continue  # the other model's share is everything
-        latents = _guider(model, given, settings).sample(
-            noise,
-            latents,
-            sampler_object(settings.sampler),
-            sigmas,
-            callback=callback,
-            disable_pbar=True,
-            seed=seed,
-        )
-        noise = torch.zeros_like(noise)  # the second goes on from what the first left
-    return latents[:, :, given.trim :].float().cpu()
-
-
-def _guider(model: ModelPatcher, given: Conditioned, settings: SamplerSettings) -> CFGGuider:
-    if given.middle is not None:
-        dual = Guider_DualCFG(model)
-        dual.set_conds(given.positive, given.middle, given.negative)
-        weights = (settings.reference_cfg, settings.cfg) if given.text_first else (settings.cfg, settings.reference_cfg)
-        dual.set_cfg(*weights)
-        return dual
-    guider = CFGGuider(model)
-    guider.set_conds(given.positive, given.negative)
-    guider.set_cfg(settings.cfg)
-    return guider
+    """A chunk [1, C, frames - trim, h, w] of one or two models, see `sample`. noise: [1, C, frames, h, w]."""
+    latents = sample(
+        stages_by_boundary(models, settings.scheduler, settings.steps, settings.boundary),
+        Inputs(given.conds()),
+        [given.guidance(settings)],
+        noise,
+        sigmas=schedule(models[0], settings.scheduler, settings.steps),
+        sampler=settings.sampler,
+        seed=seed,
+        on_step=on_step,
+    )
+    return latents[:, :, given.trim :]

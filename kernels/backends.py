@@ -74,7 +74,7 @@ class Choice:
 
 
 def wanted_backend() -> str:
-    """What LONGREEL_ATTENTION says. Raises BackendError for a name that is none."""
+    """The value of LONGREEL_ATTENTION. Raises BackendError for an unknown name."""
     wanted = os.environ.get(VARIABLE, "auto") or "auto"
     if wanted not in BACKENDS:
         raise BackendError(f"{VARIABLE}={wanted} is none of {', '.join(BACKENDS)}.")
@@ -82,12 +82,12 @@ def wanted_backend() -> str:
 
 
 def is_forced() -> bool:
-    """Whether LONGREEL_ATTENTION asks for a backend of ours. Raises BackendError for a name that is none."""
+    """Whether LONGREEL_ATTENTION selects a backend of ours. Raises BackendError for an unknown name."""
     return wanted_backend() not in ("auto", "sdpa")
 
 
 def select_backend(problem: Problem) -> Choice:
-    """The backend for a problem. Raises BackendError when LONGREEL_ATTENTION asks for what cannot be."""
+    """The backend for a problem. Raises BackendError when LONGREEL_ATTENTION selects one that cannot run it."""
     wanted = os.environ.get(VARIABLE, "auto") or "auto"
     return _select(problem, wanted, _broken.get(problem))
 

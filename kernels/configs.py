@@ -36,8 +36,8 @@ def attention_config(capability: tuple[int, int], head_dim: int) -> AttentionCon
     """The attention kernel's tiles on a device of `capability` (major, minor).
 
     Chosen so that heads of 128 channels neither spill registers nor exceed an architecture's shared memory; tests
-    compile every entry. 128 query rows everywhere: smaller tiles re-read keys more often than a large L2 hides.
-    Source: shared/research/kernels.md 1.3, 3.3.
+    compile every entry. 128 query rows everywhere: smaller tiles re-read keys more often than a large L2 hides. Source:
+    docs/kernels.md, tiles.
     """
     if head_dim <= 64:
         return AttentionConfig(block_m=128, block_n=64, warps=4, stages=3)

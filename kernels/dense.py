@@ -1,7 +1,7 @@
 """PyTorch's own attention with the fastest of its backends first, for the devices where its default is the wrong one.
 
 On compute capability 9.0 and 10.x cuDNN's attention reaches about twice the rate of the flash kernel that PyTorch and
-ComfyUI put first; elsewhere it is no faster. Source: shared/research/kernels.md 3.1 (published measurements).
+ComfyUI put first; elsewhere it is no faster. Source: published measurements, docs/kernels.md, dense backend.
 """
 
 from __future__ import annotations

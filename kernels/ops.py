@@ -29,9 +29,8 @@ def frame_attention(
     runs: int32 [B | 1, H | 1, NQ | 1, R, 2], (first token, number of tokens) into the arena [B, H, S * T, D]; count:
     int32 [B | 1, H | 1, NQ | 1], how many of the R hold; q_block: query tokens of each of the NQ entries, default all;
     scale: default D ** -0.5. Tokens named twice count twice; a query without keys gets zeros. The table must stay
-    inside the arena: it is on the device and is not checked.
-    Returns [B, L, H, D] (ready for the output projection), dtype of q. Raises ValueError for shapes that do not fit.
-    Source: shared/research/kernels.md 3.3, 7.
+    inside the arena: it is on the device and is not checked. Returns [B, L, H, D] (ready for the output projection),
+    dtype of q. Raises ValueError for shapes that do not fit. Source: docs/kernels.md, run tables.
     """
     return _call(q, k_arena, v_arena, runs, count, q_block, scale, False)[0]
 
@@ -146,10 +145,9 @@ def qk_prep(
 
     q, k, v: projections [B, L, H * D]; weights [H * D] of the RMS norm over all heads together; tables: of
     `reference.rope_tables`, fp32; frame_pos int32 [F]: each frame's row of the first table; slots int32 [F]: where it
-    goes, all different; k_desc fp32 [B, H, S, D]: takes the mean stored key of each written frame.
-    Returns q [B, H, L, D] in its dtype and each frame's mean query, fp32 [B, H, F, D].
-    Raises ValueError for shapes that do not fit. Positions and slots are on the device and are not checked.
-    Source: shared/research/kernels.md section 4, 7.
+    goes, all different; k_desc fp32 [B, H, S, D]: takes the mean stored key of each written frame. Returns q [B, H, L,
+    D] in its dtype and each frame's mean query, fp32 [B, H, F, D]. Raises ValueError for shapes that do not fit.
+    Positions and slots are on the device and are not checked. Source: docs/kernels.md, QK-norm.
     """
     batch, length, width = q.shape
     heads, head_dim = k_arena.shape[1], k_arena.shape[3]

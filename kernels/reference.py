@@ -97,9 +97,9 @@ def rope_tables(
     """(cos, sin) of Wan's three RoPE axes: fp32 [positions | rows | columns, pairs of the axis, 2].
 
     The table of time begins with position `first`, so that it is no longer than a block however long the film is.
-    turns: radians added to all temporal angles of each position, none without.
-    Height and width take a third of a head's channel pairs each, rounded down; time has the rest and comes first.
-    Angles are computed in float64 on the CPU. Source: shared/research/kernels.md 3.4.
+    turns: radians added to all temporal angles of each position, none without. Height and width take a third of a
+    head's channel pairs each, rounded down; time has the rest and comes first. Angles are computed in float64 on the
+    CPU. Source: docs/kernels.md, angles.
     """
     side = head_dim // 6
     tables: list[torch.Tensor] = []

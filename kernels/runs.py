@@ -39,7 +39,7 @@ def slot_runs(slots: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Ten
     new[..., 1:] = order.diff(dim=-1) != 1
     run = new.long().cumsum(dim=-1) - 1
     size = torch.zeros_like(order).scatter_add(-1, run, torch.full_like(order, tokens))
-    # every slot of a run asks for the same start: its own slot minus the slots of the run before it
+    # every slot of a run has the same start: its own slot minus the slots of the run before it
     index = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     before = index - torch.where(new, index, 0).cummax(dim=-1).values
     start = torch.zeros_like(order).scatter(-1, run, (order - before) * tokens)

@@ -1,7 +1,7 @@
-"""Many scenes drawn at once on a device: the pictures of ``miniature.world.render``, thousands a second on a GPU.
+"""Many scenes drawn at once on a device: the pictures of `miniature.world.render`, thousands a second on a GPU.
 
-Poses and cameras of all moments are computed together in float64, then every layer is one ``grid_sample`` a scene whose
-moments lie below one another. Optical flow is left to ``render``.
+Poses and cameras of all moments are computed together in float64, then every layer is one `grid_sample` a scene whose
+moments lie below one another. Optical flow is left to `render`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PIXELS = {"cuda": 1 << 25, "cpu": 1 << 22}
 
 
 class Pictures(NamedTuple):
-    """What ``World.render`` returns for S scenes at T moments each."""
+    """What `World.render` returns for S scenes at T moments each."""
 
     frames: torch.Tensor
     """[S, T, 3, size, size] in 0..1."""
@@ -33,7 +33,7 @@ class Pictures(NamedTuple):
 
 
 class _Poses(NamedTuple):
-    """Poses [S, N, T] as in ``world``: x of the feet, height above ground, angle, scales, mirrored (-1) or not (1)."""
+    """Poses [S, N, T] as in `world`: x of the feet, height above ground, angle, scales, mirrored (-1) or not (1)."""
 
     x: torch.Tensor
     lift: torch.Tensor
@@ -93,7 +93,7 @@ def _tensors(scenes: Sequence[Scene], device: torch.device) -> _Scenes:
 
 
 def _act(actions: torch.Tensor, x: torch.Tensor, elapsed: torch.Tensor, scenes: _Scenes) -> _Poses:
-    """``world._act`` for actions [S, N] from x [S, N] after ``elapsed`` [S, 1, T]."""
+    """`world._act` for actions [S, N] from x [S, N] after `elapsed` [S, 1, T]."""
     low, high, start = (part[..., None] for part in (scenes.low, scenes.high, x))
     span = high - low
     forward = high - start >= start - low
@@ -136,7 +136,7 @@ def _between(a: _Poses, b: _Poses, share: torch.Tensor) -> _Poses:
 
 
 def _poses(scenes: _Scenes, times: torch.Tensor) -> _Poses:
-    """``world._pose`` of every actor at ``times`` [S, T]."""
+    """`world._pose` of every actor at `times` [S, T]."""
     beats = scenes.at.shape[1]
     x, found, before = scenes.x, None, None
     for k in range(beats):
@@ -160,7 +160,7 @@ def _poses(scenes: _Scenes, times: torch.Tensor) -> _Poses:
 
 
 def _camera(scenes: _Scenes, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``world._camera`` at ``times`` [S, T]: scroll and zoom, [S, T] each."""
+    """`world._camera` at `times` [S, T]: scroll and zoom, [S, T] each."""
     _, left, right, closer, wider = range(len(world.CAMERAS))
     scroll = torch.zeros_like(times)
     zoom = torch.where(scenes.cameras[:, :1] == wider, world.ZOOM, 1.0) + scroll
@@ -183,7 +183,7 @@ class World:
     def __init__(self, device: torch.device | str, size: int = SIZE):
         """size: height and width of the pictures in pixels."""
         self.device, self.size = torch.device(device), size
-        with self.device:  # painted there; what ``drawing`` keeps for ``render`` stays on the CPU
+        with self.device:  # painted there; what `drawing` keeps for `render` stays on the CPU
             self.backdrops = torch.stack([torch.stack(backdrop.__wrapped__(place)) for place in PLACES])
             people = [sprite.__wrapped__(c, b, h) for c in COLOURS for b in BODIES for h in HEADGEAR]
             self.sprites = torch.stack([*people, torch.zeros(4, SPRITE, SPRITE)])
@@ -191,7 +191,7 @@ class World:
         self.centres = centres.to(self.device)
 
     def render(self, scenes: Sequence[Scene], times: torch.Tensor) -> Pictures:
-        """Draw each of S scenes at its ``times`` [S, T] (seconds, any order); equal to ``world.render``."""
+        """Draw each of S scenes at its `times` [S, T] (seconds, any order); equal to `world.render`."""
         side = self.size * world.SUPERSAMPLING
         most = max(_PIXELS[self.device.type] // (side * side * times.shape[1]), 1)
         times = times.to(self.device, torch.float64, non_blocking=True)
@@ -246,7 +246,7 @@ class World:
         return torch.stack([across / (half * pose.scale_x * pose.facing), up / (half * pose.scale_y)], dim=-1)
 
     def _sample(self, texture: torch.Tensor, points: torch.Tensor, padding: str) -> torch.Tensor:
-        """``texture`` [S, 4, h, w] at ``points`` [S, T, H, W, 2], edges averaged: [S, T, 4, size, size]."""
+        """`texture` [S, 4, h, w] at `points` [S, T, H, W, 2], edges averaged: [S, T, 4, size, size]."""
         moments = points.shape[1]
         layer = F.grid_sample(texture, points.flatten(1, 2), align_corners=False, padding_mode=padding)
         small = F.avg_pool2d(layer, world.SUPERSAMPLING)

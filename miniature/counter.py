@@ -1,7 +1,7 @@
 """The counter: a small network that says how many characters a frame shows, and whether they are whole.
 
 The attribute probe reads one character's attributes and says nothing of a second body, of a row of blobs or of a body
-that has dissolved. Trained on drawn frames only (``training.counter``), never on generated ones.
+that has dissolved. Trained on drawn frames only (`training.counter`), never on generated ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COUNTS = ("0", "1", "2", "3", "broken")
 class Counter(nn.Module):
     """Frames [N, 3, 64, 64] in 0..1 to logits [N, len(COUNTS)].
 
-    ``operations`` is ``torch.nn`` in training and tests and one of ComfyUI's ``comfy.ops`` classes inside it.
+    `operations` is `torch.nn` in training and tests and one of ComfyUI's `comfy.ops` classes inside it.
     """
 
     def __init__(self, width: int = 24, operations: Any = nn):
@@ -42,5 +42,5 @@ class Counter(nn.Module):
 
     @torch.no_grad()
     def count(self, frames: torch.Tensor) -> torch.Tensor:
-        """Class numbers [N] of frames [N, 3, 64, 64] in 0..1, in the order of ``COUNTS``."""
+        """Class numbers [N] of frames [N, 3, 64, 64] in 0..1, in the order of `COUNTS`."""
         return torch.cat([self(part).argmax(dim=1) for part in frames.split(512)])

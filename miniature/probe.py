@@ -1,7 +1,7 @@
 """The attribute probe: a small network that reads from frames what a film shows.
 
 It judges films of one character: colour, body, headgear and place from every frame, the action from how frames follow
-each other. Trained on rendered clips only (``training.miniature.probe``), never on generated ones.
+each other. Trained on rendered clips only (`training.miniature.probe`), never on generated ones.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import nn
 from .world import ACTIONS, BODIES, COLOURS, HEADGEAR, PLACES
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"colour": COLOURS, "body": BODIES, "headgear": HEADGEAR, "place": PLACES}
-"""What is read from single frames; ``action`` is read from clips."""
+"""What is read from single frames; `action` is read from clips."""
 
 SPACING = 2
-"""Pixel frames from one frame that the probe sees to the next: it looks at 8 of a second's 16."""
+"""Pixel frames from one input frame of the probe to the next: it reads 8 of a second's 16."""
 SIGHT = 16
-"""Frames that the probe looks at to tell an action: 2 seconds."""
+"""Input frames of an action's classification: 2 seconds."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Class numbers: ``frames[attribute]`` [T] for every pixel frame, ``action`` [W] for windows of 2 seconds, half
+    """Class numbers: `frames[attribute]` [T] for every pixel frame, `action` [W] for windows of 2 seconds, half
     overlapping.
     """
 
@@ -35,7 +35,7 @@ class Reading:
     action: torch.Tensor
 
     def accuracy(self, attribute: str, expected: str) -> float:
-        """Share of frames (of windows, for the action) in which ``attribute`` is read as ``expected``."""
+        """Share of frames (of windows, for the action) in which `attribute` is read as `expected`."""
         if attribute == "action":
             return (self.action == ACTIONS.index(expected)).float().mean().item()
         return (self.frames[attribute] == ATTRIBUTES[attribute].index(expected)).float().mean().item()
@@ -49,7 +49,7 @@ class Reading:
 
 def half(pictures: torch.Tensor, side: int) -> torch.Tensor:
     """The left (0) or right (1) half of pictures [N, C, H, W], its inner edge drawn out to their width: of two
-    characters, who are left and right, a probe of one is shown each by itself.
+    characters, who are left and right, a probe of one classifies each by itself.
     """
     width = pictures.shape[-1]
     middle = width // 2
@@ -80,18 +80,18 @@ class Probe(nn.Module):
         return self.looks(frames)[-1]
 
     def looks(self, frames: torch.Tensor) -> list[torch.Tensor]:
-        """All that is made of frames, from the finest maps to ``features``."""
+        """All that is made of frames, from the finest maps to `features`."""
         x, seen = frames * 2 - 1, []
         for level, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = F.gelu(norm(layer(x)))
             if level == 2:
-                # outlines of bodies: another look at 8 x 8, where a body is two or three cells wide
+                # outlines of bodies: one more stage at 8 x 8, where a body is two or three cells wide
                 x = x + F.gelu(self.closer(x))
             seen.append(x)
         return [*seen, F.gelu(self.neck(x.flatten(1)))]
 
     def read_action(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits [B, 6] of features [B, SIGHT, 256], spaced ``SPACING`` pixel frames."""
+        """Logits [B, 6] of features [B, SIGHT, 256], spaced `SPACING` pixel frames."""
         # What does not move says nothing about the action: differences stand beside the features.
         change = F.pad(features[:, 1:] - features[:, :-1], (0, 0, 1, 0))
         x = torch.cat([features, change], dim=2).transpose(1, 2)

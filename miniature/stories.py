@@ -1,8 +1,7 @@
 """Scenes and stories drawn at random, and the sentences that describe them.
 
-Every sentence uses the words of ``miniature.text`` only. A sentence says everything about a scene but its small
-random nudge, unless it refers back ("the same character"): then only somebody who remembers the film so far can tell
-who is meant.
+Every sentence uses the words of `miniature.text` only. A sentence says everything about a scene but its small random
+nudge, unless it refers back ("the same character"): then only the film so far decides who is meant.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ SAME = "the same character"
 
 @dataclass(frozen=True)
 class StoryShot:
-    """One shot of a story: what happens (``scene``), what the prompt says, how long, and how it starts."""
+    """One shot of a story: what happens (`scene`), what the prompt says, how long, and how it starts."""
 
     scene: Scene
     prompt: str
@@ -68,10 +67,10 @@ def describe(
     positions: bool = False,
     phrase: Callable[[Character], str] = character_phrase,
 ) -> str:
-    """The sentence for what is on at ``time``; actors whose index is in ``same`` are only called "the same character",
-    the others by their ``phrase``.
+    """The sentence for what is on at `time`; actors whose index is in `same` are only called "the same character", the
+    others by their `phrase`.
 
-    After the first beat positions are left out, as the film so far shows where everybody is; with ``positions`` they
+    After the first beat positions are left out, as the film so far shows where everybody is; with `positions` they
     say where everybody is when the beat begins. Of a scene without actors it names the place: "At the beach."
     """
     beat = scene.beat_at(time)
@@ -108,9 +107,9 @@ def random_character(rng: random.Random) -> Character:
 
 
 def random_scene(rng: random.Random, seconds: float, *, two: float = 0.25, held_out: bool = False) -> Scene:
-    """A scene for a take of ``seconds``: two actors with probability ``two``; about every 4 s a new beat may begin.
+    """A scene for a take of seconds: two actors with probability `two`; about every 4 s a new beat may begin.
 
-    With ``held_out`` all combinations of character and place are ones that training never shows; without, none is.
+    With `held_out` all combinations of character and place are ones that training never shows; without, none is.
     """
     while True:
         place = rng.choice(PLACES)

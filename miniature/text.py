@@ -35,10 +35,9 @@ class UnknownWordError(ValueError):
 
 
 def tokenize(prompt: str) -> list[int]:
-    """Token numbers of a prompt, at most ``LENGTH``.
+    """Token numbers of a prompt, at most `LENGTH`.
 
-    Raises:
-        UnknownWordError: for words outside ``WORDS``, all named at once, or for a prompt longer than ``LENGTH`` words.
+    Raises UnknownWordError: for words outside `WORDS`, all named at once, or for a prompt longer than `LENGTH` words.
     """
     words = re.findall(r"[^\s.,;:!?]+|[.,]", prompt.lower())
     unknown = [word for word in dict.fromkeys(words) if word not in _INDEX]
@@ -81,7 +80,7 @@ class _Block(nn.Module):
 class TextEncoder(nn.Module):
     """Tokens [B, LENGTH] to rows [B, LENGTH, dim]; rows past a prompt's end are zero.
 
-    ``operations`` is ``torch.nn`` in training and tests and one of ComfyUI's ``comfy.ops`` classes inside it.
+    `operations` is `torch.nn` in training and tests and one of ComfyUI's `comfy.ops` classes inside it.
     """
 
     def __init__(self, dim: int = 128, layers: int = 2, heads: int = 4, operations: Any = nn, **factory: Any):

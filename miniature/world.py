@@ -1,8 +1,8 @@
 """The small world: who lives in it, where, what they do, and how a moment of it is drawn.
 
-A ``Scene`` is a value. ``render`` is a pure function of a scene and of points in time; beside the picture it gives
-the mask of every character and the exact optical flow, because everything that moves is a textured layer under an
-affine map. Nothing here is random: ``miniature.stories`` draws scenes, this file only shows them.
+A `Scene` is a value. `render` is a pure function of a scene and of points in time; beside the picture it gives the mask
+of every character and the exact optical flow, because everything that moves is a textured layer under an affine map.
+Nothing here is random: `miniature.stories` draws scenes, this file only shows them.
 
 Units: positions in frame widths (0 left or top, 1 right or bottom), time in seconds, angles in radians, colours in
 0..1.
@@ -47,7 +47,7 @@ SUPERSAMPLING = 2
 
 @dataclass(frozen=True)
 class Character:
-    """Who somebody is: the three things a film has to remember."""
+    """A character's identity: the three attributes a film has to keep."""
 
     colour: str
     body: str
@@ -61,8 +61,7 @@ class Character:
 
 @dataclass(frozen=True)
 class Actor:
-    """A character in a scene. ``nudge`` shifts the start by a few hundredths of the frame so that no two takes are
-    equal.
+    """A character in a scene. `nudge` shifts the start by a few hundredths of the frame so that no two takes are equal.
     """
 
     character: Character
@@ -72,7 +71,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Beat:
-    """From ``at`` seconds on every actor does its action (one per actor, in order) under this camera."""
+    """From `at` seconds on every actor does its action (one per actor, in order) under this camera."""
 
     at: float
     actions: tuple[str, ...]
@@ -99,12 +98,12 @@ class Scene:
                 raise ValueError("Every beat names one action for every actor.")
 
     def beat_at(self, time: float) -> Beat:
-        """The beat that is on at ``time`` seconds."""
+        """The beat that is on at `time` seconds."""
         return [beat for beat in self.beats if beat.at <= time + 1e-9][-1]
 
 
 class Rendering(NamedTuple):
-    """What ``render`` returns for T moments of a scene with N actors at ``size`` x ``size`` pixels."""
+    """What `render` returns for T moments of a scene with N actors at `size` x `size` pixels."""
 
     frames: torch.Tensor
     """[T, 3, size, size] in 0..1."""
@@ -127,8 +126,7 @@ class _Pose:
 
 
 def _walk(x: float, elapsed: float, low: float, high: float) -> tuple[float, float]:
-    """To and fro between ``low`` and ``high`` from ``x``, first towards the farther side; returns position and
-    direction.
+    """To and fro between `low` and `high` from `x`, first towards the farther side; returns position and direction.
     """
     span = high - low
     first = 1.0 if high - x >= x - low else -1.0
@@ -159,14 +157,14 @@ def _act(action: str, x: float, elapsed: float, low: float, high: float) -> _Pos
 
 
 def reach(scene: Scene, index: int) -> tuple[float, float]:
-    """How far left and right actor ``index`` walks: alone through the frame, of two each in its half."""
+    """How far left and right actor `index` walks: alone through the frame, of two each in its half."""
     if len(scene.actors) == 1:
         return 0.2, 0.8
     return (0.16, 0.4) if scene.actors[index].position == "left" else (0.6, 0.84)
 
 
 def position_at(scene: Scene, index: int, time: float) -> str:
-    """The position in ``POSITIONS`` that actor ``index`` is nearest to at ``time`` seconds; of two the left one is on
+    """The position in `POSITIONS` that actor `index` is nearest to at `time` seconds; of two the left one is on
     the left wherever it walks.
     """
     if len(scene.actors) == 2:
@@ -176,7 +174,7 @@ def position_at(scene: Scene, index: int, time: float) -> str:
 
 
 def _pose(scene: Scene, index: int, time: float) -> _Pose:
-    """The pose of actor ``index``: positions carry over from beat to beat, and a change of action takes 0.3 s."""
+    """The pose of actor index: positions carry over from beat to beat, and a change of action takes 0.3 s."""
     actor = scene.actors[index]
     low, high = reach(scene, index)
     x = min(max(START_X[actor.position] + actor.nudge, low), high)
@@ -211,7 +209,7 @@ def _between(a: _Pose, b: _Pose, share: float) -> _Pose:
 
 
 def _camera(scene: Scene, time: float) -> tuple[float, float]:
-    """How far the background has scrolled (frame widths) and the zoom factor at ``time``."""
+    """How far the background has scrolled (frame widths) and the zoom factor at `time`."""
     scroll, zoom = 0.0, ZOOM if scene.beats[0].camera == "zooms out" else 1.0
     for beat, following in zip(scene.beats, [*scene.beats[1:], None], strict=True):
         end = time if following is None or following.at > time else following.at
@@ -255,7 +253,7 @@ def _grid(size: int) -> torch.Tensor:
 
 
 def _sample(texture: torch.Tensor, matrices: torch.Tensor, size: int, wrap: bool) -> torch.Tensor:
-    """Show ``texture`` [C, h, w] under T maps [T, 3, 3] (texture space to frame); returns [T, C, size, size]."""
+    """Show `texture` [C, h, w] under T maps [T, 3, 3] (texture space to frame); returns [T, C, size, size]."""
     back = torch.linalg.inv(matrices)
     points = torch.einsum("tij,hwj->thwi", back[:, :2], _grid(size))
     if wrap:
@@ -269,13 +267,13 @@ def _sample(texture: torch.Tensor, matrices: torch.Tensor, size: int, wrap: bool
 
 
 def _flow(now: torch.Tensor, later: torch.Tensor, size: int) -> torch.Tensor:
-    """[T, 2, size, size] pixel motion of surfaces whose maps to the frame are ``now`` and 1/16 s ``later``."""
+    """[T, 2, size, size] pixel motion of surfaces whose maps to the frame are `now` and 1/16 s `later`."""
     delta = later @ torch.linalg.inv(now) - torch.eye(3)
     return torch.einsum("tij,hwj->tihw", delta[:, :2], _grid(size)) * size
 
 
 def render(scene: Scene, times: torch.Tensor, size: int = SIZE) -> Rendering:
-    """Draw a scene at ``times`` (seconds, any order).
+    """Draw a scene at `times` (seconds, any order).
 
     Far scenery moves at 0.4 of the near scenery's speed when the camera pans; characters stay in frame, as when a
     camera follows them. Edges are supersampled twice in each direction on textures of a higher resolution than the

@@ -14,10 +14,11 @@ from .causal_engine import LongreelCausalEngine
 from .causal_memory import LongreelMemoryView, LongreelPinMemory, LongreelRetrieveMemory
 from .causal_sampler import LongreelCausalSampler
 from .dual_cache_bank import LongreelAddReferences, LongreelDualCache, LongreelRetrieveKeyframes
+from .dual_cache_conditioning import LongreelCacheConditioning
 from .dual_cache_dataset import LongreelMiniatureFilms, LongreelWeaverDataset
 from .dual_cache_engine import LongreelCacheGuidedEngine, LongreelFilmWeaverLora, LongreelKeyframeClip
 from .dual_cache_train import LongreelTrainWeaverLora
-from .edit import LongreelCacheConditioning, LongreelExtendShot, LongreelForkReel, LongreelStartFromVideo
+from .edit import LongreelExtendShot, LongreelForkReel, LongreelRetakeShot, LongreelStartFromVideo
 from .film import LongreelFilmShot, LongreelFilmStoryboard
 from .first_frame_compose import LongreelFirstFrameComposer, LongreelReference
 from .first_frame_dataset import LongreelBuildCastDataset, LongreelCastClip, LongreelMiniatureCastClips
@@ -59,6 +60,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelRetrieveKeyframes,
     LongreelDualCache,
     LongreelExtendShot,
+    LongreelRetakeShot,
     LongreelForkReel,
     LongreelCacheConditioning,
     LongreelReelToVideo,

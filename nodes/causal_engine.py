@@ -15,10 +15,12 @@ from ..host.wan.rollout import RolloutError
 from .sockets import (
     CATEGORY,
     EngineSocket,
+    fps_input,
     frames_per_block_input,
     loop_input,
     memory_input,
     memory_settings,
+    size_inputs,
 )
 
 
@@ -54,23 +56,14 @@ class LongreelCausalEngine(io.ComfyNode):
                     tooltip="A noise schedule of your own, from 1 down to 0; then `steps` does not count. Without it "
                     "the model's own shift and even steps are used, with the memory ShotStream its published ones.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=832,
-                    min=16,
-                    max=16384,
-                    step=16,
-                    tooltip="Pixels. More: finer pictures; time and memory grow faster than the picture. Use a size "
-                    "the model was trained at.",
+                *size_inputs(
+                    832,
+                    480,
+                    "Pixels. More: finer pictures; time and memory grow faster than the picture. Use a size the model "
+                    "was trained at.",
                 ),
-                io.Int.Input("height", default=480, min=16, max=16384, step=16, tooltip="Pixels; see width."),
-                io.Float.Input(
-                    "fps",
-                    default=16.0,
-                    min=1.0,
-                    max=120.0,
-                    step=1.0,
-                    tooltip="Frames a second the model was trained at (16 for Wan 2.1). More: each second of the "
+                fps_input(
+                    "Frames a second the model was trained at (16 for Wan 2.1). More: each second of the "
                     "storyboard costs more frames; motion does not get faster, it is shown faster.",
                 ),
                 io.Int.Input(
@@ -109,7 +102,7 @@ class LongreelCausalEngine(io.ComfyNode):
         remembers = memory_settings(memory)
         schedule = default_sigmas(model, steps, remembers) if sigmas is None else tuple(map(float, sigmas))
         engine = CausalEngine(
-            model=model,
+            models=(model,),
             clip=clip,
             vae=vae,
             width=width,

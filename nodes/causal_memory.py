@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
-from ..engines.causal import CausalEngine
-from ..engines.causal_memory import memory_log, pin_and_ban
-from ..engines.filming import EngineError
-from ..film.kv_memory import MemoryEditError
+from ..engines.causal_memory import kv_bank_engine, memory_log, pin_and_ban
+from ..engines.engine import Engine, EngineError
 from ..film.kv_memory.plot import draw_log
 from ..film.kv_memory.recall import RetrievedFrame
 from ..film.reel.reel import Reel
 from ..host.files.pictures import as_image
-from .sockets import CATEGORY, EngineSocket, ReelSocket
+from .sockets import CATEGORY, EngineSocket, ReelSocket, numbers_of
 
 
 class LongreelRetrieveMemory(io.ComfyNode):
@@ -62,10 +59,8 @@ class LongreelRetrieveMemory(io.ComfyNode):
 
     @override
     @classmethod
-    def execute(cls, engine: CausalEngine, reel: Reel, prompt: str, top: int) -> io.NodeOutput:
-        if not isinstance(engine, CausalEngine):
-            raise EngineError("Only the causal engine has this kind of memory: connect a Causal Engine.")
-        found, images = engine.retrieve(reel, prompt, top)
+    def execute(cls, engine: Engine, reel: Reel, prompt: str, top: int) -> io.NodeOutput:
+        found, images = kv_bank_engine(engine).retrieve(reel, prompt, top)
         report = json.dumps([item.to_json() for item in found], indent=1)
         words = "\n".join(_describe(item, reel) for item in found)
         shown = {**ui.PreviewImage(images, cls=cls).as_dict(), **ui.PreviewText(words).as_dict()}
@@ -116,7 +111,7 @@ class LongreelPinMemory(io.ComfyNode):
         try:
             _numbers(pin or "")
             _numbers(ban or "")
-        except MemoryEditError as error:
+        except ValueError as error:
             return str(error)
         return True
 
@@ -127,11 +122,7 @@ class LongreelPinMemory(io.ComfyNode):
 
 
 def _numbers(text: str) -> list[int]:
-    words = re.split(r"[\s,;]+", text.strip())
-    strangers = [word for word in words if word and not re.fullmatch(r"#?\d{1,9}", word)]
-    if strangers:
-        raise MemoryEditError(f"'{strangers[0]}' is not a latent frame: write whole numbers such as 12, 24.")
-    return [int(word.removeprefix("#")) for word in words if word]
+    return numbers_of(text, "a latent frame")
 
 
 class LongreelMemoryView(io.ComfyNode):

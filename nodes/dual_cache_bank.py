@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import re
-
 from comfy_api.latest import io, ui
 from torch import Tensor
 from typing_extensions import override
 
-from ..engines.editing import add_references, as_cache_guided, contact_sheet, describe_bank, describe_ranking, edit_bank
-from ..engines.filming import Engine
-from ..film.dual_cache import CacheError
+from ..engines.dual_cache_bank import (
+    add_references,
+    contact_sheet,
+    describe_bank,
+    describe_ranking,
+    edit_bank,
+    keyframe_engine,
+)
+from ..engines.engine import Engine
 from ..film.reel.reel import Reel
-from .sockets import CATEGORY, EngineSocket, ReelSocket
+from .sockets import CATEGORY, EngineSocket, ReelSocket, numbers_of
 
 _ENGINE = "A cache-guided engine of the reel's size, VAE and keyframe CLIP."
 
@@ -61,7 +65,7 @@ class LongreelDualCache(io.ComfyNode):
         try:
             for text in (pin, ban, release, remove):
                 _numbers(text or "")
-        except CacheError as error:
+        except ValueError as error:
             return str(error)
         return True
 
@@ -79,7 +83,7 @@ class LongreelDualCache(io.ComfyNode):
         clear: bool,
         picture: Tensor | None = None,
     ) -> io.NodeOutput:
-        guided = as_cache_guided(engine)
+        guided = keyframe_engine(engine)
         changed = edit_bank(
             guided,
             reel,
@@ -124,7 +128,7 @@ class LongreelRetrieveKeyframes(io.ComfyNode):
     @override
     @classmethod
     def execute(cls, engine: Engine, reel: Reel, prompt: str) -> io.NodeOutput:
-        guided = as_cache_guided(engine)
+        guided = keyframe_engine(engine)
         cache = guided.remembered(reel)
         ranking = guided.rank(cache, prompt, len(reel.shots))
         sheet = contact_sheet([keyframe.picture.image() for keyframe in ranking.keyframes], guided.width, guided.height)
@@ -169,14 +173,11 @@ class LongreelAddReferences(io.ComfyNode):
     def execute(
         cls, engine: Engine, images: Tensor, names: str, pinned: bool, reel: Reel | None = None
     ) -> io.NodeOutput:
-        guided = as_cache_guided(engine)
+        guided = keyframe_engine(engine)
         who = [tuple(name.strip() for name in line.split(",") if name.strip()) for line in names.strip().splitlines()]
         reel = Reel.empty(guided.layout()) if reel is None else reel
         return io.NodeOutput(add_references(guided, reel, images, who, pinned))
 
 
 def _numbers(text: str) -> list[int]:
-    parts = [part for part in re.split(r"[\s,;]+", text.strip()) if part]
-    if wrong := [part for part in parts if not part.isdecimal()]:
-        raise CacheError(f"{wrong[0]!r} is no number of a keyframe: write numbers as the list shows them, as in 1, 4.")
-    return [int(part) for part in parts]
+    return numbers_of(text, "a keyframe")

@@ -6,20 +6,28 @@ from pathlib import Path
 
 import folder_paths
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import SAMPLER_NAMES, SCHEDULER_NAMES
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 from typing_extensions import override
 
 from ..engines.dual_cache import CacheGuidedEngine
 from ..engines.dual_cache_backends import BACKENDS, make_backend
-from ..engines.filming import EngineError
+from ..engines.engine import EngineError
 from ..film.dual_cache import CacheNoise, ChoicePolicy, RetrievalPolicy
 from ..host.adapters.dual_cache import load_cache_lora, load_storymem_lora
 from ..host.files.paths import CLIP_KIND
 from ..host.media.embedder import DEFAULT_ARCHITECTURE, Embedder, load_embedder
 from ..host.sampling import SamplerSettings
-from .sockets import CATEGORY, EngineSocket, KeyframeClipSocket
+from .sockets import (
+    CATEGORY,
+    EngineSocket,
+    KeyframeClipSocket,
+    boundary_input,
+    fps_input,
+    sampler_input,
+    scheduler_input,
+    size_inputs,
+)
 
 _WEIGHTS = (".safetensors", ".pt", ".bin")
 _LORAS = {"longreel": load_cache_lora, "storymem": load_storymem_lora}
@@ -197,18 +205,10 @@ def _inputs() -> list[io.Input]:
             "keyframe, and motion. storymem (Wan 2.2 I2V 14B pair with its LoRAs): up to 10, and motion. svi (the same "
             "pair with SVI 2.0 Pro's LoRAs): motion and the take's first frame; a cut starts from one keyframe.",
         ),
-        io.Int.Input(
-            "width", default=832, min=16, max=16384, step=16, tooltip="Pixels. More: finer, slower, more memory."
-        ),
-        io.Int.Input("height", default=480, min=16, max=16384, step=16, tooltip="Pixels; see width."),
-        io.Float.Input(
-            "fps",
-            default=16.0,
-            min=1.0,
-            max=120.0,
-            step=1.0,
-            tooltip="Frames a second the model was trained at (16 for Wan 14B, 24 for Wan 2.2 5B). More: each second "
-            "costs more frames.",
+        *size_inputs(832, 480, "Pixels. More: finer, slower, more memory."),
+        fps_input(
+            "Frames a second the model was trained at (16 for Wan 14B, 24 for Wan 2.2 5B). More: each second costs "
+            "more frames."
         ),
         io.String.Input(
             "negative", multiline=True, default="", tooltip="What should not be seen; counts where cfg is above 1."
@@ -222,8 +222,8 @@ def _inputs() -> list[io.Input]:
             step=0.1,
             tooltip="Guidance by the prompt. More: closer to it and harsher; 1 is none and twice as fast.",
         ),
-        io.Combo.Input("sampler", options=SAMPLER_NAMES, default="uni_pc", tooltip="As in core's KSampler."),
-        io.Combo.Input("scheduler", options=SCHEDULER_NAMES, default="simple", tooltip="As in core's KSampler."),
+        sampler_input("As in core's KSampler."),
+        scheduler_input("As in core's KSampler."),
         io.Int.Input(
             "keyframes",
             default=3,
@@ -275,10 +275,7 @@ def _inputs() -> list[io.Input]:
             tooltip="filmweaver, phantom: guidance by the keyframes. More: characters look more like them and "
             "move less. 1: none; about 3 for filmweaver, 5 for phantom.",
         ),
-        io.Float.Input(
-            "boundary",
-            default=0.875,
-            tooltip="Noise level below which the low-noise model goes on. Less: its share is smaller.",
-            **part,
+        boundary_input(
+            0.875, "Noise level below which the low-noise model goes on. Less: its share is smaller.", 0.0, 1.0, 0.05
         ),
     ]

@@ -10,7 +10,8 @@ from comfy_execution.graph_utils import GraphBuilder
 from torch import Tensor
 from typing_extensions import override
 
-from ..engines.filming import Engine, Place, film_shot, prepare
+from ..engines.engine import Engine
+from ..engines.filming import Place, film_shot, prepare
 from ..film.reel.project import ProjectStore
 from ..film.reel.reel import Reel
 from ..film.storyboard.text import Storyboard, StoryboardError, format_shot, parse_shot
@@ -79,7 +80,7 @@ class LongreelFilmShot(io.ComfyNode):
         asked, store, note = parse_shot(shot), _store(project), own_note()
         if not note:
             story = prepare(engine, [asked], reel, store, start_image)
-            note = {"place": asdict(story.places[0]), "text": story.describe()}
+            note = {"place": asdict(story.jobs[0].place), "text": story.describe()}
         place = Place(**note["place"])
         longer = film_shot(engine, asked, reel, store, place, picture=start_image, note=note["text"])
         return io.NodeOutput(longer, ui=ui.PreviewText(longer.describe()))
@@ -121,10 +122,10 @@ class LongreelFilmStoryboard(io.ComfyNode):
                 node.set_input("reel", last)
             last = node.out(0)
         entries = graph.finalize()
-        for entry, place in zip(entries.values(), story.places):
-            leave_note(entry, {"place": asdict(place), "text": story.describe()})
-        said = ui.PreviewText(story.describe()) if story.decisions else None
-        return io.NodeOutput(last, expand=entries, ui=said)
+        said = story.describe()
+        for entry, job in zip(entries.values(), story.jobs):
+            leave_note(entry, {"place": asdict(job.place), "text": said})
+        return io.NodeOutput(last, expand=entries, ui=ui.PreviewText(said) if said else None)
 
 
 def _store(project: str) -> ProjectStore | None:

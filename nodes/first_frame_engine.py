@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from typing import cast, get_args
 
-import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 from torch import Tensor
 from typing_extensions import override
 
-from ..engines.filming import EngineError
+from ..engines.engine import EngineError
 from ..engines.first_frame import FirstFrameEngine, Transition
 from ..film.first_frame import TRIGGER, LayoutKind, Reference
-from .first_frame_models import boundary_input, scheduler_input, shift_input, shifted, steps_input
-from .sockets import CATEGORY, EngineSocket, references_input, references_of
+from .first_frame_models import shift_input, shifted, spread_input, steps_input, switch_input
+from .sockets import (
+    CATEGORY,
+    EngineSocket,
+    fps_input,
+    references_input,
+    references_of,
+    sampler_input,
+    size_inputs,
+)
 
 
 class LongreelFirstFrameEngine(io.ComfyNode):
@@ -46,23 +53,15 @@ class LongreelFirstFrameEngine(io.ComfyNode):
                     optional=True,
                     tooltip="The place, for shots that name none (references: mug; plate=kitchen.png).",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=1280,
-                    min=16,
-                    max=8192,
-                    step=16,
-                    tooltip="Pixels. More: references keep more detail; time and memory grow faster than the picture. "
-                    "The published adapter was made for 1280 x 720.",
+                *size_inputs(
+                    1280,
+                    720,
+                    "Pixels. More: references keep more detail; time and memory grow faster than the picture. The "
+                    "published adapter was made for 1280 x 720.",
+                    most=8192,
                 ),
-                io.Int.Input("height", default=720, min=16, max=8192, step=16, tooltip="Pixels; see width."),
-                io.Float.Input(
-                    "fps",
-                    default=16.0,
-                    min=1.0,
-                    max=120.0,
-                    step=1.0,
-                    tooltip="Frames a second. More: each second of the storyboard costs more frames. 16 for Wan 2.1 "
+                fps_input(
+                    "Frames a second. More: each second of the storyboard costs more frames. 16 for Wan 2.1 "
                     "and 2.2 14B, 24 for 5B.",
                 ),
                 steps_input(),
@@ -101,16 +100,10 @@ class LongreelFirstFrameEngine(io.ComfyNode):
                     tooltip="The sentence the adapter was trained with; it begins every prompt. Empty: prompts are "
                     "used as written, and references are not described in them.",
                 ),
-                io.Combo.Input(
-                    "sampler",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="uni_pc",
-                    advanced=True,
-                    tooltip="How a step is taken, as in KSampler. uni_pc as published.",
-                ),
-                scheduler_input(),
+                sampler_input("How a step is taken, as in KSampler. uni_pc as published.", advanced=True),
+                spread_input(),
                 shift_input(),
-                boundary_input(),
+                switch_input(),
             ],
             outputs=[EngineSocket.Output(display_name="engine")],
         )
@@ -142,8 +135,7 @@ class LongreelFirstFrameEngine(io.ComfyNode):
         if clip is None:
             raise EngineError("The loader gave no text encoder: connect one that belongs to the model.")
         engine = FirstFrameEngine(
-            model=shifted(model, shift),
-            low_model=None if low_noise_model is None else shifted(low_noise_model, shift),
+            models=tuple(shifted(expert, shift) for expert in (model, low_noise_model) if expert is not None),
             clip=clip,
             vae=vae,
             width=width,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import comfy.samplers
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
@@ -14,8 +13,8 @@ from typing_extensions import override
 
 from ..film.first_frame import FirstFrameError
 from ..host.adapters.first_frame import apply_lora
-from ..host.wan.first_frame import split_steps
-from .sockets import CATEGORY
+from ..host.sampling import stages_by_boundary
+from .sockets import CATEGORY, boundary_input, scheduler_input
 
 _NONE = "none"
 
@@ -34,29 +33,21 @@ def shift_input() -> io.Float.Input:
     )
 
 
-def boundary_input() -> io.Float.Input:
+def switch_input() -> io.Float.Input:
     """Where the low-noise expert takes over."""
-    return io.Float.Input(
-        "boundary",
-        default=0.9,
-        min=0.01,
-        max=0.99,
-        step=0.005,
-        advanced=True,
-        tooltip="Noise level at which the low-noise model takes over. More: it takes over earlier. 0.9 for Wan 2.2 "
+    return boundary_input(
+        0.9,
+        "Noise level at which the low-noise model takes over. More: it takes over earlier. 0.9 for Wan 2.2 "
         "image-to-video, with shift 5 after 8 of 20 steps.",
+        0.01,
+        0.99,
+        0.005,
     )
 
 
-def scheduler_input() -> io.Combo.Input:
-    """Core's schedulers."""
-    return io.Combo.Input(
-        "scheduler",
-        options=comfy.samplers.KSampler.SCHEDULERS,
-        default="simple",
-        advanced=True,
-        tooltip="How the steps are spread; simple follows the shift.",
-    )
+def spread_input() -> io.Combo.Input:
+    """How the steps are spread over the noise levels."""
+    return scheduler_input("How the steps are spread; simple follows the shift.", advanced=True)
 
 
 def steps_input() -> io.Int.Input:
@@ -155,9 +146,9 @@ class LongreelExpertSwitch(io.ComfyNode):
                 io.Model.Input("model", tooltip="The high-noise expert."),
                 io.Model.Input("low_noise_model", tooltip="The low-noise expert."),
                 steps_input(),
-                scheduler_input(),
+                spread_input(),
                 shift_input(),
-                boundary_input(),
+                switch_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -179,7 +170,7 @@ class LongreelExpertSwitch(io.ComfyNode):
         boundary: float,
     ) -> io.NodeOutput:
         high, low = shifted(model, shift), shifted(low_noise_model, shift)
-        switch = split_steps(high, scheduler, steps, boundary)
+        switch = stages_by_boundary((high, low), scheduler, steps, boundary)[0].last
         shown = ui.PreviewText(f"{switch} steps with the high-noise model, {steps - switch} with the low-noise one.")
         return io.NodeOutput(high, low, steps, switch, ui=shown)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from comfy.samplers import SAMPLER_NAMES, SCHEDULER_NAMES
 from comfy_api.latest import io
 
 from ..film.first_frame import MAX_REFERENCES, Reference
 from ..film.kv_memory import MEMFLOW, PRESETS, MemorySettings
+from ..film.storyboard.shot import MAX_SEED
 
 CATEGORY = "Longreel"
 
@@ -32,6 +35,62 @@ def project_input(default: str) -> io.String.Input:
         "restart, as long as it and the shots before it are unchanged. Another name films everything anew; an empty "
         "one keeps shots only while ComfyUI runs.",
     )
+
+
+def size_inputs(width: int, height: int, tooltip: str, most: int = 16384) -> list[io.Input]:
+    """The film's width and height in pixels, with their defaults. tooltip: of the width."""
+    return [
+        io.Int.Input("width", default=width, min=16, max=most, step=16, tooltip=tooltip),
+        io.Int.Input("height", default=height, min=16, max=most, step=16, tooltip="Pixels; see width."),
+    ]
+
+
+def fps_input(tooltip: str) -> io.Float.Input:
+    """Frames a second."""
+    return io.Float.Input("fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip=tooltip)
+
+
+def sampler_input(tooltip: str, advanced: bool | None = None) -> io.Combo.Input:
+    """Core's samplers."""
+    return io.Combo.Input("sampler", options=SAMPLER_NAMES, default="uni_pc", advanced=advanced, tooltip=tooltip)
+
+
+def scheduler_input(tooltip: str, advanced: bool | None = None) -> io.Combo.Input:
+    """Core's schedulers."""
+    return io.Combo.Input("scheduler", options=SCHEDULER_NAMES, default="simple", advanced=advanced, tooltip=tooltip)
+
+
+def boundary_input(default: float, tooltip: str, low: float, high: float, step: float) -> io.Float.Input:
+    """Noise level below which the second of two models goes on."""
+    return io.Float.Input("boundary", default=default, min=low, max=high, step=step, advanced=True, tooltip=tooltip)
+
+
+def shot_number_input(tooltip: str, least: int = 1) -> io.Int.Input:
+    """One shot of a reel, counted from 1."""
+    return io.Int.Input("shot", default=1, min=least, max=10**6, tooltip=tooltip)
+
+
+def seed_input(tooltip: str) -> io.Int.Input:
+    """A seed that stays as it is from run to run, unless a person asks otherwise."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=MAX_SEED,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip=tooltip,
+    )
+
+
+def numbers_of(text: str, what: str) -> list[int]:
+    """Whole numbers of a text input, between commas, spaces or lines, a # before each allowed.
+
+    what: they are, for the message. Raises ValueError of one sentence for anything else.
+    """
+    words = [word for word in re.split(r"[\s,;]+", text.strip()) if word]
+    if strangers := [word for word in words if not re.fullmatch(r"#?[0-9]{1,9}", word)]:
+        raise ValueError(f"{strangers[0]!r} is no number of {what}: write numbers as they are shown, such as 12, 24.")
+    return [int(word.removeprefix("#")) for word in words]
 
 
 def references_input(tooltip: str, least: int) -> io.Autogrow.Input:

@@ -16,12 +16,15 @@ from ..film.storyboard.text import (
     format_storyboard,
     parse_storyboard,
     read_storyboards,
+    storyboard_faults,
 )
 from ..host.files.paths import EXAMPLE_STORIES, input_file
 from ..host.files.pictures import fingerprint_files
 from .sockets import CATEGORY, StoryboardSocket
 
-_SUFFIXES = (".json", ".jsonl", ".txt")
+_SUFFIXES = (".json", ".jsonl", ".txt", ".csv", ".fountain")
+_MOST_FAULTS = 12
+"""Mistakes that are named at once."""
 _SHIPPED = " [longreel]"
 _EXAMPLE = """\
 seconds: 10
@@ -66,11 +69,8 @@ class LongreelStoryboard(io.ComfyNode):
     def validate_inputs(cls, text: str | None) -> bool | str:
         if text is None:  # connected: not known before it runs
             return True
-        try:
-            parse_storyboard(text)
-        except StoryboardError as error:
-            return str(error)
-        return True
+        faults = storyboard_faults(text)
+        return "\n".join(map(str, faults[:_MOST_FAULTS])) or True
 
     @override
     @classmethod

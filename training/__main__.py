@@ -1,6 +1,6 @@
-"""``python -m longreel.training RECIPE``: the trainers and their judges; ``--help`` lists them.
+"""`python -m longreel.training RECIPE`: the trainers and their judges; `--help` lists them.
 
-``accelerate launch -m longreel.training cast-lora ...`` shares a run between GPUs and machines.
+`accelerate launch -m longreel.training cast-lora ...` shares a run between GPUs and machines.
 """
 
 from __future__ import annotations

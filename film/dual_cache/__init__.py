@@ -1,7 +1,7 @@
-"""FilmWeaver's dual cache: what a story remembers across cuts (keyframes) and within a shot (frames). Pure PyTorch.
+"""FilmWeaver's dual cache: keyframes across cuts (shot cache) and frames within a shot (temporal cache). Pure PyTorch.
 
-A story is a StoryCache, an immutable value; the functions here turn one into the next. The model is told of it by a
-Payload, whose tokens lie as a LayoutProfile says. See story.py for the loop.
+A story is a StoryCache, an immutable value; the functions here turn one into the next. A Payload conditions the model
+on it, with tokens placed by a LayoutProfile. See story.py for the loop.
 """
 
 from .keyframe import ChoicePolicy, Keyframe, Picture, choose_keyframes, sharpness, spread_frames

@@ -1,4 +1,4 @@
-"""Keyframes: what a shot is remembered by, and which of its frames become one."""
+"""Keyframes: the frames kept of a shot, and how they are chosen."""
 
 from __future__ import annotations
 
@@ -64,12 +64,13 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Keyframe:
-    """A frame kept to remember a shot by. An immutable value; make one with `Keyframe.of`.
+    """A frame kept of a shot, or a user's picture. An immutable value; make one with `Keyframe.of`.
 
     uid: 16 hex digits of its content and origin, the same whenever the same frame is kept. latent: fp16 [C, 1, h, w] on
     the CPU, encoded alone, in the model's space (after the latent format's process_in). embedding: fp32 [d], CLIP
-    image. shot, frame: where it was filmed, from 0; -1 for a user's picture. characters: who is seen. quality: the
-    higher the sharper. pinned: always given. banned: never given. noise_seed: of its cache noise.
+    image. shot, frame: where it was filmed, from 0; -1 for a user's picture. characters: names of who is in the
+    picture. quality: the higher the sharper. pinned: always retrieved. banned: never retrieved. noise_seed: of its
+    cache noise.
     """
 
     uid: str
@@ -149,7 +150,7 @@ class ChoicePolicy:
 
     count: at most this many a shot. similarity: a candidate goes whose CLIP cosine with one already kept exceeds this
     (-1..1). sharpness: a candidate goes that is less sharp than this part (0..1) of the sharpest one; relative, since
-    absolute sharpness says more about the style than about the frame. Source: shared/research/filmweaver.md 1.4.
+    absolute sharpness says more about the style than about the frame. Source: docs/methods/filmweaver.md, keyframes.
     """
 
     count: int = 3
@@ -173,7 +174,7 @@ def sharpness(image: torch.Tensor) -> float:
 
 
 def choose_keyframes(candidates: Sequence[Keyframe], policy: ChoicePolicy = ChoicePolicy()) -> tuple[Keyframe, ...]:
-    """The candidates worth keeping, in the order given (time): first the blurred go, then the near copies.
+    """The candidates to keep, in the order given (time): blurred ones are dropped first, then near duplicates.
 
     Of one candidate or more at least one is kept.
     """

@@ -1,6 +1,6 @@
-"""What the model is given of the caches: segments of latents with their rates, places and noise. Still no model.
+"""The conditioning made of the caches: segments of latents with their token rates, positions and noise. No model yet.
 
-Source: shared/research/filmweaver.md 1.2, 1.6, 2.2.
+Source: docs/methods/filmweaver.md, tokens and positions, noise.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _FREE_HISTORY_SIGMA = 0.1
 class CacheNoise:
     """Noise mixed into the caches: sigma * noise + (1 - sigma) * latent, sigma 0..1.
 
-    shot: of keyframes; training draws 0.1 to 0.4, so 0.1 is the least it knows. More frees pose and layout. temporal:
-    of the frames before; training draws 0 to 0.1. history_strength: 1 gives the whole history as it is; less gives
-    fewer frames and moves their sigma towards 0.1, which frees motion and camera; 0 gives none. Raises CacheError.
+    shot: of keyframes; training draws 0.1 to 0.4, so 0.1 is the lowest trained level. More frees pose and layout.
+    temporal: of the frames before; training draws 0 to 0.1. history_strength: 1 conditions on the whole history as it
+    is; less on fewer frames, with their sigma moved towards 0.1, which frees motion and camera; 0 on none. Raises
+    CacheError.
     """
 
     shot: float = 0.1
@@ -42,7 +43,7 @@ class CacheNoise:
                 raise CacheError(f"The cache's {name.replace('_', ' ')} is {getattr(self, name)}: choose 0 to 1.")
 
     def history_frames(self, frames: int) -> int:
-        """How many of the newest `frames` are given."""
+        """How many of the newest `frames` condition the chunk."""
         return math.ceil(frames * self.history_strength)
 
     @property
@@ -96,7 +97,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Payload:
-    """Segments for one chunk, keyframes first. Their order means nothing to attention.
+    """Segments for one chunk, keyframes first. Their order does not matter to attention.
 
     Equality is identity: samplers compare conditioning at every step, and positive and negative share one payload.
     """
@@ -125,7 +126,7 @@ def build_payload(
     noise: CacheNoise = CacheNoise(),
     noise_seed: int = 0,
 ) -> Payload | None:
-    """What the next chunk is conditioned on; None if that is nothing, and the model then runs as if we were not there.
+    """What the next chunk is conditioned on; None if that is nothing, and the model then runs unchanged.
 
     keyframes: as retrieved, best first. noise_seed: of the temporal cache's noise; keyframes have their own. Raises
     CacheError for more keyframes than the profile has places.

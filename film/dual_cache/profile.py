@@ -1,7 +1,7 @@
-"""The layout profile: where cache tokens sit, in time and space, and at what rate. A LoRA holds only for its own.
+"""The layout profile: positions of cache tokens in time and space, and their rates. A LoRA holds only for its own.
 
 Sizes are in latent elements (`height`, `width` of a latent frame) and latent frames. A token's id is (t, h, w) as RoPE
-takes it; fractional and negative ids are meant. Source: shared/research/filmweaver.md 1.2, 1.3.
+takes it; fractional and negative ids are meant. Source: docs/methods/filmweaver.md, tokens and positions.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class BucketSpan:
 class LayoutProfile:
     """What a cache-guided LoRA was trained with. All of it must agree between training and use.
 
-    patch: (t, h, w) patch of the base model. chunk: latent frames denoised at once. keyframes: how many are given, at
-    most. buckets: of the temporal cache, newest first. gap: time from the target's first frame back to the newest
-    cached one; 1 reads as going on. shot_start, shot_spacing: keyframe of rank k has t = -(shot_start + k *
+    patch: (t, h, w) patch of the base model. chunk: latent frames denoised at once. keyframes: how many condition a
+    chunk, at most. buckets: of the temporal cache, newest first. gap: time from the target's first frame back to the
+    newest cached one; 1 reads as going on. shot_start, shot_spacing: keyframe of rank k has t = -(shot_start + k *
     shot_spacing). phase: radians per rank, (k + 1) * phase is added to the temporal RoPE angles. time_mode: the noise
     level cache tokens are modulated with: "shared" the target's, "own" their own, "zero" none. channel_fill: what
-    stands in the extra input channels of an image-to-video base: zeros, or the frame marked as known. version: of
-    these rules.
+    stands in the extra input channels of an image-to-video base: zeros, or the frame marked as known. version: of these
+    rules.
 
     Defaults: the token rates of the paper, with our positions where it is silent. Raises CacheError.
     """

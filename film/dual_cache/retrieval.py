@@ -1,4 +1,4 @@
-"""Which keyframes a prompt calls for: the K of largest text-image cosine, with marks, a floor and a quota."""
+"""Retrieval of keyframes for a prompt: the K of largest text-image cosine, with marks, a floor and a quota."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class RetrievalPolicy:
     """How keyframes are chosen.
 
     count: at most this many (the paper's K is 3). per_character: at most this many that show the same character, so
-    that one cannot take all places; 0 for no limit. Pins count towards it but are given regardless. min_score: cosine
-    (-1..1) below which a keyframe that is not pinned stays out; None for no floor. sentences: a prompt's score is the
-    "mean" or the "max" over its sentences. Raises CacheError.
+    that one cannot take all places; 0 for no limit. Pins count towards it but are retrieved regardless. min_score:
+    cosine (-1..1) below which a keyframe that is not pinned stays out; None for no floor. sentences: a prompt's score
+    is the "mean" or the "max" over its sentences. Raises CacheError.
     """
 
     count: int = 3
@@ -47,7 +47,7 @@ class RetrievalPolicy:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One keyframe of the bank, its score (-1..1) for the prompt, and what became of it."""
+    """One keyframe of the bank, its score (-1..1) for the prompt, and whether it was retrieved or why not."""
 
     keyframe: Keyframe
     score: float
@@ -56,13 +56,13 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The whole bank, ranked: first what is given, best first, then the rest by score, the banned last."""
+    """The whole bank, ranked: retrieved keyframes first, best first, then the rest by score, the banned last."""
 
     ranking: tuple[Ranked, ...]
 
     @property
     def keyframes(self) -> tuple[Keyframe, ...]:
-        """What is given to the model, best first."""
+        """The retrieved keyframes, best first."""
         return tuple(ranked.keyframe for ranked in self.ranking if ranked.verdict in TAKEN)
 
 

@@ -1,4 +1,4 @@
-"""The caches as a reel keeps them: groups of named tensors with JSON metadata (see film/reel/).
+"""The caches in a reel's files: groups of named tensors with JSON metadata (see film/reel/reel.py, film/reel/edit.py).
 
 A reel is its own history, shot by shot and edit by edit, so a group holds what is new since the one before, and the
 values before are not stored.
@@ -24,7 +24,7 @@ _FIELDS = ("uid", "shot", "frame", "quality", "source", "pinned", "banned", "noi
 def pack(cache: StoryCache, since: StoryCache) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors by name and JSON-able metadata of what is new in `cache` since the earlier value `since`.
 
-    The metadata names keyframes by their content, so it alone can tell two changes apart.
+    The metadata names keyframes by their content, so two changes differ in their metadata alone.
     """
     tensors: dict[str, torch.Tensor] = {}
     history = cache.history
@@ -85,11 +85,9 @@ def unpack(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], since: 
 
 def stored_pictures(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> dict[str, Picture]:
     """The pictures of the keyframes that were packed, by uid, whatever VAE and CLIP they were made with."""
-    return {
-        entry["uid"]: Picture(tensors[f"{i}.luma"], tensors[f"{i}.chroma"]) for i, entry in enumerate(meta["bank"])
-    }
+    return {entry["uid"]: Picture(tensors[f"{i}.luma"], tensors[f"{i}.chroma"]) for i, entry in enumerate(meta["bank"])}
 
 
 def _marks(keyframe: Keyframe) -> tuple[object, ...]:
-    """What tells one state of a keyframe from another; the uid stands for its content."""
+    """What distinguishes two states of a keyframe; the uid stands for its content."""
     return keyframe.uid, keyframe.pinned, keyframe.banned, keyframe.characters

@@ -8,7 +8,8 @@
             cache = push_chunk(cache, sample(payload))
         cache = end_shot(cache, candidates)
 
-Latents are in the model's space (after the latent format's process_in). Source: shared/research/filmweaver.md 1.5, 8.2.
+Latents are in the model's space (after the latent format's process_in). Source: FilmWeaver, arXiv 2512.11274;
+docs/methods/filmweaver.md.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ __all__ = [
 
 
 class Mode(IntEnum):
-    """What the next chunk is conditioned on. Follows from which caches are empty; nobody sets it."""
+    """What the next chunk is conditioned on. It follows from which caches are empty."""
 
     NONE = 1
     """A new story."""
@@ -113,7 +114,7 @@ def end_shot(
     candidates: Sequence[Keyframe],
     policy: ChoicePolicy = ChoicePolicy(),  # noqa: B008 - immutable
 ) -> StoryCache:
-    """A cut: the candidates worth it enter the bank, the temporal cache is empty, the next shot begins.
+    """A cut: the chosen candidates enter the bank, the temporal cache is cleared, the next shot begins.
 
     Raises CacheError if the shot has no chunk, or a candidate is of another latent size.
     """
@@ -144,22 +145,22 @@ def set_temporal(cache: StoryCache, latents: torch.Tensor) -> StoryCache:
 
 
 def clear_temporal(cache: StoryCache) -> StoryCache:
-    """Forgets motion: the next chunk starts afresh."""
+    """Clears the temporal cache: the next chunk has no history."""
     return replace(cache, temporal=())
 
 
 def clear_shot(cache: StoryCache) -> StoryCache:
-    """Forgets all keyframes, pinned ones too."""
+    """Clears the shot cache, pinned keyframes too."""
     return replace(cache, bank=())
 
 
 def pin(cache: StoryCache, uid: str, on: bool = True) -> StoryCache:
-    """A keyframe is given always, or no longer. Raises CacheError if there is none of this uid."""
+    """A keyframe is always retrieved, or no longer. Raises CacheError if there is none of this uid."""
     return _with(cache, uid, _find(cache, uid).marked(pinned=on))
 
 
 def ban(cache: StoryCache, uid: str, on: bool = True) -> StoryCache:
-    """A keyframe is given never, even if pinned; or again. Raises CacheError if there is none of this uid."""
+    """A keyframe is never retrieved, even if pinned; or again. Raises CacheError if there is none of this uid."""
     return _with(cache, uid, _find(cache, uid).marked(banned=on))
 
 

@@ -1,4 +1,4 @@
-"""What a person arranges by hand, as plain text: the order of the references and a box for each.
+"""An arrangement made by hand, as plain text: the order of the references and a box for each.
 
     canvas 1280 x 720
     2: 0 0 640 360
@@ -7,7 +7,7 @@
 A line for each reference, in the order in which they are laid out and drawn (later ones over earlier ones): the
 reference's number, from 1, and its box (left, top, width, height) in pixels of the canvas that the first line names. On
 a canvas of another size the boxes grow or shrink with it. A number alone, without a box, gives the order only. The
-canvas widget writes this text and a person without one can type it; an empty text arranges nothing.
+canvas widget writes this text, and it can be typed; an empty text arranges nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The first frame as a picture: references and plate drawn where a layout puts them.
 
-Everything is done by Pillow on 8-bit pixels and in the published order (brief 1.2), so that a published layout comes
-out bit for bit: crop to the opaque part, flatten on white, only then resize (Lanczos, in two stages as `thumbnail`
-does), paste. The same steps draw our own layouts.
+Everything is done by Pillow on 8-bit pixels and in the published order (docs/methods/ffgo.md), so that a published
+layout comes out bit for bit: crop to the opaque part, flatten on white, only then resize (Lanczos, in two stages as
+`thumbnail` does), paste. The same steps draw our own layouts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Composition:
     """A drawn first frame.
 
     picture: [1, H, W, 3] fp32 in 0..1, CPU. masks: [n, H, W] fp32, one per reference in order, 1 = the reference's own
-    opaque pixels as far as they are seen, 0 = anything else; the polarity of core's segmentation nodes and of
+    opaque pixels that are not covered, 0 = anything else; the polarity of core's segmentation nodes and of
     ImageCompositeMasked. plate_mask: [1, H, W], 1 = plate. layout: where everything is.
     """
 

@@ -1,8 +1,9 @@
 """Where references and plate go on the canvas: the two published layouts, and ours. Arithmetic only, no pixels.
 
-The published layouts are those of the FFGo training and test canvases (paper section 3 and supplement; brief 1.2): the
-references fill equal slots in the left half, never enlarged; the plate is centred in the right half. Ours are `grid`
-(two columns), `auto` (the smallest reference is as large as it can be) and `manual` (boxes given).
+The published layouts are those of the FFGo training and test canvases (arXiv 2511.15700 and the released data,
+docs/methods/ffgo.md): the references fill equal slots in the left half, never enlarged; the plate is centred in the
+right half. Ours are `grid` (two columns), `auto` (the smallest reference is as large as it can be) and `manual` (boxes
+given).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ __all__ = ["COMFORTABLE_REFERENCES", "MAX_ENLARGE", "MAX_REFERENCES", "Size", "f
 
 MAX_REFERENCES = 8
 COMFORTABLE_REFERENCES = 4
-"""Beyond this many objects and a scene, identity suffers (paper, limitations; brief 1.6)."""
+"""Beyond this many objects and a scene, identity suffers (FFGo, limitations)."""
 MAX_ENLARGE = 3.0
 SMALLEST_TRAINED = 127
-"""Longest side, in pixels on a canvas 1280 wide, of the smallest published training reference (brief 1.2)."""
+"""Longest side, in pixels on a canvas 1280 wide, of the smallest published training reference (FFGo's data)."""
 MAX_SIDE = 8192
 
 
@@ -35,7 +36,7 @@ def fit(size: Size, room: Size, enlarge: float = 1.0) -> Size:
     """The largest size of the same aspect inside `room`, at most `enlarge` times the original.
 
     The free side is rounded down or up, whichever keeps the aspect closer, and is at least 1. With enlarge = 1 this is
-    the rule of Pillow's `thumbnail`, which the published canvases were made with (brief 1.2, step 4).
+    the rule of Pillow's `thumbnail`, which the published canvases were made with (docs/methods/ffgo.md, canvas).
     """
     if enlarge == 1.0 and room.width >= size.width and room.height >= size.height:
         return size
@@ -255,7 +256,7 @@ def _row_counts(items: int) -> Iterator[list[int]]:
 def _manual_slots(
     boxes: Sequence[Box], canvas: Size, area: Box, names: Sequence[str], warnings: list[str]
 ) -> list[Box]:
-    """The given boxes, clipped to the canvas; says what is unusual about them."""
+    """The given boxes, clipped to the canvas; appends warnings about unusual ones."""
     whole = Box(0, 0, *canvas)
     slots: list[Box] = []
     for index, box in enumerate(boxes):

@@ -2,7 +2,8 @@
 
 The released adapters name their keys `lora_unet__blocks_0_self_attn_q.lora_down.weight`. ComfyUI recognises that style
 by one key alone, the sentinel; an adapter without it (trained on other modules only) loads as nothing, with warnings in
-the log and no error (brief 5.3). The style `diffusion_model.blocks.0.self_attn.q.lora_down.weight` always loads.
+the log and no error (docs/methods/ffgo.md, LoRA). The style `diffusion_model.blocks.0.self_attn.q.lora_down.weight`
+always loads.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ BLOCK_MODULES = (
     "ffn.2",
 )
 
-# Underscores replace dots in released keys; only the names of Wan's modules tell which were underscores before.
+# Underscores replace dots in released keys; the names of Wan's modules decide which were underscores before.
 FLAT_MODULE = re.compile(
     r"(?P<block>blocks_\d+)_(?:(?P<attention>self_attn|cross_attn)_(?P<linear>q|k|v|o|k_img|v_img)|ffn_(?P<ffn>\d+))"
     r"|(?P<embedding>time_projection|time_embedding|text_embedding|img_emb_proj)_(?P<index>\d+)"
@@ -52,7 +53,7 @@ Expert = Literal["high", "low"]
 def target_modules(blocks: int) -> tuple[str, ...]:
     """The Linear layers the published LoRA adapts: ten a block, and the time projection.
 
-    That makes 401 for the 40 blocks of Wan 14B (brief 2.4).
+    That makes 401 for the 40 blocks of Wan 14B (docs/methods/ffgo.md, LoRA).
     """
     return (*(f"blocks.{block}.{name}" for block in range(blocks) for name in BLOCK_MODULES), "time_projection.1")
 
@@ -74,7 +75,7 @@ class KeyReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know, one sentence each."""
+        """Warnings for the user, one sentence each."""
         found = []
         if self.style == "unknown":
             found.append("These are not the keys of a first-frame LoRA: choose another file.")
@@ -130,9 +131,9 @@ def to_released_keys(keys: Iterable[str]) -> dict[str, str]:
 
 
 def expert_of(name: str, metadata: Mapping[str, str] | None = None) -> Expert | None:
-    """Which expert a LoRA is for: its metadata's `expert`, else what its file name says; None if neither is clear.
+    """Which expert a LoRA is for, by its metadata's `expert`, else by its file name; None if neither is clear.
 
-    Shapes are the same for both experts, so nothing in the tensors tells (brief 5.3).
+    Shapes are the same for both experts, so nothing in the tensors tells them apart.
     """
     stated = (metadata or {}).get("expert", "").strip().lower()
     if stated in ("high", "low"):
@@ -148,7 +149,7 @@ def expert_of(name: str, metadata: Mapping[str, str] | None = None) -> Expert | 
 def check_pair(high: Expert | None, low: Expert | None) -> tuple[str, ...]:
     """One sentence for each LoRA of a pair that sits on the wrong expert.
 
-    high, low: what `expert_of` says of the LoRA used on the high-noise and on the low-noise model.
+    high, low: `expert_of` the LoRA used on the high-noise and on the low-noise model.
     """
     if high == "low" and low == "high":
         return ("The two LoRAs are swapped: exchange the high-noise and the low-noise one.",)

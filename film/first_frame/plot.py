@@ -1,4 +1,4 @@
-"""A picture of how a cut was found: the collage's share of each frame, the cut, and what came before it."""
+"""A plot of how a cut was found: the collage's share of each frame, the cut, and the frames before it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The prompt of a first-frame shot: trigger, one space, a caption that names every reference.
 
-The released weights react to one sentence, character for character, at the very start (paper section 3; brief 1.3).
-Text can override pictures: a caption that describes another thing than the cut-out is the commonest way to lose an
-identity, so contradictions are looked for.
+The released weights were trained with one sentence, character for character, at the very start (FFGo, arXiv
+2511.15700). Text can override pictures: a caption that describes another thing than the cut-out is the commonest way to
+lose an identity, so contradictions are looked for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["TRIGGER", "Described", "FirstFramePrompt", "build_prompt", "contradi
 
 TRIGGER = "ad23r2 the camera view suddenly changes."
 FEWEST_WORDS, MOST_WORDS = 30, 200
-"""Captions of the published tests have 43 to 195 words (brief 1.3)."""
+"""Captions of the published tests have 43 to 195 words (docs/methods/ffgo.md, prompt)."""
 
 TALK_OF_THE_COLLAGE = (
     "reference image",
@@ -76,7 +76,7 @@ LINKS = {"is", "are", "was", "were", "looks", "look"}
 
 @dataclass(frozen=True)
 class Described:
-    """What the text must say of one reference: its name (a noun) and its looks. Both may be empty."""
+    """What the caption must name of one reference: a noun and its looks. Both may be empty."""
 
     name: str
     description: str = ""
@@ -84,7 +84,7 @@ class Described:
 
 @dataclass(frozen=True)
 class FirstFramePrompt:
-    """A prompt, the trigger included, and what a person may want to change about it, one sentence each."""
+    """A prompt, the trigger included, and warnings about it, one sentence each."""
 
     text: str
     warnings: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ def build_prompt(
 ) -> FirstFramePrompt:
     """Trigger + " " + caption.
 
-    action: what happens, in the person's words; triggers in it, in any spacing or case, are taken out first, so that
+    action: what happens, in the user's words; triggers in it, in any spacing or case, are taken out first, so that
     building twice changes nothing. references, in order: a description the text does not hold yet is added as a
     sentence, and so is a name. scene, camera, style: added as sentences unless they are there. trigger: of another
     LoRA. Raises FirstFrameError if there is neither an action nor anything to describe, or no trigger.

@@ -1,8 +1,9 @@
 """Where the collage ends and the shot begins, and the shot without the collage.
 
-The fixed rule is the published one: the first four frames are the collage, the content starts at index 4 (paper section
-3; brief 1.4), so N clean frames need L = N + 4. Real cuts come earlier or up to a second later (brief 6); the automatic
-rule looks for them. It says what it did in every case, and takes nothing away when nothing looks like the collage.
+The fixed rule is the published one: the first four frames are the collage, the content starts at index 4
+(docs/methods/ffgo.md, cut), so N clean frames need L = N + 4. Real cuts come earlier or up to a second later; the
+automatic rule looks for them. It reports what it did in every case, and drops nothing when no frame resembles the
+collage.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ __all__ = [
 
 COLLAGE_FRAMES = 4
 TWO_LATENTS = 5
-"""Frames of the first two latents: drops the latent the cut lies in as well (brief 1.4)."""
+"""Frames of the first two latents: drops the latent the cut lies in as well."""
 FRAMES_PER_LATENT = 4
 MAX_TRIM = 24
 SETTLED_FRAMES = 12
-"""Frames after the longest trim that show what the clip looks like without the collage."""
+"""Frames after the longest trim, as a sample of the clip without the collage."""
 
 WORKING_SIZE = (90, 160)
 TRACE = 0.035
@@ -69,12 +70,12 @@ def clean_frames(requested: int) -> int:
 
 @dataclass(frozen=True)
 class Cut:
-    """What was found in a clip.
+    """The cut found in a clip.
 
     index: first frame of the content. status: "found"; "no cut" = the collage never goes, index is the fixed rule's;
     "no collage" = the clip does not begin with it, index 0; "fixed" = nothing was looked for. leak: largest trace of
     the collage after the cut, 0..1. traces: the collage's share of each frame looked at, about 1 for the collage itself
-    and 0 for content (to plot; empty if none were taken). message: a sentence for the person.
+    and 0 for content (to plot; empty if none were taken). message: a sentence for the user.
     """
 
     index: int
@@ -120,14 +121,14 @@ def trim_transition(
 
 
 def find_cut(frames: torch.Tensor, canvas: torch.Tensor, max_trim: int = MAX_TRIM) -> Cut:
-    """The first frame that shows nothing of the collage any more, nor do the five after it.
+    """The first frame that is free of the collage together with the five after it.
 
     frames: [T, H, W, 3], 0..1. canvas: [H, W, 3] or [1, H, W, 3], any size. max_trim: latest index of the content.
 
     Each frame's fine structure is projected on the canvas' fine structure: that is the collage's share of the frame,
-    and a cross-fade shows down to a few per cent. What the settled frames at the end of the window show by chance is
-    taken off. A frame is also collage while the canvas' white is still white in it, unless the shot itself is white
-    there: this holds while the collage zooms or slides away, when structures no longer meet.
+    and it detects a cross-fade down to a few per cent. The median of the settled frames at the end of the window, a
+    chance correlation, is subtracted. A frame is also collage while the canvas' white is still white in it, unless the
+    shot itself is white there: this covers a collage that zooms or slides away, when structures no longer overlap.
     """
     _check_frames(frames)
     if max_trim < 1:
@@ -141,7 +142,7 @@ def find_cut(frames: torch.Tensor, canvas: torch.Tensor, max_trim: int = MAX_TRI
     likeness = F.cosine_similarity(fine[0].flatten(), fine_collage.flatten(), dim=0)
     if likeness < LEAST_COLLAGE:
         return Cut(0, "no collage", 0.0, (), "The clip does not begin with this first frame. Nothing was dropped.")
-    # Relative to frame 0, which is the collage as the model's VAE shows it: softer than what was composed.
+    # Relative to frame 0, which is the collage as the model's VAE decodes it: softer than what was composed.
     shares = (fine * fine_collage).sum(dim=(1, 2, 3))
     traces = shares / shares[0]
     white = (small_collage > WHITE_LEVEL).all(dim=1, keepdim=True)
@@ -161,7 +162,7 @@ def find_cut(frames: torch.Tensor, canvas: torch.Tensor, max_trim: int = MAX_TRI
         )
     traces = traces - usual
     shown = tuple(traces.tolist())
-    # At most half of what frame 0 shows, however restless the settled frames are.
+    # At most half of the least share of frame 0, however noisy the settled frames are.
     is_collage = traces > min(max(TRACE, NOISE_FACTOR * float(spread)), LEAST_COLLAGE / 2)
     is_collage |= whiteness - whiteness[settled:].median() > WHITE_SHARE
     # Frame 0 is collage, and the settled frames mostly are not.

@@ -37,7 +37,7 @@ PlateFit = Literal["stretch", "keep aspect"]
 Split = Literal["columns", "rows", "whole"]
 
 CROP_PAD = 5
-"""Pixels kept around a cut-out's opaque part (brief 1.2)."""
+"""Pixels kept around a cut-out's opaque part (FFGo's canvases, docs/methods/ffgo.md)."""
 MAX_PIXELS = 2**26
 """Largest picture taken, 67 megapixels: more is a mistake upstream, and Pillow would need gigabytes for it."""
 SMALL_SHARE = 0.01
@@ -150,7 +150,7 @@ class Reference:
         return Image.frombytes("RGBA", (self.width, self.height), self.rgba)
 
     def crop_box(self, pad: int = CROP_PAD) -> Box:
-        """The opaque part grown by `pad` pixels on every side, clamped to the picture (brief 1.2, step 3)."""
+        """The opaque part grown by `pad` pixels on every side, clamped to the picture (docs/methods/ffgo.md)."""
         opaque = self.picture.getchannel("A").getbbox()
         assert opaque is not None  # checked when the reference was made
         left, top = max(opaque[0] - pad, 0), max(opaque[1] - pad, 0)
@@ -159,7 +159,7 @@ class Reference:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person may want to do better, one sentence each."""
+        """Warnings about the picture, one sentence each."""
         found = []
         kept = self.crop_box(pad=0)
         if kept.width * kept.height < SMALL_SHARE * self.width * self.height:

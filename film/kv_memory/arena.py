@@ -17,7 +17,7 @@ class KVLayout:
     """The numbers a KV memory takes from its model and latent size.
 
     layers, heads: of the model; head_dim: channels of one head; tokens: of one latent frame after patching;
-    temporal_channels: leading channels of a head that RoPE turns with time; theta: RoPE base.
+    temporal_channels: leading channels of a head that RoPE rotates with time; theta: RoPE base.
     """
 
     layers: int
@@ -36,9 +36,9 @@ class FrameArena:
     """Frame slots `[pending | bank | sink | ring | scratch]` of every layer; slot s holds tokens s*T to (s+1)*T.
 
     k[l], v[l]: [1, heads, slots * tokens, head_dim]. The bank is filled from its right end so that bank, sink and ring
-    always make one contiguous range, which dense attention reads in place: attention over keys that already carry
-    their rotation does not depend on their order. `pending` is the bank's next prototype, `scratch` takes the frames
-    that sparse activation picks, right behind the ring. Source: shared/research/kernels.md 3.1, 7.
+    always make one contiguous range, which dense attention reads in place: attention over keys that already carry their
+    rotation does not depend on their order. `pending` is the bank's next prototype, `scratch` takes the frames that
+    sparse activation picks, right behind the ring. Source: docs/kernels.md, slots.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The memory bank (narrative adaptive memory): which old frames each layer keeps."""
+"""The memory bank (narrative adaptive memory): which earlier frames each layer keeps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["MemoryBank"]
 class MemoryBank:
     """Per layer up to `settings.bank` remembered frames and one pending prototype, all in the arena's slots.
 
-    Counters are host integers; what each layer chose stays on the device, so that a block never waits for it.
-    `order` [layers, bank] maps the original's slot order to arena slots (relative to the bank's base), `positions`
-    [layers, bank] the latent frame each arena slot holds, `means` [layers, bank, heads, head_dim] its mean key. Frames
-    in `pinned` never leave. `judged` keeps what the last competition saw: frames and their scores, [layers, bank] each.
+    Counters are host integers; what each layer chose stays on the device, so that a block never waits for it. `order`
+    [layers, bank] maps the original's slot order to arena slots (relative to the bank's base), `positions` [layers,
+    bank] the latent frame each arena slot holds, `means` [layers, bank, heads, head_dim] its mean key. Frames in
+    `pinned` are never evicted. `judged` keeps the last scoring: frames and their scores, [layers, bank] each.
     """
 
     def __init__(self, arena: FrameArena, settings: MemorySettings) -> None:
@@ -56,7 +56,8 @@ class MemoryBank:
         self.recorded += due
 
     def fold(self, arena: FrameArena, text: torch.Tensor | None) -> None:
-        """Let the pending prototype enter; when full, the frame that fits the prompt least leaves.
+        """Fold the pending prototype into the bank; when it is full, the frame with the lowest score for the prompt is
+        evicted.
 
         text: mean cross-attention keys [layers, heads, head_dim] fp32, None where the original would score with zeros.
         Ties go to the lowest slot of the original's order.

@@ -1,4 +1,4 @@
-"""Steer what is remembered: pin frames of the bank so that they never leave, ban frames so that they are forgotten."""
+"""Edit the bank: pin frames so that they are never evicted, ban frames so that they are."""
 
 from __future__ import annotations
 

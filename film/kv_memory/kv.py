@@ -1,4 +1,4 @@
-"""The KV memory of a causal model: what each layer may look back at while a film is made block by block."""
+"""The KV memory of a causal model: the keys and values that each layer attends to, filming block by block."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class CallKind(Enum):
     COMMIT = "commit"
     """The clean pass: they stay, and the film is `frames` longer afterwards."""
     RECACHE = "recache"
-    """The newest frames again under a new prompt: they replace what the window holds of these frames."""
+    """The newest frames once more under a new prompt: their keys replace those in the window."""
     PREFILL = "pictures"
-    """The pictures of earlier shots that become the sink; they see one another only."""
+    """A prefill of the sink with pictures of earlier shots, which attend to one another only."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class KVMemory:
     """Sink, ring window, memory bank and sparse activation of every layer, in one arena.
 
     A forward pass is begin_call, then per layer write and read, then end_call. All bookkeeping is in host integers, in
-    latent frames; `position` is the number of the next frame and only grows. With an unbounded window the arena
-    grows on demand; `reserve` makes room ahead. Not thread-safe. Source: shared/research/memflow.md 2-6.
+    latent frames; `position` is the number of the next frame and only grows. With an unbounded window the arena grows
+    on demand; `reserve` makes room ahead. Not thread-safe. Source: docs/methods/memflow.md.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class KVMemory:
         self.text[layer] = mean_key.reshape(self.text.shape[1:])
 
     def forget_text(self) -> None:
-        """The prompt changes: until a forward pass has run under the new one, the bank is scored without text."""
+        """The prompt changes: until a pass has run under the new one, the bank is scored with zero text keys."""
         self.text_known = False
 
     def remember_clean(self, latents: torch.Tensor) -> None:
@@ -134,13 +134,13 @@ class KVMemory:
         return settings.window - (settings.sink if settings.sink_from == "shots" else 0)
 
     def drop_window(self) -> None:
-        """A cut: forget the recent past, keep sink and bank; positions go on."""
+        """A cut: evict the window, keep sink and bank; positions continue."""
         self.ring_start = self.ring_count = 0
         self.clean = []
         self._open = False
 
     def begin_take(self, take: int, position: int, shown: Sequence[int]) -> None:
-        """A cut where the sink is of earlier shots: forget everything; a PICTURES call must follow and fills the sink.
+        """A cut where the sink is of earlier shots: evict everything; a PICTURES call must follow and fills the sink.
 
         take: number of the take that begins, from 0; position: latent frames filmed before it; shown: for each picture
         the latent frame of the film that it is of, -1 for none.
@@ -187,7 +187,7 @@ class KVMemory:
                     self.sink_canonical[layer][:, at : at + frames].copy_(by_frame)
 
     def write_slots(self) -> list[int] | None:
-        """The slot of each frame of the current call, for a kernel that writes there itself and then says `written`.
+        """The slot of each frame of the current call, for a kernel that writes there itself and then calls `written`.
 
         None where a frame has no slot (a recache that keeps the sink).
         """
@@ -337,12 +337,12 @@ class KVMemory:
         return best
 
     def _shift_positions(self, call: Call) -> None:
-        """Relative positions: turn the keys of bank and sink so that they sit directly before the window.
+        """Relative positions: rotate the keys of bank and sink so that they are placed directly before the window.
 
-        The order is sink, bank by age, window: every frame keeps a place of its own, time still runs one way, and
-        no distance is ever larger than window + bank. Only distances matter to RoPE, so window and queries stay at
-        their absolute positions. Keys are turned anew from their canonical copy every time; turning them further
-        and further in place would drift (kernels.md 3.4).
+        The order is sink, bank by age, window: every frame keeps a position of its own, time still runs one way, and no
+        distance is ever larger than window + bank. Only distances matter to RoPE, so window and queries stay at their
+        absolute positions. Keys are rotated from their canonical copy every time; rotated further and further in place
+        they would drift (docs/kernels.md, rotating again).
         """
         assert self.sink_canonical is not None
         filled = self.bank.filled if self.bank else 0

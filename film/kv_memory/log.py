@@ -1,4 +1,4 @@
-"""What a layer saw while a block was filmed, as plain values: to be looked at, never read back by the memory."""
+"""A trace of the frames that each layer attended to during a block, as plain values: for display, never read back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["observe"]
 
 
 def observe(memory: KVMemory) -> dict[str, Any]:
-    """What the block just committed saw, JSON-able. Synchronises with the device: for between blocks.
+    """Which frames the block just committed attended to, JSON-able. Synchronises with the device: for between blocks.
 
     position: latent frames filmed so far. sink, window: latent frames, the same in every layer. bank: per layer the
-    remembered frames. scores: per layer {frame: how well it fits the prompt} of the last time the bank was full and one
-    had to leave, empty before. picks: per layer {frame: heads that chose it} under sparse activation, else empty.
+    remembered frames. scores: per layer {frame: its score for the prompt} of the last eviction from a full bank, empty
+    before. picks: per layer {frame: heads that chose it} under sparse activation, else empty.
     """
     bank = memory.bank
     filled = bank.filled if bank else 0

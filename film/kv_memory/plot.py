@@ -1,4 +1,4 @@
-"""A picture of what a film remembered: a column for every block, a row for every latent frame."""
+"""A plot of the KV memory over a film: a column for every block, a row for every latent frame."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _PICKED = (255, 240, 200)
 
 
 def draw_log(lines: Sequence[Mapping[str, Any]], layer: int | None = None) -> Image.Image:
-    """Draw what the blocks saw, 960 x 540 RGB. lines: of film.kv_memory.observe with `shot` added; layer: one, or
-    None for all.
+    """Draw which frames the blocks attended to, 960 x 540 RGB. lines: of film.kv_memory.observe with `shot` added;
+    layer: one, or None for all.
 
     Left to right the blocks, bottom to top the latent frames of the film. Green is the window, blue the sink, orange
-    the bank: the stronger, the more layers hold the frame. A bright edge marks frames that sparse activation chose.
-    Raises ValueError for a layer that the model does not have, and for a film without a log.
+    the bank: the more saturated, the more layers hold the frame. A bright edge marks frames that sparse activation
+    chose. Raises ValueError for a layer that the model does not have, and for a film without a log.
     """
     if not lines:
         raise ValueError("This reel has no record of what was remembered: film it again with the causal engine.")
@@ -55,7 +55,7 @@ def draw_log(lines: Sequence[Mapping[str, Any]], layer: int | None = None) -> Im
 
 
 def _seen(line: Mapping[str, Any], layer: int | None) -> dict[int, tuple[str, float]]:
-    """Role and share of layers of every latent frame that a block saw."""
+    """Role and share of layers of every latent frame that a block attended to."""
     seen: dict[int, tuple[str, float]] = dict.fromkeys(line["window"], ("window", 1.0))
     seen |= dict.fromkeys(line["sink"], ("sink", 1.0))
     rows = line["bank"] if layer is None else line["bank"][layer : layer + 1]

@@ -1,4 +1,4 @@
-"""What a prompt would bring back: how well each remembered frame fits it, by the bank's own measure."""
+"""Retrieval from the KV memory: the score of each held frame for a prompt, by the bank's own measure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["RetrievedFrame", "recall"]
 
 @dataclass(frozen=True)
 class RetrievedFrame:
-    """A remembered frame. frame: latent frame of the film; role: "sink" or "bank"; layers: share of the model's layers
-    that hold it, 0..1; score: how well it fits the prompt, the mean over those layers; pinned: it never leaves.
+    """A frame held in the memory. frame: latent frame of the film; role: "sink" or "bank"; layers: share of the model's
+    layers that hold it, 0..1; score: for the prompt, the mean over those layers; pinned: it is never evicted.
     """
 
     frame: int
@@ -32,8 +32,9 @@ def recall(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any], text: t
     """The frames of sink and bank, the best fitting first (ties: the earliest first).
 
     tensors: a snapshot's `sink.means` and, with a bank, `bank.means` and `bank.positions`; meta: its metadata; text:
-    the prompt's mean cross-attention keys [layers, heads, head_dim] fp32. Scores are those that decide which frame
-    leaves a full bank: mean dot product over heads, over the root of head_dim. Source: MemFlow, section 3.2.
+    the prompt's mean cross-attention keys [layers, heads, head_dim] fp32. Scores are those that decide which frame is
+    evicted from a full bank: mean dot product over heads, over the root of head_dim. Source: MemFlow, arXiv 2512.14699,
+    Narrative Adaptive Memory; without its softmax, as released.
     """
     _, heads, width = text.shape
     scale = heads * width**0.5

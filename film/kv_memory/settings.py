@@ -1,4 +1,4 @@
-"""What a causal model remembers: sizes and rules, independent of any model."""
+"""Settings of the KV memory: sizes and rules, independent of any model."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class MemorySettings:
 
     window: frames of sink and recent past together, the block being denoised included; None keeps every frame.
     sink: first frames of the film, kept for ever; 0 for none.
-    bank: frames a layer may remember from the past beyond the window (narrative adaptive memory); 0 turns it off.
+    bank: frames a layer may keep from before the window (narrative adaptive memory); 0 turns it off.
     record_interval: blocks from one prototype of the bank to the next.
     record: "interactive" records the first frame of every record_interval-th block, "single" renews the pending
         prototype every block and only counts every record_interval-th one (the two pipelines of the original).
     active: sparse memory activation, how many of the sink and bank frames each head reads; 0 reads them all.
-    positions: "absolute" keeps every frame at the place it was filmed at; "relative" seats sink and bank directly
+    positions: "absolute" keeps every frame at the position it was filmed at; "relative" places sink and bank directly
         before the window, so distances never leave the range [0, window + bank).
     keep_sink: False renews the sink from the recached frames when the prompt changes.
     sink_from: "film" makes the film's first frames the sink; "shots" gives it single pictures spread over the shots
@@ -42,7 +42,7 @@ class MemorySettings:
     fresh_text: score with the new prompt at a prompt change (the original scores with zeros there).
     fold_once: let each recorded prototype enter the bank once (the original offers it again in every block).
 
-    The last three depart from the published behaviour, which is the default. Source: shared/research/memflow.md 3-5.
+    The last three depart from the published behaviour, which is the default. Source: docs/methods/memflow.md, the bank.
     Raises MemorySettingsError.
     """
 

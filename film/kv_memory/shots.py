@@ -1,4 +1,4 @@
-"""What is ShotStream's own: which pictures of earlier shots a new one is shown, how shots are told apart, its schedule.
+"""ShotStream's own parts: which pictures of earlier shots condition a new one, the phase of each shot, its schedule.
 
 Read in bongobongo2020/ShotStream 9df3570 (pipeline/causal_inference_ar.py, wan/modules/causal_model.py, model.py) and
 Orannue/ShotStream 9b35ffc (shotstream.yaml). Shots are takes here: what is filmed from one cut to the next.
@@ -16,18 +16,18 @@ _STEPS = (1000, 740, 500, 260)
 
 
 def shot_turn(take: int, shown: bool = False) -> float:
-    """Radians that all temporal angles of a take are turned by. take: from 0; shown: as a picture in a sink.
+    """Radians added to all temporal RoPE angles of a take. take: from 0; shown: as a picture in a sink.
 
-    What is filmed is one turn beyond the newest picture in its sink; the first take's sink is blank pictures of itself.
+    What is filmed has one phase step more than the newest picture in its sink; the first take's sink is blank pictures
+    of itself.
     """
     return _TURN * (take if shown else max(take, 1))
 
 
 def spread_over_shots(frames: Sequence[int], pictures: int) -> list[tuple[int, int]]:
-    """Which pictures are shown: (take, frame of it), in the order of the film. frames: of each earlier take, 1 or more.
-
-    Each take has its equal share, spread from its first to its last frame, the newest ones one more if there is a rest;
-    with more takes than pictures only the newest are shown.
+    """The pictures that fill a sink: (take, frame of it), in the order of the film. frames: of each earlier take, 1 or
+    more. Each take has its equal share, spread from its first to its last frame, the newest ones one more if there is a
+    rest; with more takes than pictures only the newest have one.
     """
     share, rest = divmod(pictures, len(frames))
     chosen = []

@@ -1,4 +1,4 @@
-"""Freeze a KV memory into tensors and plain values, and bring it back bit for bit."""
+"""Save a KV memory as tensors and plain values, and restore it bit for bit."""
 
 from __future__ import annotations
 

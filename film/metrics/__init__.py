@@ -1,8 +1,7 @@
-"""Measures of a finished video: does it hold together, does it follow its words, does it move; who is in it when.
+"""Measures of a finished video: consistency, alignment with its prompts, motion, and who is in it when.
 
 Pure functions on frames, embeddings and boxes. Where frames and embeddings come from is the caller's business
-(host/media/source.py, host/media/measure.py). Source: shared/research/filmweaver.md section 7,
-shared/research/ffgo.md 7.7.
+(host/media/source.py, host/media/measure.py). Source: docs/methods/filmweaver.md and docs/methods/ffgo.md, measures.
 """
 
 from .block_motion import block_motion

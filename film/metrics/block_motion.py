@@ -1,8 +1,8 @@
 """How far things move between two frames, by matching blocks.
 
-Learned flow needs weights that nobody may have; this needs none, gives the same numbers on every machine, and is right
-for what it is used for: how much a video moves, and whether a frame follows from the one before. Where nothing has a
-texture, nothing moves.
+Learned flow needs weights to download; this needs none, gives the same numbers on every machine, and is accurate enough
+for its uses: how much a video moves, and whether a frame follows from the one before. Without texture there is no
+motion.
 """
 
 from __future__ import annotations

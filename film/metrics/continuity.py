@@ -1,4 +1,4 @@
-"""The Continuity Report: what the measures say about a video, per shot, per pair of shots and as a whole.
+"""The Continuity Report: the measures of a video per shot, per pair of shots and as a whole.
 
 Definitions of the four measures of FilmWeaver (arXiv 2512.11274) and of what is reported beside them, because all-shots
 consistency alone rewards a film that repeats itself: web/docs/LongreelContinuityReport/en.md.
@@ -37,14 +37,13 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class ShotEvidence:
-    """What is known of one shot before anything is concluded.
+    """The evidence on one shot.
 
     span: its frames. begins: "cut" or "continue". keyframes: their positions in the video. pictures: small ones of the
     keyframes, [n, h, w, 3]. embeddings: [n, d]. prompt: "" where unknown. whole, sentences: mean cosine x 100 of each
     keyframe with the prompt read as one text (CLIP cuts it off at 77 tokens) and sentence by sentence; None without a
-    prompt. seen: characters by name. shown, other: embeddings of the keyframes that the shot was shown when it was
-    filmed, and of the remembered ones it was not shown; None where nobody knows. shown_pictures: small ones of the
-    former.
+    prompt. seen: detected characters by name. shown, other: embeddings of the keyframes that conditioned the shot, and
+    of the others in the bank; None where that is not known. shown_pictures: small ones of the former.
     """
 
     span: Span
@@ -68,8 +67,8 @@ class ShotFigures:
     cut: sharpness of the cut before it, None for the first shot and one that continues. motion, fastest: % of the
     frame's diagonal per second. colour_drift: CIE76 between its first and last fifth; contrast_drift: % that contrast
     changed in between. copy, copy_of: the copy score and what it compares with ("shown" or "earlier shots").
-    layout_copy: largest place-by-place correlation with the pictures it could copy, -1..1. characters: who was seen,
-    with the alignment of each.
+    layout_copy: largest place-by-place correlation with the pictures it could copy, -1..1. characters: the detected
+    ones, with the alignment of each.
     """
 
     shot: int
@@ -96,7 +95,7 @@ class ShotFigures:
 class PairFigures:
     """Two shots. consistency: cosine x 100 of their keyframes. colour: CIE76 of their mean colours. contrast: % by
     which the later one's contrast differs. layout: place-by-place correlation of their keyframes, -1..1. characters:
-    cosine x 100 of each one seen in both.
+    cosine x 100 of each one detected in both.
     """
 
     shots: tuple[int, int]
@@ -135,7 +134,7 @@ def continuity_report(
     options: dict[str, Any],
     notes: Sequence[str] = (),
 ) -> ContinuityReport:
-    """Conclude from what was seen. signs: of every frame. names: of the characters that were looked for."""
+    """Compute the report. signs: of every frame. names: of the characters that were searched for."""
     means = [join(shot.embeddings) for shot in shots]
     rows = tuple(_shot(number, shots, means, signs, fps) for number in range(len(shots)))
     pairs = tuple(_pair(one, other, shots, means, signs) for one, other in combinations(range(len(shots)), 2))
@@ -221,7 +220,8 @@ def _shot(
 
 
 def _copy(number: int, shots: Sequence[ShotEvidence], means: Sequence[torch.Tensor]) -> tuple[float | None, str]:
-    """The copy score of a shot: against what it was shown, or else the likest earlier shot against the other ones.
+    """The copy score of a shot: against the keyframes that conditioned it, or else the most similar earlier shot
+    against the other ones.
 
     A shot that continues the one before shows the same by intent, so it has a score of the first kind only.
     """

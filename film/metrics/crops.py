@@ -1,4 +1,4 @@
-"""What an image model is shown of a frame: a box on white, and places to look where nobody drew a box."""
+"""Crops of a frame for an image encoder: a box on white, and windows where no box is given."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ TIMES_USUAL = 4.0
 """A cut's unexplained difference must be this many times what is usual around it."""
 USUAL_FLOOR = 0.004
 AROUND = 8
-"""Frames on each side that say what is usual."""
+"""Frames on each side that the usual change is estimated from."""
 SHORTEST = 4
 """Frames of the shortest shot that is found: a flash of fewer is no shot."""
 
@@ -72,7 +72,7 @@ def keyframe_positions(span: Span, count: int) -> tuple[int, ...]:
 def cut_sharpness(signs: Sequence[FrameStats], before: Span, after: Span) -> float:
     """The difference across a cut as a multiple of what is usual within both shots next to it.
 
-    About 1: no cut is seen, or a dissolve. Usual is the median of up to 8 frames on each side, at least 1/255.
+    About 1: no cut, or a dissolve. Usual is the median of up to 8 frames on each side, at least 1/255.
     """
     inside = [*range(before.start + 1, before.stop)[-AROUND:], *range(after.start + 1, after.stop)[:AROUND]]
     usual = median([signs[t].difference for t in inside]) if inside else 0.0

@@ -1,4 +1,4 @@
-"""What is noted of every frame while a video streams by: a few numbers, so that length costs no memory."""
+"""Statistics of every frame of a streamed video: a few numbers, so that length costs no memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FrameStats:
 
 @dataclass
 class Watcher:
-    """Takes a video piece by piece. signs: of the frames seen so far."""
+    """Takes a video piece by piece. signs: of the frames so far."""
 
     signs: list[FrameStats] = field(default_factory=list)
     _before: torch.Tensor | None = None
@@ -72,7 +72,7 @@ def lab(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def colour_distance(one: Sequence[float], other: Sequence[float]) -> float:
-    """CIE76 distance of two CIELAB colours. About 2 is just seen side by side."""
+    """CIE76 distance of two CIELAB colours. About 2 is just noticeable side by side."""
     return sum((a - b) ** 2 for a, b in zip(one, other)) ** 0.5
 
 

@@ -1,4 +1,4 @@
-"""The Identity Report: how like each reference a video stays over time, and who is missing when."""
+"""The Identity Report: similarity of a video to each reference over time, and who is missing when."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Look:
-    """One reference on one frame. box: where it looks most like it; None where there was nothing to look at. clip:
-    cosine x 100 with it; other: with the reference it resembles most but this one (the control), None for a cast of
-    one. dino: as clip, where a second model was given.
+    """One reference on one frame. box: the most similar place; None where there was nothing to compare. clip: cosine x
+    100 with it; other: with the most similar other reference (the control), None for a cast of one. dino: as clip,
+    where a second model was given.
     """
 
     box: Box | None
@@ -36,15 +36,14 @@ class Look:
     dino: float | None = None
 
     def is_seen(self, least: float) -> bool:
-        """It is like enough, and like no other reference more."""
+        """Whether it is similar enough, and to no other reference more."""
         return self.box is not None and self.clip >= least and (self.other is None or self.clip > self.other)
 
 
 @dataclass(frozen=True)
 class ReferenceFigures:
-    """One reference. seen: % of the frames looked at; missing: stretches of time in seconds. mean, least: of the CLIP
-    cosine x 100 over all frames looked at; dino_mean, dino_least: the same of DINO. control: mean cosine with the
-    others, to compare.
+    """One reference. seen: % of the sampled frames; missing: spans in seconds. mean, least: of the CLIP cosine x 100
+    over all sampled frames; dino_mean, dino_least: the same of DINO. control: mean cosine with the others, to compare.
     """
 
     name: str
@@ -60,7 +59,7 @@ class ReferenceFigures:
 
 @dataclass(frozen=True)
 class IdentityReport:
-    """All of it. times: seconds of the frames looked at. seconds: of the video."""
+    """All of it. times: seconds of the sampled frames. seconds: of the video."""
 
     model: dict[str, Any]
     options: dict[str, Any]
@@ -81,8 +80,8 @@ def looks_of(
     """Each reference on one frame.
 
     found: the places looked at; crops: their embeddings [n, d]; references: [m, d]. names: of the references, where the
-    places are detections: then each shows one thing and goes to one reference, see `assign`, and a reference without
-    one was not seen. None where they are windows over the frame: each reference takes the likest.
+    places are detections: then each belongs to one reference, see `assign`, and a reference without one is absent. None
+    where they are windows over the frame: each reference takes the most similar.
     """
     scores = cosines(crops, references)
     if names is not None:
@@ -102,7 +101,7 @@ def looks_of(
 
 def missing_spans(seen: Sequence[bool], times: Sequence[float], seconds: float) -> tuple[tuple[float, float], ...]:
     """Stretches without it: each begins with the first frame looked at that lacks it, or the video, and ends where it
-    is next seen, or with the video.
+    is next detected, or with the video.
     """
     spans: list[tuple[float, float]] = []
     begun: float | None = None
@@ -128,7 +127,7 @@ def identity_report(
     options: dict[str, Any],
     notes: Sequence[str] = (),
 ) -> IdentityReport:
-    """Conclude from what was seen. looks: for each frame looked at, one for each reference. count: of all frames."""
+    """Compute the report. looks: for each sampled frame, one for each reference. count: of all frames."""
     times = tuple(frame / fps for frame in frames)
     seconds = count / fps
     rows = []

@@ -135,7 +135,7 @@ def _figures(draw: ImageDraw.ImageDraw, report: ContinuityReport) -> None:
 
 def plot_identity(report: IdentityReport, least: float) -> Image.Image:
     """A report as RGB 960 wide: likeness of each reference over time, by CLIP and, if measured, DINO; below, a strip
-    for each, green where it is seen. least: the line below which a reference is missing.
+    for each, green where it is present. least: the line below which a reference is missing.
     """
     panels: list[tuple[str, str, float | None]] = [("CLIP likeness to each reference (x 100)", "clip", least)]
     if any(look.dino is not None for row in report.references for look in row.looks):

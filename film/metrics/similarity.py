@@ -44,8 +44,8 @@ def mean_of_pairs(rows: torch.Tensor) -> float | None:
 def margin(shot: torch.Tensor, own: torch.Tensor, others: torch.Tensor) -> float | None:
     """How much nearer a shot comes to the pictures it could copy than to others: the copy score.
 
-    shot [n, d]: its keyframes; own [m, d]: what it was shown; others [k, d]: keyframes of other shots that it was not
-    shown. The largest cosine x 100 with the former less the largest with the latter; None where one of them is empty.
+    shot [n, d]: its keyframes; own [m, d]: keyframes that conditioned it; others [k, d]: keyframes that did not. The
+    largest cosine x 100 with the former less the largest with the latter; None where one of them is empty.
     """
     if not own.shape[0] or not others.shape[0]:
         return None

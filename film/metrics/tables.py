@@ -1,4 +1,4 @@
-"""Reports as text that a person reads: columns in a fixed width."""
+"""Reports as plain text: columns in a fixed width."""
 
 from __future__ import annotations
 

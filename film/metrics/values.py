@@ -1,4 +1,4 @@
-"""What a person tells a measure: who is in the film, where the shots begin, and where somebody is seen."""
+"""Inputs of the reports: who is in the film, where the shots begin, and boxes of detections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MetricsError(ValueError):
 
 @dataclass(frozen=True)
 class Character:
-    """Somebody to look for. description: the looks, as a caption would say them."""
+    """A character to search for. description: the looks, as in a caption."""
 
     name: str
     description: str
@@ -27,7 +27,7 @@ class Character:
 
 @dataclass(frozen=True)
 class Found:
-    """A detection. box: inside the picture. label: what the detector, or a person, says it is; "" for nothing."""
+    """A detection. box: inside the picture. label: of the detector or the user; "" for none."""
 
     box: Box
     label: str = ""

@@ -1,4 +1,4 @@
-"""What a person changed in what a reel remembers, between two shots: pins, bans, pictures of their own."""
+"""A user's change to what later shots are conditioned on, between two shots: pins, bans, own pictures."""
 
 from __future__ import annotations
 

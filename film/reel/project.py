@@ -3,7 +3,7 @@
 A project is a folder with one file for each shot ever filmed in it, named by the shot's fingerprint. The fingerprint
 covers everything that decides how a shot looks, the shots before it included, so a shot whose file is there is simply
 used again. There is no index that could disagree with the files: a file is written beside its name and renamed when
-whole, and everything else that a project says is read from the files' headers.
+whole, and everything else that a project reports is read from the files' headers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PlannedShot:
 
 
 class Decision(NamedTuple):
-    """What becomes of a planned shot. shot: its index, from 0. reason: why, in a few words for a person."""
+    """What is done with a planned shot. shot: its index, from 0. reason: why, in a few words for the user."""
 
     shot: int
     action: Literal["reused", "filmed"]
@@ -69,7 +69,7 @@ def fingerprint_story(
 
 
 def project_folder(root: Path, name: str) -> Path:
-    """The folder of the project that a person calls `name`: always directly inside `root`, safe on every system.
+    """The folder of the project `name`: always directly inside `root`, safe on every system.
 
     Different names never share a folder: a name that had to be changed gets a few digits of its hash. The folder is not
     made. Raises ReelError for a name without a letter or digit.

@@ -6,8 +6,8 @@ what the causal engine remembers after the shot). So a reel of any length weighs
 ComfyUI's cache, and at most one shot's memory is in RAM at a time. Filming writes a temporary file that goes when no
 reel refers to it; files of a project or of the user are never deleted.
 
-A group of tensors has JSON metadata under the same name in `FilmedShot.meta`. New groups (keyframes, characters) need
-no change of the format, and groups that this version does not know are kept through Save Reel.
+A group of tensors has JSON metadata under the same name in `FilmedShot.meta`; groups.py knows their names and reads
+them. New groups need no change of the format, and groups that this version does not know are kept through Save Reel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,10 @@ from ..storyboard.json_form import shot_from_dict, shot_to_dict
 from ..storyboard.shot import Shot
 from .edit import Edit, edit_from, edit_section
 from .fingerprint import shot_fingerprint
-from .tensor_file import (
-    FileHeader,
-    ReelError,
-    StoredTensors,
-    TensorSlot,
-    link_file,
-    read_header,
-    write_tensor_file,
-)
+from .groups import TransitionGroup
+from .latent_space import WAN, LatentSpace
+from .layout import LATENT_FIELDS, ReelLayout
+from .tensor_file import FileHeader, ReelError, StoredTensors, TensorSlot, link_file, read_header, write_tensor_file
 
 __all__ = [
     "FilmedShot",
@@ -52,36 +47,6 @@ __all__ = [
 LATENTS = "latents"
 
 
-@dataclass(frozen=True)
-class ReelLayout:
-    """What all shots of a reel have in common, and an engine must share to go on.
-
-    fps: frames a second. width, height: pixels. latent_channels: C. spatial_compression: pixels to a side of a latent
-    element. temporal_compression: frames to a latent, except the first of a take, which is one frame. model, vae: their
-    fingerprints. engine: JSON-able layout of what engines remember, by name. Engines that may take turns on a reel use
-    names of their own ({"causal": {"layers": 30}}): only names that reel and engine both have must agree, and without
-    one in common the models may differ.
-    """
-
-    fps: float
-    width: int
-    height: int
-    latent_channels: int
-    spatial_compression: int
-    temporal_compression: int
-    model: str
-    vae: str
-    engine: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        # A copy no caller can change, equal to what comes back from a file.
-        object.__setattr__(self, "engine", json.loads(json.dumps(dict(self.engine), allow_nan=False)))
-
-    def decoded_frames(self, latent_frames: int) -> int:
-        """Frames that a take of that many latent frames decodes to."""
-        return 1 + self.temporal_compression * (latent_frames - 1) if latent_frames else 0
-
-
 @dataclass(frozen=True, eq=False)
 class FilmedShot:
     """A finished shot.
@@ -89,6 +54,7 @@ class FilmedShot:
     shot: what was asked for. previous: fingerprint of the shot before, "" for the first. settings: the engine's part of
     the fingerprint. latent_frames: T. take_start: it begins a take, so the VAE starts afresh and its first latent is
     one frame. frames: frames of the finished film that belong to it. meta: JSON-able, by group. file: its tensors.
+    family: whose latents they are.
     """
 
     shot: Shot
@@ -99,6 +65,7 @@ class FilmedShot:
     frames: int
     meta: Mapping[str, Any]
     file: StoredTensors
+    family: str = WAN
 
     @classmethod
     def store(
@@ -113,12 +80,13 @@ class FilmedShot:
         tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
         meta: Mapping[str, Any] | None = None,
         folder: Path | None = None,
+        family: str = WAN,
     ) -> FilmedShot:
         """Puts a shot just filmed on disk, in a temporary file that lives as long as the result and its copies do.
 
         latents: [1, C, T, h, w], stored in fp32. tensors: by group and name, on any device, stored as they are, one at
-        a time; {"memory": {"k.0": ...}} is read back by memory() or file.group("memory"). meta: JSON-able, by group.
-        folder: for the temporary file; the system's if None. Raises ReelError when it cannot be written.
+        a time; see groups.py for reading them back. meta: JSON-able, by group. folder: for the temporary file; the
+        system's if None. family: of the engine's models. Raises ReelError when it cannot be written.
         """
         named: dict[str, torch.Tensor | TensorSlot] = {LATENTS: latents.to(torch.float32)}
         for group, members in (tensors or {}).items():
@@ -133,6 +101,7 @@ class FilmedShot:
             "take_start": take_start,
             "frames": frames,
             "meta": dict(meta or {}),
+            **_family_section(family),
         }
         path = (folder or Path(tempfile.gettempdir())) / f"longreel-{section['uid']}.safetensors"
         write_tensor_file(path, {"kind": "shot", "shots": [section]}, named, durable=False)
@@ -150,20 +119,9 @@ class FilmedShot:
         return self.shot.seconds
 
     @property
-    def memory_meta(self) -> Mapping[str, Any]:
-        """Metadata of the group `memory`, empty if there is none."""
-        value: Mapping[str, Any] = self.meta.get("memory", {})
-        return value
-
-    @property
     def lead(self) -> int:
-        """Frames at the beginning of the take, which it then begins, that are not shown."""
-        value: int = self.meta.get("transition", {}).get("lead", 0)
-        return value
-
-    def memory(self) -> dict[str, torch.Tensor]:
-        """Tensors of the group `memory` as they were after this shot, on the CPU; empty if there are none."""
-        return self.file.group("memory")
+        """Frames at the beginning of the take, which it then begins, that are trimmed."""
+        return transition.lead if (transition := TransitionGroup.of(self)) else 0
 
     def latents(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Latent frames start .. stop (exclusive; to the end if None), [1, C, frames, h, w] fp32 on the CPU."""
@@ -190,7 +148,7 @@ class Reel:
         """This reel and one shot more. Raises ReelError if the shot does not fit it."""
         if filmed.previous != self.fingerprint:
             raise ReelError("The shot was filmed after another one than this reel's last: film it again on this reel.")
-        _check_fit(self.layout, filmed, first=not self.shots)
+        _check_fit(self.layout, filmed, self.last_shot)
         return replace(self, shots=(*self.shots, filmed))
 
     def branch(self, shots: int) -> Reel:
@@ -206,9 +164,20 @@ class Reel:
 
     def joined(self, layout: ReelLayout) -> Reel:
         """This reel, once check_layout has let an engine of that layout take a turn: what it remembers is bound too."""
-        if not self.layout.engine:
-            return replace(self, layout=replace(self.layout, engine=layout.engine, model=layout.model))
-        return replace(self, layout=replace(self.layout, engine={**layout.engine, **self.layout.engine}))
+        joined = self.layout.joined(layout)
+        if not joined.engine:
+            return replace(self, layout=replace(joined, engine=layout.engine, model=layout.model))
+        return replace(self, layout=replace(joined, engine={**layout.engine, **joined.engine}))
+
+    def latent_space(self, shot: int) -> LatentSpace:
+        """Of a shot's latents."""
+        layout = self.layout.of_family(self.shots[shot].family)
+        assert layout is not None
+        return layout.latents
+
+    def edits_after(self, shots: int) -> tuple[Edit, ...]:
+        """The edits made when so many shots were filmed, in order."""
+        return tuple(edit for edit in self.edits if edit.after == shots)
 
     @property
     def last_shot(self) -> FilmedShot | None:
@@ -219,9 +188,8 @@ class Reel:
     def fingerprint(self) -> str:
         """Fingerprint of the newest shot and the edits after it, which covers all before; "" if there is nothing."""
         last = self.shots[-1].fingerprint if self.shots else ""
-        for edit in self.edits:
-            if edit.after == len(self.shots):
-                last = hashlib.sha256(f"{last} {edit.digest}".encode("ascii")).hexdigest()
+        for edit in self.edits_after(len(self.shots)):
+            last = hashlib.sha256(f"{last} {edit.digest}".encode("ascii")).hexdigest()
         return last
 
     @property
@@ -237,15 +205,25 @@ class Reel:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors on disk."""
-        files = [*(shot.file for shot in self.shots), *(edit.file for edit in self.edits)]
-        return sum(file.nbytes for file in files)
+        return sum(shot.file.nbytes for shot in self.shots) + sum(edit.file.nbytes for edit in self.edits)
 
     def latents(self, shot: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Latent frames of a shot, [1, C, frames, h, w] fp32 on the CPU; see FilmedShot.latents."""
         return self.shots[shot].latents(start, stop)
 
+    def tail(self, latent_frames: int) -> torch.Tensor | None:
+        """The newest latent frames of the last take [1, C, n, h, w], n as many as asked for or all; None if empty."""
+        pieces: list[torch.Tensor] = []
+        for filmed in reversed(self.shots):
+            start = max(0, filmed.latent_frames - latent_frames)
+            pieces.insert(0, filmed.latents(start))
+            latent_frames -= filmed.latent_frames - start
+            if filmed.take_start or not latent_frames:
+                break
+        return torch.cat(pieces, dim=2) if pieces else None
+
     def describe(self) -> str:
-        """One line for a person: shots, length, frame size, size on disk."""
+        """One line for the user: shots, length, frame size, size on disk."""
         shots = "1 shot" if len(self.shots) == 1 else f"{len(self.shots)} shots"
         layout = self.layout
         return (
@@ -255,7 +233,7 @@ class Reel:
 
 
 def human_size(nbytes: int) -> str:
-    """Bytes as a person reads them: 999 B, 1.5 kB, 4.2 GB (powers of 1000)."""
+    """Bytes as text: 999 B, 1.5 kB, 4.2 GB (powers of 1000)."""
     if nbytes < 1000:
         return f"{nbytes} B"
     size = float(nbytes)
@@ -269,13 +247,16 @@ def human_size(nbytes: int) -> str:
 def check_layout(reel: Reel, layout: ReelLayout) -> None:
     """Raises ReelError, saying what differs and what to do, if an engine of this layout cannot go on with the reel."""
     shared = set(reel.layout.engine) & set(layout.engine)
+    own = reel.layout.of_family(layout.family)
     for name, remedy in _REMEDIES.items():
         if name == "model" and not shared:
             continue  # nothing of the other model's is remembered
-        mine, wanted = getattr(reel.layout, name), getattr(layout, name)
+        if name in LATENT_FIELDS and own is None:
+            continue  # the first shot of these latents
+        mine, wanted = getattr(own or reel.layout, name), getattr(layout, name)
         if mine != wanted:
             what = name.replace("_", " ")
-            if name in ("model", "vae"):  # fingerprints tell a person nothing
+            if name in ("model", "vae"):  # fingerprints mean nothing to a user
                 raise ReelError(f"The reel was filmed with another {what.replace('vae', 'VAE')}: {remedy}.")
             raise ReelError(f"The reel was filmed with {what} {mine} and this engine has {wanted}: {remedy}.")
     for name in sorted(shared):
@@ -301,19 +282,18 @@ _REMEDIES = {
 }
 
 
-def _check_fit(layout: ReelLayout, filmed: FilmedShot, first: bool) -> None:
-    expected = (
-        1,
-        layout.latent_channels,
-        filmed.latent_frames,
-        layout.height // layout.spatial_compression,
-        layout.width // layout.spatial_compression,
-    )
+def _check_fit(layout: ReelLayout, filmed: FilmedShot, before: FilmedShot | None) -> None:
+    own = layout.of_family(filmed.family)
+    if own is None:
+        raise ReelError(f"A shot's latents are those of {filmed.family} and the reel has none such: film it again.")
+    expected = own.latents.shape(filmed.latent_frames, layout.width, layout.height)
     found = filmed.file.shape(LATENTS)
     if found != expected:
         raise ReelError(f"A shot's latents are {list(found)} and the reel's are {list(expected)}: film the shot again.")
-    if first and not filmed.take_start:
+    if not filmed.take_start and before is None:
         raise ReelError("The first shot of a reel continues nothing: start it with a cut.")
+    if not filmed.take_start and before is not None and before.family != filmed.family:
+        raise ReelError("The shot before was filmed by a model of another family: start this one with a cut.")
 
 
 def save_reel(reel: Reel, path: Path) -> None:
@@ -324,15 +304,13 @@ def save_reel(reel: Reel, path: Path) -> None:
     sections: list[dict[str, Any]] = []
     slots: dict[str, torch.Tensor | TensorSlot] = {}
     for i, filmed in enumerate(reel.shots):
-        prefix = f"shots.{i}."
-        sections.append({**_section(filmed), "prefix": prefix})
-        slots.update({prefix + name: slot for name, slot in filmed.file.slots.items()})
+        sections.append({**_section(filmed), "prefix": f"shots.{i}."})
+        slots.update({f"shots.{i}.{name}": slot for name, slot in filmed.file.slots.items()})
     edits: list[dict[str, Any]] = []
     for i, edit in enumerate(reel.edits):
-        prefix = f"edits.{i}."
-        edits.append(edit_section(edit, prefix))
-        slots.update({prefix + name: slot for name, slot in edit.file.slots.items()})
-    info = {"kind": "reel", "layout": asdict(reel.layout), "shots": sections, "edits": edits}
+        edits.append(edit_section(edit, f"edits.{i}."))
+        slots.update({f"edits.{i}.{name}": slot for name, slot in edit.file.slots.items()})
+    info = {"kind": "reel", "layout": reel.layout.to_json(), "shots": sections, "edits": edits}
     write_tensor_file(path, info, slots)
 
 
@@ -346,8 +324,8 @@ def load_reel(path: Path) -> Reel:
         raise ReelError(f"{path} holds one shot of a project and not a reel: choose a file made by Save Reel.")
     layout = ReelLayout(**header.info["layout"])
     shots = tuple(_filmed(section, header) for section in header.info["shots"])
-    for i, filmed in enumerate(shots):
-        _check_fit(layout, filmed, first=i == 0)
+    for before, filmed in zip((None, *shots), shots):
+        _check_fit(layout, filmed, before)
     # Files of before there were edits have none.
     return Reel(layout, shots, tuple(edit_from(section, header) for section in header.info.get("edits", ())))
 
@@ -384,7 +362,13 @@ def _section(filmed: FilmedShot) -> dict[str, Any]:
         "take_start": filmed.take_start,
         "frames": filmed.frames,
         "meta": dict(filmed.meta),
+        **_family_section(filmed.family),
     }
+
+
+def _family_section(family: str) -> dict[str, str]:
+    """Shots of before there were families say none."""
+    return {} if family == WAN else {"family": family}
 
 
 def _filmed(section: Mapping[str, Any], header: FileHeader, owned: bool = False) -> FilmedShot:
@@ -397,4 +381,5 @@ def _filmed(section: Mapping[str, Any], header: FileHeader, owned: bool = False)
         frames=section["frames"],
         meta=section["meta"],
         file=StoredTensors(header, section["uid"], owned),
+        family=section.get("family", WAN),
     )

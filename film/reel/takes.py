@@ -46,7 +46,7 @@ class FrameGrid:
     """How time is counted.
 
     fps: frames a second. compression: frames to each latent frame of a take but its first. block: latent frames of one.
-    lead: frames at the beginning of each take that are filmed and not shown.
+    lead: frames at the beginning of each take that are filmed and trimmed.
     """
 
     fps: float
@@ -89,7 +89,7 @@ class ShotPlan:
 
     latent_frames: to film, whole blocks, at least one. frames: of the finished film that belong to the shot, at least
     one. take_start: it begins a take. take_latents, take_frames: latent frames and frames of its take before it. lead:
-    how many of the latter are its own and not shown, 0 unless it begins a take.
+    how many of the latter are its own and trimmed, 0 unless it begins a take.
     """
 
     seconds: float
@@ -144,8 +144,8 @@ def plan_story(shots: Sequence[Shot], clock: FrameGrid, filmed: Sequence[TimedSh
 class Take:
     """Shots that decode in one stream.
 
-    shots: their indices. latent_frames: of all of them. frames: shown, in one piece; the others are trimmed. start: the
-    finished film's frame at which it begins. lead: frames before the first that is shown.
+    shots: their indices. latent_frames: of all of them. frames: kept, in one piece; the others are trimmed. start: the
+    finished film's frame at which it begins. lead: frames before the first that is kept.
     """
 
     shots: range
@@ -203,7 +203,7 @@ def schedule_prompts(shot: Shot, plan: ShotPlan, clock: FrameGrid) -> PromptSche
     """When the shot's prompts take effect: each at the first block that starts at or after its latent frame.
 
     Times count from the shot's planned start, also where the take is ahead of it, so that a prompt changes in the
-    finished film when the storyboard says so, but for the rest of a block.
+    finished film at the storyboard's time, but for the rest of a block.
     """
     changes: dict[int, TimedPrompt] = {}
     unseen: list[TimedPrompt] = []

@@ -77,7 +77,7 @@ class TensorSlot:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """What a file of ours says about itself. info: the JSON given to write_tensor_file; slots: its tensors by name."""
+    """The header of a file of ours. info: the JSON given to write_tensor_file; slots: its tensors by name."""
 
     path: Path
     info: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""How a storyboard's lines are read: which are text, and what the others say. The grammar is in storyboard.py."""
+"""How a storyboard's lines are parsed: text, settings and times. The grammar is in text.py."""
 
 from __future__ import annotations
 
@@ -16,21 +16,40 @@ __all__ = [
     "SETTING",
     "TIME",
     "SettingsLine",
+    "column_of",
+    "content_of",
     "escape",
     "format_reference",
     "is_separator",
-    "misspelt",
-    "read_seconds",
+    "near_miss",
+    "read_range",
+    "settings_content",
     "unescape",
 ]
 
 _KEYS = ("seconds", "seed", "start", "references")
 
-# Separators, comments, settings and times are recognised on a line without the spaces around it.
+# What editors and chat programs leave at a line's ends, invisible to whoever wrote it: byte order mark, zero-width
+# characters, direction marks, soft hyphen.
+_INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_ENDS = (
+    _INVISIBLE
+    + "".join(map(chr, range(0x21)))
+    + "\x7f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+    + "".join(map(chr, range(0x2000, 0x200B)))
+)
+# Signs as East Asian keyboards write them.
+_WIDE = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20, 0x3010: 0x5B, 0x3011: 0x5D, 0x3001: 0x2C}
+_QUOTES = {"\u201c": "\u201d\u201c", "\u201e": "\u201c\u201d", "\u201d": "\u201d", "\u00ab": "\u00bb"}
+"""Typographic opening quotes, and what closes each."""
+
+# Separators, comments, settings and times are recognised on a line without spaces and invisible characters around it.
 SETTING = re.compile(rf"({'|'.join(_KEYS)})\s*:", re.ASCII | re.IGNORECASE)
 # Wider than a valid time, so that [2,5s] and [3] are reported instead of being filmed as words.
+_TIME = r"[-+]?[\d.,:]*\d[\d.,:]*\s*(?:s|sec|secs|seconds?|ms|m|min)?"
 TIME = re.compile(
-    r"\[\s*(?P<time>[-+]?[\d.,:]*\d[\d.,:]*\s*(?:s|sec|secs|seconds?|ms|m|min)?)\s*\]", re.ASCII | re.IGNORECASE
+    rf"\[\s*(?P<time>{_TIME})(?:\s*(?:-+>?|[\u2010-\u2015\u2212\u2192~]|to|until)\s*(?P<end>{_TIME}))?\s*\]",
+    re.ASCII | re.IGNORECASE,
 )
 _NAMED = re.compile(r"([a-z_]+)\s*:", re.ASCII | re.IGNORECASE)
 _SECONDS = re.compile(r"(\d+\.?\d*|\.\d+)(?P<unit>\s*(?:s|sec|secs|seconds?))?", re.ASCII | re.IGNORECASE)
@@ -38,35 +57,89 @@ _CLOCK = re.compile(r"(?:(?P<hours>\d{1,2}):(?=\d\d:))?(?P<minutes>\d{1,4}):(?P<
 _BARE_NAME = re.compile(r'[^",;\x00-\x1f\x7f]+')
 KEEP = "or begin the line with a backslash to keep it as words"
 
+_DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2500\u2501"
+_RULE = re.compile(rf"(?:[{_DASHES}]+|_{{2,}}|\*{{2,}}|={{2,}}|~{{2,}}|\+{{2,}}|[\u2022\u00b7]{{2,}})")
+_CLOCK_TIME, _UNIT_TIME = r"\d+:[0-5]\d(?:[.:]\d+)*", r"\d+(?:\.\d+)?\s?(?:s|secs?|seconds?)"
+_TIMED_WORDS = re.compile(
+    rf"[\[({{<]\s*(?:{_CLOCK_TIME}|{_UNIT_TIME})(?:\s*[\])}}>:,-]|\s|$)|{_CLOCK_TIME}(?:\s|\s*[-:]|$)|{_UNIT_TIME}\s*[:-]\s",
+    re.ASCII | re.IGNORECASE,
+)
+_SHOT_LABEL = re.compile(
+    r"#*\s*(?:shot|scene|take|clip|\u955c\u5934)\s*(?:#\s*)?\d+\s*(?:[:.)\u2013\u2014-]|$)", re.IGNORECASE
+)
+_LABEL = re.compile(r"[a-z_]+(?:\s+\d+)?\s*:(?:\s|$|\d)", re.ASCII | re.IGNORECASE)
+_SUBTITLE = re.compile(r"(?:\d\d?:)?\d\d:\d\d[.,]\d+\s*-->", re.ASCII)
+_SCREENPLAY = re.compile(r"(?:INT|EXT|EST|I/E)(?:\./?(?:INT|EXT)?\.?|/EXT\.?)\s+\S", re.ASCII)
+_TABLE_COLUMNS = {"prompt", "text", "seconds", "duration", "seed", "shot", "scene", "description", "start"}
+
+
+def content_of(line: str) -> str:
+    """A line as it is recognised: without spaces and invisible characters around it, with plain signs for wide ones.
+
+    It has a character for each of the line from `column_of` on, so a place in it is a place in the line.
+    """
+    return line.strip(_ENDS).translate(_WIDE)
+
+
+def column_of(line: str) -> int:
+    """Where a line's content begins, from 1."""
+    return len(line) - len(line.lstrip(_ENDS)) + 1
+
 
 def is_separator(line: str) -> bool:
     """Whether a line ends a shot."""
-    return re.fullmatch(r"-{3,}", line.strip()) is not None
+    return re.fullmatch(r"-{3,}", content_of(line)) is not None
 
 
-def misspelt(content: str) -> tuple[str, str] | None:
-    """The word before a colon and the setting it was probably meant to be."""
-    match = _NAMED.match(content)
-    if match is None or match[1].lower() in _KEYS:
+def near_miss(content: str, at_head: bool) -> str | None:
+    """What a line of a prompt was probably meant to be, as a sentence that says what to write; None for plain words.
+
+    at_head: no prompt text came before it in its shot, so that a comment `# Shot 2` there is one.
+    """
+    bare = content.replace(" ", "")
+    if _RULE.fullmatch(bare) and (len(bare) > 1 or bare != "-"):
+        return f"Shots are separated by a line of three dashes, and this one only looks like it: write ---, {KEEP}."
+    if re.match(r"#{2,}\s*\S", content) or (not at_head and content.startswith("#") and _SHOT_LABEL.match(content)):
+        return "A heading does not begin a shot: write a line --- above it, and a single # to keep it as a comment."
+    if content.startswith("#"):
         return None
-    near = difflib.get_close_matches(match[1].lower(), _KEYS, n=1, cutoff=0.85)
-    return (match[1], near[0]) if near else None
+    if _SUBTITLE.match(content):
+        return f"This is a line of subtitles: write [2.5s] and the words after it, {KEEP}."
+    if _SCREENPLAY.match(content):
+        return f"This is a screenplay's heading: write a line --- and say the place in words, {KEEP}."
+    if _TIMED_WORDS.match(content):
+        return f"A time stands alone in square brackets before its words: write [2.5s] and what is seen, {KEEP}."
+    if content.startswith("|") or (content.endswith("|") and not content.startswith("\\")):
+        return f"A bar does not separate shots or prompts: write a line --- or a time such as [2.5s], {KEEP}."
+    if _SHOT_LABEL.match(content):
+        return f"Shots have no label: separate them by a line --- and write what is seen, {KEEP}."
+    columns = [name.strip(' "').lower() for name in re.split(r"[,;\t]", content)]
+    if at_head and len(columns) > 1 and all(name in _TABLE_COLUMNS for name in columns):
+        return f"This is the head of a table: save it as a .csv file for Storyboard From File, {KEEP}."
+    if at_head and _LABEL.match(content):
+        word = content.split(":")[0].strip()
+        near = difflib.get_close_matches(word.lower(), _KEYS, n=1, cutoff=0.85)
+        known = {"sec": "seconds", "secs": "seconds", "duration": "seconds", "length": "seconds", "time": "seconds"}
+        meant = near[0] if near else known.get(word.lower())
+        advice = f"write `{meant}`" if meant else f"choose from {', '.join(_KEYS)}, say it in the prompt's words"
+        return f"There is no setting `{word}`: {advice}, {KEEP}."
+    return None
 
 
 def _is_special(content: str, at_head: bool) -> bool:
     """Whether a line with this content is not prompt text; at_head: no prompt text came before it in its shot."""
     return bool(
-        is_separator(content)
+        re.fullmatch(r"-{3,}", content)
         or content.startswith("#")
         or SETTING.match(content)
         or TIME.match(content)
-        or (at_head and misspelt(content))
+        or near_miss(content, at_head)
     )
 
 
 def _anatomy(line: str) -> tuple[str, str, str]:
     """Indentation, leading backslashes, and the rest of a line."""
-    body = line.lstrip()
+    body = line.lstrip(_ENDS)
     rest = body.lstrip("\\")
     return line[: len(line) - len(body)], body[: len(body) - len(rest)], rest
 
@@ -74,18 +147,26 @@ def _anatomy(line: str) -> tuple[str, str, str]:
 def escape(line: str, at_head: bool) -> str:
     """The way to write a line of a prompt so that it is read as text."""
     indent, slashes, rest = _anatomy(line)
-    return f"{indent}\\{slashes}{rest}" if _is_special(rest.rstrip(), at_head) else line
+    return f"{indent}\\{slashes}{rest}" if _is_special(content_of(rest), at_head) else line
 
 
 def unescape(line: str, at_head: bool) -> str:
     """The inverse of escape."""
     indent, slashes, rest = _anatomy(line)
-    return f"{indent}{slashes[1:]}{rest}" if slashes and _is_special(rest.rstrip(), at_head) else line
+    return f"{indent}{slashes[1:]}{rest}" if slashes and _is_special(content_of(rest), at_head) else line
 
 
 def format_reference(name: str) -> str:
     """The way to write a reference's name, quoted only where it must be."""
-    return name if _BARE_NAME.fullmatch(name) and name == name.strip() else json.dumps(name, ensure_ascii=False)
+    plain = _BARE_NAME.fullmatch(name) and name.isprintable() and name == name.strip() and name[0] not in _QUOTES
+    return name if plain and name.translate(_WIDE) == name else json.dumps(name, ensure_ascii=False)
+
+
+def settings_content(line: str) -> str:
+    """A line of settings with plain signs for wide ones, but for what stands in double quotes."""
+    text = line.strip(_ENDS)
+    parts = re.split(r'("(?:[^"\\]|\\.)*"?)', text)
+    return "".join(part if part.startswith('"') else part.translate(_WIDE) for part in parts)
 
 
 @dataclass
@@ -168,6 +249,16 @@ class SettingsLine:
             self._skip_spaces()
             if self.content[self.position : self.position + 1] not in ("", ",", ";"):
                 self._fail("A comma or a semicolon is expected after a quoted name.", self.position)
+        elif closing := _QUOTES.get(self.content[at : at + 1]):
+            end = min(
+                (self.content.find(sign, at + 1) for sign in closing if sign in self.content[at + 1 :]), default=0
+            )
+            if not end:
+                self._fail("This quoted name cannot be read: close the quote.", at)
+            name, self.position = self.content[at + 1 : end], end + 1
+            self._skip_spaces()
+            if self.content[self.position : self.position + 1] not in ("", ",", ";"):
+                self._fail("A comma or a semicolon is expected after a quoted name.", self.position)
         else:
             match = _BARE_NAME.match(self.content, at)
             name = match[0].strip() if match else ""
@@ -194,3 +285,20 @@ def read_seconds(text: str, line: int, column: int, bare: bool) -> float:
     if bare:
         raise StoryboardError(f'"{text}" is not a length of time: write seconds such as 2.5, or 0:02.5.', line, column)
     raise StoryboardError(f'"{text}" is not a time: write [2.5s] or [0:02.5], {KEEP}.', line, column)
+
+
+def read_range(time: re.Match[str], line: int, column: int) -> tuple[float, float | None]:
+    """Where a match of TIME begins, and where it says that it ends (None: it does not say), in seconds.
+
+    column: of the match. Raises StoryboardError.
+    """
+    start, end = time["time"], time["end"]
+    if end is None:
+        return read_seconds(start, line, column + time.start("time"), bare=False), None
+    # In [0-5s] the unit stands once.
+    return (
+        read_seconds(
+            start, line, column + time.start("time"), bare=re.search(r"[a-z]$", end, re.IGNORECASE) is not None
+        ),
+        read_seconds(end, line, column + time.start("end"), bare=False),
+    )

@@ -68,7 +68,7 @@ class TimedPrompt:
 
 @dataclass(frozen=True)
 class Shot:
-    """One take, or a piece of one: what is seen, for how long, and how it joins what was filmed before.
+    """One take, or a piece of one: its prompts, its length, and how it joins what was filmed before.
 
     prompts: at least one; the first at 0 s, times rising, all below `seconds`.
     seconds: planned length, more than 0 and at most MAX_SECONDS.

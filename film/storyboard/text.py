@@ -1,4 +1,4 @@
-"""Storyboards: what a person writes, and the value it stands for.
+"""Storyboards: the text a user writes, and its value.
 
 A storyboard is plain text. Shots are separated by a line `---`; a shot may begin with settings; the rest is its prompt,
 and a line that begins with a time changes the prompt inside the shot:
@@ -20,11 +20,14 @@ Rules, complete:
   `seconds`: a number, `5s` or `m:ss`; 5 if not given. `seed`: 0 to 2**64 - 1; if not given, 0 in the first shot and the
   seed of the shot before plus 1 in a later one. `start`: `cut` (if not given) or `continue`. `references`: names
   separated by semicolons; a name with a comma, semicolon, quote or tab stands in double quotes, escaped as in JSON.
-- A time is `[2.5s]`, `[0:02.5]` or `[1:00:02.5]`, counted from the shot's start. Times rise and stay below the shot's
-  length. The first prompt starts at 0 and needs no time. What follows a time on its line is text, whatever it is.
-- A line of a prompt that would be read as something else (separator, comment, setting, time, or, as a shot's first
-  line, a misspelt setting) begins with a backslash, which is then removed. A backslash before any other line is kept,
-  so `\\(as is\\)` stays as it is.
+- A time is `[2.5s]`, `[0:02.5]` or `[1:00:02.5]`, counted from the shot's start, or a range `[0:10-0:20]`, which must
+  end where the next prompt or the shot's end is. Times rise and stay below the shot's length. The first prompt starts
+  at 0 and needs no time. What follows a time on its line is text, whatever it is.
+- Wide signs of East Asian keyboards are read as plain ones in separators, settings and times; invisible characters at a
+  line's ends do not count for what it is.
+- What only looks like a separator, setting, time or heading is not filmed as words but refused (grammar.near_miss).
+- A line of a prompt that would be read or refused as something else begins with a backslash, which is then removed. A
+  backslash before any other line is kept, so `\\(as is\\)` stays as it is.
 
 `parse_storyboard(format_storyboard(value)) == value` for every value, and formatting is canonical: equal values give
 the same text. Comments, spacing and the difference between a default and its absence are not part of the value.
@@ -32,7 +35,7 @@ the same text. Comments, spacing and the difference between a default and its ab
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -42,13 +45,17 @@ from .grammar import (
     SETTING,
     TIME,
     SettingsLine,
+    column_of,
+    content_of,
     escape,
     format_reference,
     is_separator,
-    misspelt,
-    read_seconds,
+    near_miss,
+    read_range,
+    settings_content,
     unescape,
 )
+from .imports import from_csv, from_fountain
 from .json_form import from_json, from_jsonl, to_json
 from .shot import (
     DEFAULT_SECONDS,
@@ -83,6 +90,7 @@ __all__ = [
     "parse_shot",
     "parse_storyboard",
     "read_storyboards",
+    "storyboard_faults",
     "to_json",
 ]
 
@@ -125,11 +133,24 @@ def _format(shot: Shot, default_seed: int) -> str:
 def parse_storyboard(text: str) -> Storyboard:
     """The storyboard written in `text`; the grammar is in the module's docstring.
 
-    Raises StoryboardError with line and column.
+    Raises StoryboardError with line and column: the first of `storyboard_faults`.
     """
+    shots, faults = _parse(text)
+    if faults:
+        raise min(faults, key=lambda fault: (fault.line or 0, fault.column or 0))
+    return Storyboard(tuple(shots))
+
+
+def storyboard_faults(text: str) -> tuple[StoryboardError, ...]:
+    """Everything in `text` that cannot be read, in the order of its lines; empty where parse_storyboard succeeds."""
+    return tuple(sorted(_parse(text)[1], key=lambda fault: (fault.line or 0, fault.column or 0)))
+
+
+def _parse(text: str) -> tuple[list[Shot], list[StoryboardError]]:
     lines = _numbered_lines(text)
-    if all(not line.strip() or _is_comment(line) for _, line in lines):
-        raise StoryboardError(_EMPTY, 1, 1)
+    faults: list[StoryboardError] = []
+    if all(not line.strip() or (_is_comment(line) and not near_miss(content_of(line), True)) for _, line in lines):
+        return [], [StoryboardError(_EMPTY, 1, 1)]
     shots: list[Shot] = []
     pending: list[tuple[int, str]] = []
     seed, begins = 0, 1
@@ -137,10 +158,12 @@ def parse_storyboard(text: str) -> Storyboard:
         if not is_separator(line):
             pending.append((at_line, line))
             continue
-        shots.append(_ShotReader(begins).read(pending, seed))
-        seed = next_seed(shots[-1].seed)
+        shot = _ShotReader(begins, faults).read(pending, seed)
+        if shot is not None:
+            shots.append(shot)
+            seed = next_seed(shot.seed)
         pending, begins = [], at_line
-    return Storyboard(tuple(shots))
+    return shots, faults
 
 
 def parse_shot(text: str) -> Shot:
@@ -151,13 +174,18 @@ def parse_shot(text: str) -> Shot:
             raise StoryboardError(
                 "A line of dashes begins another shot, but this text holds one: remove it, or use a storyboard.",
                 at_line,
-                _column(line),
+                column_of(line),
             )
-    return _ShotReader(1).read(lines, 0)
+    faults: list[StoryboardError] = []
+    shot = _ShotReader(1, faults).read(lines, 0)
+    if shot is None:
+        raise faults[0]
+    return shot
 
 
 def read_storyboards(path: Path, seconds_per_prompt: float = DEFAULT_SECONDS) -> tuple[Storyboard, ...]:
-    """The stories of a file: .jsonl holds one on each line, .json one, any other name one in a storyboard's grammar.
+    """The stories of a file: .jsonl holds one on each line, .json one, .csv a table of its shots, .fountain a
+    screenplay, any other name one in a storyboard's grammar.
 
     seconds_per_prompt: length of the shots of a .jsonl file, which states none.
     Raises StoryboardError, also where the file cannot be read.
@@ -171,7 +199,8 @@ def read_storyboards(path: Path, seconds_per_prompt: float = DEFAULT_SECONDS) ->
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
         return from_jsonl(text, seconds_per_prompt)
-    return (from_json(text) if suffix == ".json" else parse_storyboard(text),)
+    readers = {".json": from_json, ".csv": from_csv, ".fountain": from_fountain}
+    return (readers.get(suffix, parse_storyboard)(text),)
 
 
 def _numbered_lines(text: str) -> list[tuple[int, str]]:
@@ -179,12 +208,8 @@ def _numbered_lines(text: str) -> list[tuple[int, str]]:
     return list(enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1))
 
 
-def _column(line: str) -> int:
-    return len(line) - len(line.lstrip()) + 1
-
-
 def _is_comment(line: str) -> bool:
-    return line.lstrip().startswith("#")
+    return content_of(line).startswith("#")
 
 
 @dataclass
@@ -193,30 +218,39 @@ class _OpenPrompt:
     line: int
     column: int
     texts: list[str]
+    until: float | None = None
 
 
 @dataclass
 class _ShotReader:
-    """Reads the lines of one shot. begins: the line to name when the shot turns out to be empty."""
+    """Reads the lines of one shot. begins: the line to name when the shot turns out to be empty; faults: takes what
+    cannot be read.
+    """
 
     begins: int
+    faults: list[StoryboardError]
     settings: dict[str, object] = field(default_factory=dict)
     prompts: list[_OpenPrompt] = field(default_factory=list)
 
-    def read(self, lines: Iterable[tuple[int, str]], default_seed: int) -> Shot:
+    def read(self, lines: Iterable[tuple[int, str]], default_seed: int) -> Shot | None:
+        """The shot; None where a fault was found in it."""
+        found = len(self.faults)
         for at_line, line in lines:
-            if not _is_comment(line):
+            try:
                 self._read_line(at_line, line)
-        if not self.prompts:
-            raise StoryboardError(
-                "This shot has no prompt: write what is seen, or remove the line of dashes.", self.begins, 1
-            )
+            except StoryboardError as error:
+                self.faults.append(error)
+        if not self.prompts and len(self.faults) == found:
+            message = "This shot has no prompt: write what is seen, or remove the line of dashes."
+            self.faults.append(StoryboardError(message, self.begins, 1))
         seconds = cast(float, self.settings.get("seconds", DEFAULT_SECONDS))
-        if fault := fault_in_times([prompt.at for prompt in self.prompts], seconds):
-            place = self.prompts[fault[0]]
-            raise StoryboardError(fault[1], place.line, place.column)
+        if len(self.faults) == found:
+            self.faults.extend(self._faults_in_times(seconds))
+        closed = [self._close(prompt) for prompt in self.prompts]
+        if len(self.faults) > found:
+            return None
         return Shot(
-            prompts=tuple(self._close(prompt) for prompt in self.prompts),
+            prompts=tuple(prompt for prompt in closed if prompt),
             seconds=seconds,
             seed=cast(int, self.settings.get("seed", default_seed)),
             start=cast(Start, self.settings.get("start", "cut")),
@@ -224,30 +258,42 @@ class _ShotReader:
         )
 
     def _read_line(self, at_line: int, line: str) -> None:
-        content, column = line.strip(), _column(line)
+        content, column, at_head = content_of(line), column_of(line), not self.prompts
         if SETTING.match(content):
-            if self.prompts:
+            if not at_head:
                 message = f"Settings stand above the prompt: move this line to the head of its shot, {KEEP}."
                 raise StoryboardError(message, at_line, column)
-            SettingsLine(content, at_line, column).read_into(self.settings)
+            SettingsLine(settings_content(line), at_line, column).read_into(self.settings)
         elif time := TIME.match(content):
-            at = read_seconds(time["time"], at_line, column + time.start("time"), bare=False)
-            self.prompts.append(_OpenPrompt(at, at_line, column, [line[column - 1 + time.end() :]]))
-        elif self.prompts:
+            at, until = read_range(time, at_line, column)
+            self.prompts.append(_OpenPrompt(at, at_line, column, [line[column - 1 + time.end() :]], until))
+        elif fault := near_miss(content, at_head):
+            raise StoryboardError(fault, at_line, column)
+        elif _is_comment(line):
+            pass
+        elif not at_head:
             self.prompts[-1].texts.append(unescape(line, at_head=False))
-        elif content:
-            if near := misspelt(content):
-                message = f"There is no setting `{near[0]}`: write `{near[1]}`, {KEEP}."
-                raise StoryboardError(message, at_line, column)
+        elif line.strip():
             self.prompts.append(_OpenPrompt(0.0, at_line, column, [unescape(line, at_head=True)]))
 
-    @staticmethod
-    def _close(prompt: _OpenPrompt) -> TimedPrompt:
+    def _faults_in_times(self, seconds: float) -> Iterator[StoryboardError]:
+        if fault := fault_in_times([prompt.at for prompt in self.prompts], seconds):
+            place = self.prompts[fault[0]]
+            yield StoryboardError(fault[1], place.line, place.column)
+            return
+        ends = [prompt.at for prompt in self.prompts[1:]] + [seconds]
+        for prompt, end in zip(self.prompts, ends):
+            if prompt.until is not None and abs(prompt.until - end) > 1e-6:
+                what = "the next prompt starts" if end < seconds else "the shot ends"
+                message = f"This range ends at {number(prompt.until)} s but {what} at {number(end)} s: make them agree."
+                yield StoryboardError(message, prompt.line, prompt.column)
+
+    def _close(self, prompt: _OpenPrompt) -> TimedPrompt | None:
         text = "\n".join(prompt.texts)
-        if not text.strip():
-            message = "No prompt follows this time: write what is seen from here on, or remove it."
-            raise StoryboardError(message, prompt.line, prompt.column)
         try:
+            if not text.strip():
+                raise StoryboardError("No prompt follows this time: write what is seen from here on, or remove it.")
             return TimedPrompt(prompt.at, text)
         except StoryboardError as error:
-            raise StoryboardError(error.message, prompt.line, prompt.column) from None
+            self.faults.append(StoryboardError(error.message, prompt.line, prompt.column))
+            return None

@@ -1,4 +1,4 @@
-"""LoRA files of cache-guided backends: ComfyUI's own loading, and what it cannot know of them.
+"""LoRA files of cache-guided backends: ComfyUI's own loading, and what it does not cover.
 
 Ours were trained with cache tokens and bring their layout profile. StoryMem's are named as PEFT names them and scaled
 by alpha over the root of the rank, where ComfyUI takes alpha over the rank. Source: docs/decisions.md, StoryMem.

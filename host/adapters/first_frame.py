@@ -29,8 +29,8 @@ def apply_lora(model: ModelPatcher, path: Path, strength: float, expert: Expert 
     """Hang a LoRA on a clone of the model with core's loader.
 
     expert: which half of a pair the model is; None for a model that films alone. Adapters whose keys ComfyUI would load
-    as nothing, without saying so, get keys that it knows (brief 5.3). Raises FirstFrameError if nothing of the file
-    fits the model, or if it says that it is for the other expert, in its metadata or in its name.
+    as nothing, without saying so, get keys that it recognises. Raises FirstFrameError if nothing of the file fits the
+    model, or if it says that it is for the other expert, in its metadata or in its name.
     """
     weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     found = expert_of(path.stem, metadata)

@@ -1,11 +1,13 @@
 """Causal checkpoints in ComfyUI's model folders: which there are, and each as a file that core's loader opens.
 
-What is converted is written once, into the folder `longreel` of the user's own diffusion_models (LoRAs: loras) folder,
-and used again as long as it is newer than what it was made from.
+What is converted is written once, into the folder `longreel` of the user's own diffusion_models (LoRAs: loras) folder.
+Its name holds a digest of its sources' paths, since releases share file names (MemFlow/lora.pt, LongLive/lora.pt), and
+its metadata the size and time of every file it was made from: it is used again only where these are the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 from comfy.model_patcher import ModelPatcher
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from .checkpoints import CheckpointError, convert, convert_lora
+from .checkpoints import MADE_FROM, CheckpointError, convert, convert_lora
 
 __all__ = ["causal_sources", "load_causal", "source_path"]
 
@@ -56,15 +58,14 @@ def load_causal(
     if merged is None and _is_causal(source):
         ready = source
     else:
-        parts = [source.stem, *([merged.stem] if merged else []), *(["ema"] if ema else [])]
-        ready = _folder("diffusion_models") / f"{'+'.join(parts)}.causal.safetensors"
-        if not _newer(ready, source, merged):
-            convert(source, ready, lora=merged, ema=ema, overwrite=True)
+        ready, made_from = _made("diffusion_models", ".causal", source, merged, "ema" if ema else "")
+        if _metadata(ready).get(MADE_FROM) != made_from:
+            convert(source, ready, lora=merged, ema=ema, overwrite=True, made_from=made_from)
     model: ModelPatcher = comfy.sd.load_diffusion_model(str(ready))
     if patch and addition is not None:
-        stock = _folder("loras") / f"{addition.stem}.safetensors"
-        if not _newer(stock, addition):
-            convert_lora(addition, stock, overwrite=True)
+        stock, made_from = _made("loras", "", addition)
+        if _metadata(stock).get(MADE_FROM) != made_from:
+            convert_lora(addition, stock, overwrite=True, made_from=made_from)
         weights = comfy.utils.load_torch_file(str(stock), safe_load=True)
         model, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0)
     return model
@@ -80,24 +81,37 @@ def _folder(kind: str) -> Path:
     return folder
 
 
-def _newer(made: Path, *sources: Path | None) -> bool:
-    if not made.exists():
-        return False
-    moments = [file.stat().st_mtime_ns for source in sources if source for file in _files(source)]
-    return made.stat().st_mtime_ns > max(moments)
+def _made(kind: str, ending: str, *sources: Path | str | None) -> tuple[Path, str]:
+    """The file that is made from `sources` (files, folders, and words that say how), and what identifies them now."""
+    given = [source for source in sources if source]
+    names = [source.stem if isinstance(source, Path) else source for source in given]
+    where = json.dumps([str(source.resolve()) if isinstance(source, Path) else source for source in given])
+    digest = hashlib.sha256(where.encode()).hexdigest()[:8]
+    files = [file for source in given if isinstance(source, Path) for file in _files(source)]
+    state = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return _folder(kind) / f"{'+'.join(names)}-{digest}{ending}.safetensors", json.dumps([where, state])
 
 
 def _files(source: Path) -> list[Path]:
-    return sorted(source.iterdir()) if source.is_dir() else [source]
+    return sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """A safetensors file's metadata; empty where there is no such file. Raises CheckpointError for a damaged one."""
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} is damaged or not a safetensors file; download it again.") from error
 
 
 def _is_causal(source: Path) -> bool:
     """Whether core's loader opens it as a causal model: its metadata say so, no tensor does."""
     if source.suffix != ".safetensors":
         return False
-    with safe_open(source, framework="pt") as file:
-        config = (file.metadata() or {}).get("config", "{}")
     try:
-        return bool(json.loads(config)["transformer"]["causal_ar"])
+        return bool(json.loads(_metadata(source).get("config", "{}"))["transformer"]["causal_ar"])
     except (ValueError, KeyError, TypeError):
         return False

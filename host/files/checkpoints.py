@@ -2,9 +2,8 @@
 
 Reads Self-Forcing, LongLive 1.0, MemFlow (base and LoRA), ShotStream, plain Wan and diffusers layouts, `.pt` and
 `.safetensors`, one file or a sharded folder. A `.pt` is a pickle: it is read weights-only, so code in it is refused and
-never run.
-Names and facts: shared/research/memflow.md 1.2-1.3. On the command line:
-`python -m longreel.host.files.checkpoints --help`.
+never run. Names and facts: docs/methods/memflow.md, released files. On the command line: `python -m
+longreel.host.files.checkpoints --help`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 
 from .safetensors_io import CheckpointError, StoredTensor, few, open_tensors, write_tensors
 
-__all__ = ["CheckpointError", "convert", "convert_lora", "main"]
+__all__ = ["MADE_FROM", "CheckpointError", "convert", "convert_lora", "main"]
 
 # wrappers that training puts into names, wherever they occur, and prefixes of containers, outermost first
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
@@ -50,6 +49,8 @@ _DIFFUSERS = (
 )
 
 Report = Callable[[str], None]
+MADE_FROM = "longreel_made_from"
+"""Metadata key: what identifies the files that an output was made from."""
 
 
 def convert(
@@ -61,14 +62,16 @@ def convert(
     ema: bool = False,
     head_dim: int = 128,
     overwrite: bool = False,
+    made_from: str = "",
     report: Report = lambda _: None,
 ) -> Path:
     """Write `source`, with `lora` merged in fp32 if given, to the safetensors file `output`; returns its path.
 
     source: a .pt or .safetensors file, or a folder in diffusers layout. ema: take the averaged weights where a file has
-    both. head_dim: channels per attention head, which no tensor tells (128 in every released Wan). The output
-    appears whole or not at all, and its metadata make ComfyUI load it as a causal model. Memory needed is that of the
-    largest tensors, for an old-style pickle that of the file. Raises CheckpointError.
+    both. head_dim: channels per attention head, which no tensor's shape determines (128 in every released Wan).
+    made_from: kept in the metadata, see causal_checkpoints.py. The output appears whole or not at all, and its metadata
+    make ComfyUI load it as a causal model. Memory needed is that
+    of the largest tensors, for an old-style pickle that of the file. Raises CheckpointError.
     """
     tensors = _plain_names(open_tensors(Path(source), _MODEL_ENTRIES, prefer=1 if ema else 0), source)
     config = _check_model(tensors, head_dim, source)
@@ -84,17 +87,22 @@ def convert(
             yield name, (value if delta is None else value + delta.product(value.shape, name)).to(dtype)
 
     shapes = {name: stored.shape for name, stored in tensors.items()}
-    metadata = {"config": json.dumps({"transformer": config})}
+    metadata = {"config": json.dumps({"transformer": config}), MADE_FROM: made_from}
     report(f"{len(tensors)} tensors" + (f", {len(deltas)} of them with LoRA" if deltas else ""))
     return write_tensors(Path(output), shapes, values(), dtype, metadata, overwrite)
 
 
 def convert_lora(
-    source: str | Path, output: str | Path, *, dtype: torch.dtype = torch.bfloat16, overwrite: bool = False
+    source: str | Path,
+    output: str | Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    overwrite: bool = False,
+    made_from: str = "",
 ) -> Path:
     """Write a training LoRA as a LoRA file that ComfyUI's LoRA loaders apply to the converted base; returns its path.
 
-    Raises CheckpointError.
+    made_from: kept in the metadata. Raises CheckpointError.
     """
     parts = {}
     for name, pair in _lora_pairs(Path(source)).items():
@@ -104,7 +112,7 @@ def convert_lora(
             parts[f"diffusion_model.{name}.alpha"] = pair.alpha
     shapes = {name: stored.shape for name, stored in parts.items()}
     values = ((name, stored.read().to(dtype)) for name, stored in parts.items())
-    return write_tensors(Path(output), shapes, values, dtype, {}, overwrite)
+    return write_tensors(Path(output), shapes, values, dtype, {MADE_FROM: made_from}, overwrite)
 
 
 # Names

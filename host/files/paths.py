@@ -1,4 +1,4 @@
-"""Where things lie, always asked of ComfyUI: users move its folders with --base-directory and extra model paths."""
+"""Folders and files, by ComfyUI's own functions: users move its folders with --base-directory and extra model paths."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ _MODEL_KINDS = ("diffusion_models", "vae", "text_encoders", "loras")
 class SavedName:
     """A file to be written into ComfyUI's output folder, and how its interface refers to it.
 
-    Attributes:
-        path: where to write it.
-        filename: its name alone.
-        subfolder: its folder below the output folder, "" for the output folder itself.
+    path: where to write it. filename: its name alone. subfolder: its folder below the output folder, "" for the output
+    folder itself.
     """
 
     path: Path
@@ -45,7 +43,7 @@ def register_model_folders() -> None:
 
 
 def project_folder(name: str) -> Path:
-    """The folder of the project that a person calls `name`, in the folder longreel of the output folder.
+    """The folder of the project `name`, in the folder longreel of the output folder.
 
     It always lies directly in there and is not made. Raises ReelError for a name without a letter or digit.
     """
@@ -62,8 +60,7 @@ def spill_folder() -> Path:
 def input_file(name: str) -> Path:
     """A file that the user has put into ComfyUI's input folder, or output or temp with "name [output]".
 
-    Raises:
-        ValueError: there is no such file, or the name leads out of the folder.
+    Raises ValueError: there is no such file, or the name leads out of the folder.
     """
     path = Path(folder_paths.get_annotated_filepath(name))
     if not path.is_file():
@@ -74,13 +71,9 @@ def input_file(name: str) -> Path:
 def output_file(prefix: str, suffix: str, width: int, height: int) -> SavedName:
     """The next free numbered name in the output folder, as core's Save Video would choose it.
 
-    Args:
-        prefix: may hold folders and core's placeholders (%date:...% is filled in by the editor, %width% here).
-        suffix: ".mp4" or ".webm".
-        width, height: of the film in pixels, for the placeholders.
-
-    Raises:
-        ValueError: the prefix leads out of the output folder, or its folder cannot be made.
+    prefix: may hold folders and core's placeholders (%date:...% is filled in by the editor, %width% here). suffix:
+    ".mp4" or ".webm". width, height: of the film in pixels, for the placeholders. Raises ValueError: the prefix leads
+    out of the output folder, or its folder cannot be made.
     """
     output = folder_paths.get_output_directory()
     if not folder_paths.is_within_directory(output, str(Path(output) / prefix)):

@@ -52,16 +52,12 @@ class VideoWriter:
     ) -> None:
         """Open the file at once, so that an unwritable place shows before the work is done.
 
-        Args:
-            path: where the film shall be; the suffix `.mp4` or `.webm` chooses container and codec. Its folder is made.
-            width, height: size in pixels, both even.
-            fps: frames per second, more than 0. A float is taken to the nearest fraction with a denominator up to 1001.
-            crf: constant rate factor, less is better and larger: 0..51 for MP4 (default 18), 0..63 for WebM (default
-                28).
-            metadata: tags; values that are not text are stored as JSON. See `workflow_metadata`.
-
-        Raises:
-            VideoFileError: unknown suffix, odd size, a frame rate of 0 or less, or a place that cannot be written.
+        path: where the film shall be; the suffix `.mp4` or `.webm` chooses container and codec. Its folder is made.
+        width, height: size in pixels, both even. fps: frames per second, more than 0. A float is taken to the nearest
+        fraction with a denominator up to 1001. crf: constant rate factor, less is better and larger: 0..51 for MP4
+        (default 18), 0..63 for WebM (default 28). metadata: tags; values that are not text are stored as JSON. See
+        `workflow_metadata`. Raises VideoFileError: unknown suffix, odd size, a frame rate of 0 or less, or a place that
+        cannot be written.
         """
         suffix = path.suffix.lower()
         if suffix not in _CODECS:
@@ -102,13 +98,9 @@ class VideoWriter:
     def write(self, frames: Tensor) -> None:
         """Append frames.
 
-        Args:
-            frames: [T, height, width, channels] with values in 0..1 on any device; values outside are clipped, channels
-                after the third dropped.
-
-        Raises:
-            VideoFileError: frames of another size, or the file can no longer be written (a full disk); the unfinished
-                file is gone then.
+        frames: [T, height, width, channels] with values in 0..1 on any device; values outside are clipped, channels
+        after the third dropped. Raises VideoFileError: frames of another size, or the file can no longer be written (a
+        full disk); the unfinished file is gone then.
         """
         if frames.shape[1:3] != self._size:
             height, width = self._size
@@ -129,11 +121,8 @@ class VideoWriter:
     def finish(self) -> Path:
         """Complete the file and give it its name.
 
-        Returns:
-            The path given at the start.
-
-        Raises:
-            VideoFileError: no frame was written, or the file cannot be completed; the unfinished file is gone then.
+        Returns the path given at the start. Raises VideoFileError: no frame was written, or the file cannot be
+        completed; the unfinished file is gone then.
         """
         if self.frames == 0:
             self.abort()
@@ -183,12 +172,8 @@ def as_video(path: Path) -> InputImpl.VideoFromFile:
 def workflow_metadata(prompt: Any, extra_pnginfo: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Tags that let a film be dragged back into the editor, under the same names as core's Save Video.
 
-    Args:
-        prompt: a node's hidden `prompt`, or None.
-        extra_pnginfo: a node's hidden `extra_pnginfo`, or None.
-
-    Returns:
-        The tags; None when there are none or the user runs ComfyUI with --disable-metadata.
+    prompt: a node's hidden `prompt`, or None. extra_pnginfo: a node's hidden `extra_pnginfo`, or None. Returns the
+    tags; None when there are none or the user runs ComfyUI with --disable-metadata.
     """
     if args.disable_metadata:
         return None

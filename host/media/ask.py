@@ -1,4 +1,4 @@
-"""A vision-language model of ComfyUI (what core's Generate Text runs), asked about one picture."""
+"""Text generation about one picture by a vision-language model of ComfyUI (that of core's Generate Text)."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Embedder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that tell one CLIP from another."""
+        """64 hexadecimal digits that identify a CLIP."""
         return fingerprint_model(self.patcher)
 
     def images(self, pictures: Tensor) -> Tensor:

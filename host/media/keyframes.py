@@ -11,13 +11,13 @@ from comfy.sd import VAE
 from torch import Tensor
 
 from ...film.dual_cache import ChoicePolicy, Keyframe, choose_keyframes, spread_frames
+from ..families import encode_image, of_vae
 from .embedder import Embedder
-from .streaming_vae import StreamingDecoder, encode_image
 
 __all__ = ["LEAD", "decoded_frame", "picture_keyframes", "shot_keyframes"]
 
 LEAD = 2
-"""Latent frames decoded before a keyframe's own: what its pixels depend on, but for a rest nobody sees."""
+"""Latent frames decoded before a keyframe's own: what its pixels depend on, but for an invisible rest."""
 
 
 def picture_keyframes(
@@ -32,7 +32,7 @@ def picture_keyframes(
     frames: Sequence[int] = (),
     pinned: bool = False,
 ) -> tuple[Keyframe, ...]:
-    """Pictures [n, H, W, 3] in 0..1 as keyframes; names: who is seen on each; size: the film's width and height.
+    """Pictures [n, H, W, 3] in 0..1 as keyframes; names: of who is on each; size: the film's width and height.
 
     shot, frames: where they were filmed; without, they are a user's.
     """
@@ -61,7 +61,7 @@ def shot_keyframes(
     policy: ChoicePolicy = ChoicePolicy(),  # noqa: B008 - immutable
     lead: int = 0,
 ) -> tuple[Keyframe, ...]:
-    """What a filmed shot is remembered by. latents: [1, C, T, h, w] in LATENT space; shot: its number, from 0.
+    """The keyframes of a filmed shot. latents: [1, C, T, h, w] in LATENT space; shot: its number, from 0.
 
     lead: leading frames that are not the shot's but of the one it continues, LEAD at best, 0 if it begins a take. Of
     frames spread from first to last the sharp and different ones stay; see ChoicePolicy.
@@ -74,6 +74,6 @@ def shot_keyframes(
 
 def decoded_frame(latents: Tensor, vae: VAE, frame: int) -> Tensor:
     """The last picture [H, W, 3] of a latent frame, decoded with the few before it only."""
-    pieces = StreamingDecoder(vae).decode(latents[:, :, max(0, frame - LEAD) : frame + 1])
+    pieces = of_vae(vae).decoder().decode(latents[:, :, max(0, frame - LEAD) : frame + 1])
     last = deque(pieces, maxlen=1)[0]
     return last[-1].float().cpu()

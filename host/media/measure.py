@@ -50,8 +50,8 @@ MOTION = "block matching, 8 x 8 at 128 pixels"
 
 @dataclass(frozen=True)
 class ContinuityOptions:
-    """How a video is read. cuts: times in text, empty to look for them. keyframes: of each shot. least: cosine (not
-    times 100) of a crop with a description below which nobody is recognised.
+    """How a video is measured. cuts: times in text, empty to detect them. keyframes: of each shot. least: cosine (not
+    times 100) of a crop with a description below which no character is detected.
     """
 
     cuts: str = ""
@@ -75,7 +75,7 @@ def measure_continuity(
     boxes: Any,
     options: ContinuityOptions,
 ) -> Measured:
-    """Measure a whole video, in one pass over a reel and two over others, which must be seen to know their shots.
+    """Measure a whole video, in one pass over a reel and two over others, whose shots are detected first.
 
     story: the prompts, one entry for each shot; empty for a reel's own, or for none. boxes: of each keyframe, see
     film.metrics.read_boxes, or None. Raises MetricsError before anything is computed where that can be known.
@@ -155,7 +155,7 @@ def measure_identity(
     """Look for references on frames spread over a video. Returns these frames, [n, H, W, 3], too.
 
     dino: a CLIP_VISION that holds another image model, or None. boxes: detections on those frames, see
-    film.metrics.read_boxes; None to look through windows over the frame. samples: how many frames. least: cosine (not
+    film.metrics.read_boxes; None to search in windows over the frame. samples: how many frames. least: cosine (not
     times 100) below which a reference is missing. Raises MetricsError.
     """
     names = [each.name or f"reference {number}" for number, each in enumerate(references, start=1)]
@@ -253,7 +253,7 @@ def _seen(
 
 
 def _spans(footage: Footage, watcher: Watcher, cuts: str, told: int) -> tuple[Span, ...]:
-    """The shots of a video that does not know its own. watcher: sees all of it. told: shots of the storyboard, or 0."""
+    """The detected shots of a video. watcher: its statistics, of all frames. told: shots of the storyboard, or 0."""
     if cuts.strip():
         _check_story(told, 1 + len(parse_times(cuts, footage.fps, footage.frames)), "given by the cut times")
     pick(footage, (), watcher.see)

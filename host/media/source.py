@@ -1,4 +1,4 @@
-"""Footage: a reel, a video file or a batch of pictures as one thing that streams, as often as it is asked to."""
+"""Footage: a reel, a video file or a batch of pictures as one stream that can be read repeatedly."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...film.dual_cache import Picture, stored_pictures
 from ...film.metrics import MetricsError, Span
+from ...film.reel.groups import Carrier, KeyframeGroup, ShownKeyframesGroup
 from ...film.reel.reel import Reel
 from ...film.storyboard.shot import Shot
 from .decode import film_frames
@@ -22,7 +23,6 @@ __all__ = ["Footage", "footage_of", "pick"]
 
 _PIECE = 16
 """Frames alive at once."""
-_CACHE = "cache"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +30,9 @@ class Footage:
     """A video of any length.
 
     fps: frames a second. stream: gives it from the start, [t, H, W, 3] in 0..1, few frames at a time. frames: how many,
-    size: width and height; None where nobody knows before it was seen. spans, shots: of a reel, which knows its own;
-    empty for other videos. shown: for each shot of a reel, pictures [H, W, 3] of the keyframes it was shown and of
-    those it was not, where it was filmed with any.
+    size: width and height; None where it is unknown before decoding. spans, shots: of a reel; empty for other videos.
+    shown: for each shot of a reel, pictures [H, W, 3] of the keyframes that conditioned it and of the others, where it
+    was filmed with any.
     """
 
     fps: float
@@ -61,8 +61,8 @@ def footage_of(
 
 
 def pick(footage: Footage, positions: tuple[int, ...], see: Callable[[Tensor], None] | None = None) -> Tensor:
-    """The frames at rising positions, [n, H, W, 3] fp32 on the CPU. see: shown every piece of the video on the way, to
-    its end; without, the video is left after the last position.
+    """The frames at rising positions, [n, H, W, 3] fp32 on the CPU. see: called with every piece of the video on the
+    way, to its end; without, the video is left after the last position.
     """
     wanted = iter(positions)
     next_wanted = next(wanted, None)
@@ -91,7 +91,7 @@ def _of_images(images: Tensor, fps: float) -> Footage:
 def _of_video(video: Input.Video) -> Footage:
     window = video.get_active_trim_window() if isinstance(video, InputImpl.VideoFromFile) else (1.0, 0.0)
     if window != (0.0, 0.0):
-        # Made in memory, or trimmed, or another pack's: core alone knows its frames.
+        # Made in memory, or trimmed, or another pack's: only core can count its frames.
         parts = video.get_components()
         return _of_images(parts.images, float(parts.frame_rate))
 
@@ -134,16 +134,16 @@ def _of_reel(reel: Reel, vae: VAE | None) -> Footage:
 
 
 def _shown(reel: Reel, shot: int) -> tuple[list[Tensor], list[Tensor]] | None:
-    """Pictures of the keyframes that a shot was shown, and of the others that were remembered before it."""
-    told = {uid for chunk in reel.shots[shot].meta.get("told", ()) for uid in chunk}
-    if not told:
+    """Pictures of the keyframes that conditioned a shot, and of the others in the bank before it."""
+    shown_to = ShownKeyframesGroup.of(reel.shots[shot])
+    uids = set(shown_to.uids) if shown_to else set()
+    if not uids:
         return None
-    groups = [(each.file, each.meta) for each in reel.shots[:shot]]
-    groups += [(edit.file, edit.meta) for edit in reel.edits if edit.after <= shot]
     pictures: dict[str, Picture] = {}
-    for file, meta in groups:
-        if _CACHE in meta:
-            pictures |= stored_pictures(file.group(_CACHE), meta[_CACHE])
-    shown = [picture.image() for uid, picture in pictures.items() if uid in told]
-    others = [picture.image() for uid, picture in pictures.items() if uid not in told]
+    carriers: list[Carrier] = [*reel.shots[:shot], *(edit for edit in reel.edits if edit.after <= shot)]
+    for carrier in carriers:
+        if group := KeyframeGroup.of(carrier):
+            pictures |= stored_pictures(group.tensors(), group.meta)
+    shown = [picture.image() for uid, picture in pictures.items() if uid in uids]
+    others = [picture.image() for uid, picture in pictures.items() if uid not in uids]
     return (shown, others) if shown else None

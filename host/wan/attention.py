@@ -1,7 +1,7 @@
 """Self-attention over the KV memory: whose implementation runs, after what the user of ComfyUI has chosen.
 
-Dense attention is ComfyUI's own choice, except that cuDNN comes first where it is known to be twice as fast and nobody
-chose another. Our kernels run where LONGREEL_ATTENTION asks for them: their speed is not known yet
+Dense attention is ComfyUI's own choice, except that cuDNN comes first where it is known to be twice as fast and the
+user chose no other. Our kernels run where LONGREEL_ATTENTION asks for them: their speed is not known yet
 (benchmarks/frame_attention.py), and each falls back to its PyTorch twin with a line in the log.
 """
 
@@ -63,7 +63,7 @@ def prep_tables(
 
     turns: radians added to the temporal angles of each frame, if any.
 
-    None where it must not run: not asked for, or something of the user's wants the queries or other positions.
+    None where it must not run: not selected, or a patch of the user's needs the queries or other positions.
     """
     if not is_forced() or options.get("rope_options") or options.get("patches", {}).get("attn1_patch"):
         return None

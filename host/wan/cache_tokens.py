@@ -1,11 +1,11 @@
 """In-context cache tokens on a stock Wan model: keyframes and earlier frames join the self-attention of a chunk.
 
 A payload travels with the conditioning (`model_conds`), a DIFFUSION_MODEL wrapper turns it into tokens, and block
-replacements append them behind the model's own before the first block and take them off after the last. Attention knows
-order only by positions, so behind is as good as before, and everything that counts tokens from the front stays right.
+replacements append them behind the model's own before the first block and take them off after the last. Attention has
+no order but positions, so behind is as good as before, and everything that counts tokens from the front stays right.
 The model itself is never changed; without a payload the wrapper calls it as if it were not there.
 
-Source: shared/research/filmweaver.md 2.2, 2.3; ComfyUI's comfy/ldm/wan/model.py.
+Source: docs/methods/filmweaver.md, in a stock Wan model; ComfyUI's comfy/ldm/wan/model.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import comfy.conds
-import comfy.ldm.wan.ar_model
 import comfy.ldm.wan.model
 import comfy.patcher_extension
 import torch
@@ -25,15 +24,15 @@ from torch import Tensor
 
 from ...film.dual_cache import CacheError, LayoutProfile, Payload, check_profile
 from ...film.dual_cache.payload import Segment
+from ..families.wan import MASK_CHANNELS, is_plain
+from ..memory_graph import outside_memory_graph
 
-__all__ = ["PLAIN", "check_model", "install", "installed_profile", "told", "with_payload"]
+__all__ = ["check_model", "install", "installed_profile", "told", "with_payload"]
 
 _KEY = "longreel_cache"
 _WRAPPERS = comfy.patcher_extension.WrappersMP
 # Wan's embedding of time counts noise levels in thousandths.
 _TIMESTEPS = 1000
-# An image-to-video Wan says which frames are known in so many channels, before those of the frames themselves.
-_MASK = 4
 _WINDOWS = (
     "Context windows would glue the remembered frames to the start of each window: "
     "remove the context window node and film in chunks."
@@ -42,9 +41,6 @@ _GRIDS = (
     "Another node changes the self-attention and takes all tokens for a grid of frames: "
     "remove it (Enhance-A-Video, MultiTalk, radial and other sparse attention)."
 )
-
-PLAIN = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
-"""Wan's networks without inputs beside text, latents and pictures."""
 
 Options = dict[str, Any]
 Block = Callable[[Options, Options], Options]
@@ -104,7 +100,7 @@ def check_model(model: ModelPatcher, profile: LayoutProfile) -> None:
             "A VACE model adds to its tokens one by one and cannot take more of them: "
             "choose the vace backend, or load a plain Wan model."
         )
-    if type(dit) not in PLAIN:
+    if not is_plain(model):
         raise CacheError(
             f"{type(model.model).__name__} ({type(dit).__name__}) cannot take cache tokens: load a plain Wan model."
         )
@@ -120,7 +116,7 @@ def check_model(model: ModelPatcher, profile: LayoutProfile) -> None:
         raise CacheError(_GRIDS)
     latent = model.model.latent_format.latent_channels
     extra = dit.patch_embedding.weight.shape[1] - latent
-    if extra and profile.channel_fill == "known" and extra != latent + _MASK:
+    if extra and profile.channel_fill == "known" and extra != latent + MASK_CHANNELS:
         raise CacheError(
             f"The model has {extra} input channels beside the latent's, which are not those of a known frame: "
             "load an image-to-video model, or a profile that fills them with zeros."
@@ -173,7 +169,8 @@ def _attend(
         return executor(x, timestep, context, clip_fea, time_dim_concat, options, **kwargs)
     dit = executor.class_obj
     payloads = (given,) if isinstance(given, Payload) else given
-    joined = _join(dit, payloads, profile, x, timestep, options)
+    with outside_memory_graph():
+        joined = _join(dit, payloads, profile, x, timestep, options)
     # Options are shared between calls: copied on the three levels that are written to.
     replaced = dict(options.get("patches_replace", {}))
     blocks: dict[Any, Block] = dict(replaced.get("dit", {}))
@@ -219,7 +216,7 @@ class _CacheTokens:
     """The cache tokens of one forward pass, and the blocks that compute them beside the model's own.
 
     tokens [1 or B, n, dim]; angles [1, n, 1, pairs, 2, 2]; modulation [B, n, 6, dim], None where the cache tokens are
-    told the target's noise level and that is one for each sample.
+    modulated with the target's noise level and that is one for each sample.
     """
 
     def __init__(self, tokens: Tensor, angles: Tensor, modulation: Tensor | None) -> None:
@@ -229,7 +226,7 @@ class _CacheTokens:
     def block(self, inner: Block | None, first: bool, last: bool, args: Options, extra: Options) -> Options:
         """A block replacement; before the first block the tokens join, after the last they leave.
 
-        inner: a replacement of the same block by somebody else, which is called with the longer sequence.
+        inner: a replacement of the same block by another node, which is called with the longer sequence.
         """
         img = args["img"]
         if first:
@@ -244,12 +241,13 @@ class _CacheTokens:
     def _vectors(self, vec: Tensor, own: int) -> Tensor:
         """A modulation for every token, [B, own + n, 6, dim]; the same in all blocks, so made in the first.
 
-        The model's rule, tokens over frames, must see its own tokens only: with ours it would stretch every frame.
+        The model's rule, tokens over frames, must count its own tokens only: with ours it would stretch every frame.
         """
         if self._each is None:
             assert self.modulation is not None
-            each = comfy.ldm.wan.model.repeat_e(vec, torch.empty(1, own, 0)) if vec.shape[1] > 1 else vec
-            self._each = torch.cat([each.expand(-1, own, -1, -1), self.modulation], dim=1)
+            with outside_memory_graph():
+                each = comfy.ldm.wan.model.repeat_e(vec, torch.empty(1, own, 0)) if vec.shape[1] > 1 else vec
+                self._each = torch.cat([each.expand(-1, own, -1, -1), self.modulation], dim=1)
         return self._each
 
 
@@ -258,7 +256,8 @@ def _embed(dit: Any, segment: Segment, profile: LayoutProfile, x: Tensor) -> Ten
     latent = segment.pooled(profile.patch).to(x.device)
     extra = dit.patch_embedding.weight.shape[1] - latent.shape[1]
     if extra and profile.channel_fill == "known":
-        latent = torch.cat([latent, torch.ones_like(latent[:, :1]).expand(-1, _MASK, -1, -1, -1), latent], dim=1)
+        known = torch.ones_like(latent[:, :1]).expand(-1, MASK_CHANNELS, -1, -1, -1)
+        latent = torch.cat([latent, known, latent], dim=1)
     elif extra:
         latent = torch.cat([latent, torch.zeros_like(latent[:, :1]).expand(-1, extra, -1, -1, -1)], dim=1)
     embedded: Tensor = dit.patch_embedding(latent).to(x.dtype)
@@ -281,7 +280,9 @@ def _angles(dit: Any, segment: Segment, profile: LayoutProfile, device: torch.de
 
 
 def _times(payload: Payload, segment: Segment, timestep: Tensor) -> Tensor:
-    """Time [B] that a segment's tokens are told. Of a chunk with given frames, "shared" is that of the others."""
+    """Time [B] that a segment's tokens are modulated with. Of a chunk with given frames, "shared" is that of the
+    others.
+    """
     target = timestep.reshape(timestep.shape[0], -1).amax(dim=1)
     if payload.profile.time_mode == "shared":
         return target

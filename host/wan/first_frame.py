@@ -1,34 +1,35 @@
 """A clip from its first frame, by any Wan model that takes one, exactly as core's own nodes and KSampler make it.
 
 Three kinds of model do. "concat": 36 input channels, the picture's latents and a mask beside the noise (Wan 2.1 I2V,
-each expert of Wan 2.2 I2V A14B). "latent": the picture is the first latent frame, clean, and the model is told so (Wan
-2.2 TI2V 5B). "frame": a text-to-video model trained to be given clean frames, each with a noise level of its own (the
-causal models, the miniature); core has no node for it, so a wrapper tells the model noise level 0 for the first frame.
+each expert of Wan 2.2 I2V A14B). "latent": the picture is the first latent frame, clean, at timestep 0 (Wan 2.2 TI2V
+5B). "frame": a text-to-video model trained to be given clean frames, each with a noise level of its own (the causal
+models, the miniature); core has no node for it, so a wrapper sets noise level 0 for the first frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import comfy.ldm.wan.ar_model
-import comfy.ldm.wan.model
 import comfy.model_base
 import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.sample
-import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanImageToVideo
 from torch import Tensor
 
-from ..media.streaming_vae import encode_image
+from ..families import encode_image, of_vae
+from ..families.wan import MASK_CHANNELS, is_plain
+from ..guidance import Cfg
+from ..memory_graph import outside_memory_graph
+from ..sampling import Inputs, Stage, sample, schedule
 from .forward import UnsupportedModelError
 
-__all__ = ["Kind", "Stage", "Start", "kind_of", "sample_clip", "split_steps", "start_from"]
+__all__ = ["Kind", "Start", "kind_of", "sample_clip", "start_from"]
 
 Kind = Literal["concat", "latent", "frame"]
 
@@ -45,43 +46,24 @@ class Start:
     latent: dict[str, Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One model's part of the denoising: steps first .. last (exclusive) of the schedule."""
-
-    model: ModelPatcher
-    first: int
-    last: int
-
-
 def kind_of(model: ModelPatcher) -> Kind:
     """How a model takes its first frame. Raises UnsupportedModelError for one that is no plain Wan model."""
     base = model.model
     dit: Any = getattr(base, "diffusion_model", None)
-    plain = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
     flow = isinstance(base.model_sampling, comfy.model_sampling.CONST)
-    if type(dit) not in plain or dit.ref_conv is not None or not flow:
+    if not is_plain(model) or dit.ref_conv is not None or not flow:
         raise UnsupportedModelError(
             f"{type(base).__name__} does not film from a first frame this way: load a Wan image-to-video model."
         )
     channels, latents = dit.patch_embedding.weight.shape[1], base.latent_format.latent_channels
     if channels == latents:
         return "latent" if isinstance(base, comfy.model_base.WAN22) else "frame"
-    if channels == 2 * latents + 4:  # a mask of four channels, as Wan packs four frames into a latent one
+    if channels == 2 * latents + MASK_CHANNELS:
         return "concat"
     raise UnsupportedModelError(
         f"This Wan model takes {channels} input channels, which are not those of a first frame: load an "
         "image-to-video model."
     )
-
-
-def split_steps(model: ModelPatcher, scheduler: str, steps: int, boundary: float) -> int:
-    """Steps of the schedule that begin at a noise level of `boundary` or more: those of the high-noise expert.
-
-    With shift 5 and boundary 0.9 that is 8 of 20 and 18 of 50 (brief 1.5).
-    """
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
-    return int((sigmas[:-1] >= boundary).sum())
 
 
 def start_from(
@@ -106,7 +88,8 @@ def start_from(
         latent = Wan22ImageToVideoLatent.execute(vae, width, height, frames, 1, start_image=picture).args[0]
         return Start(kind, positive, negative, latent)
     first = encode_image(vae, picture, width, height)
-    samples = torch.zeros(1, first.shape[1], (frames - 1) // 4 + 1, *first.shape[3:])
+    latents = of_vae(vae).latents
+    samples = torch.zeros(latents.shape(latents.grid(1.0).latent_frames(frames), width, height))
     mask = torch.ones(1, 1, *samples.shape[2:])
     samples[:, :, :1], mask[:, :, :1] = first, 0.0
     return Start(kind, positive, negative, {"samples": samples, "noise_mask": mask})
@@ -126,51 +109,34 @@ def sample_clip(
     """Denoise a clip with one model, or with several one after the other, as a chain of KSampler (Advanced) would.
 
     stages: together all `steps`. on_step: called after each step with what the clip would be, in LATENT space; may
-    raise to stop. Returns latents [1, C, T, h, w] in LATENT space.
+    raise to stop. Returns latents [1, C, T, h, w] fp32 on the CPU, in LATENT space.
     """
     samples = start.latent["samples"]
-    noise = comfy.sample.prepare_noise(samples, seed)
-    for stage in stages:
-        model = stage.model
-        if start.kind == "frame":
-            model = _given_first_frame(model, start.latent["samples"][:, :, :1])
-
-        def report(_step: int, denoised: Tensor, *_: Any, base: Any = model.model) -> None:
-            on_step(base.process_latent_out(denoised))
-
-        samples = comfy.sample.sample(
-            model,
-            noise,
-            steps,
-            cfg,
-            sampler,
-            scheduler,
-            start.positive,
-            start.negative,
-            samples,
-            disable_noise=stage is not stages[0],
-            start_step=stage.first,
-            last_step=stage.last,
-            force_full_denoise=stage is stages[-1],
-            noise_mask=start.latent.get("noise_mask"),
-            callback=report,
-            disable_pbar=True,
-            seed=seed,
-        )
-        noise = torch.zeros_like(noise)
-    return samples
+    if start.kind == "frame":
+        stages = [replace(stage, model=_given_first_frame(stage.model, samples[:, :, :1])) for stage in stages]
+    return sample(
+        stages,
+        Inputs({"positive": start.positive, "negative": start.negative}, samples, start.latent.get("noise_mask")),
+        [Cfg(cfg)],
+        comfy.sample.prepare_noise(samples, seed),
+        sigmas=schedule(stages[0].model, scheduler, steps, sampler),
+        sampler=sampler,
+        seed=seed,
+        on_step=on_step,
+    )
 
 
 def _given_first_frame(model: ModelPatcher, first: Tensor) -> ModelPatcher:
-    """A clone of the model that is told, in every call, this clean first latent frame and its noise level 0."""
+    """A clone of the model whose first latent frame is this clean one, at noise level 0, in every call."""
     clean = model.model.process_latent_in(first)
 
     def tell(
         executor: comfy.patcher_extension.WrapperExecutor, x: Tensor, timestep: Tensor, *rest: Any, **named: Any
     ) -> Tensor:
-        x = torch.cat([clean.to(x).expand(x.shape[0], -1, -1, -1, -1), x[:, :, 1:]], dim=2)
-        times = timestep.reshape(-1, 1).repeat(1, x.shape[2])
-        times[:, 0] = 0
+        with outside_memory_graph():
+            x = torch.cat([clean.to(x).expand(x.shape[0], -1, -1, -1, -1), x[:, :, 1:]], dim=2)
+            times = timestep.reshape(-1, 1).repeat(1, x.shape[2])
+            times[:, 0] = 0
         denoised: Tensor = executor(x, times, *rest, **named)
         return denoised
 

@@ -1,8 +1,8 @@
 """Run a stock Wan model block by block with our KV memory instead of full attention.
 
-Only the layers the model already has are called, so LoRA patches, fp8 and GGUF weights, offloading and hooks work as
-in ComfyUI. The forward pass is put in place for one sampling run by a DIFFUSION_MODEL wrapper in transformer_options;
-the model itself is never changed. Facts: shared/research/memflow.md 1-3 and ComfyUI's comfy/ldm/wan/model.py.
+Only the layers the model already has are called, so LoRA patches, fp8 and GGUF weights, offloading and hooks work as in
+ComfyUI. The forward pass is put in place for one sampling run by a DIFFUSION_MODEL wrapper in transformer_options; the
+model itself is never changed. Facts: docs/methods/memflow.md and ComfyUI's comfy/ldm/wan/model.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, cast
 import comfy.ldm.common_dit
 import comfy.ldm.flux.math
 import comfy.ldm.modules.attention
-import comfy.ldm.wan.ar_model
 import comfy.ldm.wan.model
 import comfy.model_base
 import comfy.model_management
@@ -25,6 +24,8 @@ import comfy.quant_ops
 import torch
 
 from ...film.kv_memory import CallKind, KVLayout, KVMemory
+from ..families.wan import is_plain
+from ..memory_graph import outside_memory_graph
 from .attention import Tables, attend, prep_tables, prepare
 
 __all__ = [
@@ -50,11 +51,11 @@ class UnsupportedModelError(ValueError):
 class CausalPass:
     """What a forward pass needs beyond its usual inputs; one object serves a whole rollout.
 
-    memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean and
-    are told timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current
-    prompt per layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it;
-    turns: radians added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the prompt
-    that each frame of it reads (the first, and how many), all where empty.
+    memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean, at
+    timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current prompt per
+    layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it; turns: radians
+    added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the prompt that each frame
+    of it reads (the first, and how many), all where empty.
     """
 
     memory: KVMemory
@@ -68,7 +69,7 @@ class CausalPass:
     rows: list[tuple[int, int]] = field(default_factory=list)
 
     def new_prompt(self) -> None:
-        """Forget the keys of the last prompt."""
+        """Drop the keys of the last prompt."""
         self.text = []
         self.memory.forget_text()
 
@@ -81,8 +82,7 @@ def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
         raise UnsupportedModelError(
             f"{type(base).__name__} is not a Wan model; load a Wan text-to-video model or a causal one made from it."
         )
-    plain = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
-    if type(dit) not in plain or dit.ref_conv is not None:
+    if not is_plain(model) or dit.ref_conv is not None:
         raise UnsupportedModelError(
             f"The Wan variant {type(dit).__name__} needs inputs a causal film does not have; "
             "load a plain Wan text-to-video model."
@@ -135,7 +135,8 @@ def _causal_wrapper(
     if clip_fea is not None or time_dim_concat is not None:
         raise UnsupportedModelError("A causal film takes text conditioning only; remove the image conditioning nodes.")
     state.calls += 1
-    return causal_forward(executor.class_obj, x, timestep, context, state, options)
+    with outside_memory_graph():  # the memory outlives the pass
+        return causal_forward(executor.class_obj, x, timestep, context, state, options)
 
 
 def causal_forward(
@@ -318,7 +319,7 @@ def _cache_text(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, state:
 
 
 def mean_text_keys(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, mask_padding: bool) -> torch.Tensor:
-    """What the memory bank is matched with: mean cross-attention keys [layers, heads, head_dim] fp32 of a prompt.
+    """What the memory bank is scored with: mean cross-attention keys [layers, heads, head_dim] fp32 of a prompt.
 
     context: [1, rows, text width] on the model's device, in its dtype; the model must be loaded.
     """

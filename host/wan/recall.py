@@ -1,4 +1,4 @@
-"""A prompt as the memory bank hears it, without filming."""
+"""Mean cross-attention keys of a prompt, as the memory bank scores with them, without filming."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Film a take block by block: denoise a few latent frames, commit them to the KV memory, go on.
 
 `roll_out` is the way in. It drives ComfyUI's own guider and sampling entry, so model loading, LoRA, hooks, memory
-management, previews and interruption are ComfyUI's. Facts: shared/research/memflow.md 2 and 6.
+management, previews and interruption are ComfyUI's. Facts: docs/methods/memflow.md, sampling and prompt changes.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class RolloutError(ValueError):
 
 @dataclass(frozen=True)
 class Rollout:
-    """latents: the new frames [1, C, T, h, w], fp32, CPU, ComfyUI's LATENT space; memory: what is remembered; log: what
-    each block saw (see film.kv_memory.observe).
+    """latents: the new frames [1, C, T, h, w], fp32, CPU, ComfyUI's LATENT space; memory: the KV memory; log: the
+    frames each block attended to (see film.kv_memory.observe).
     """
 
     latents: torch.Tensor
@@ -79,17 +79,17 @@ def roll_out(
     callback: Callback | None = None,
     shown: ShotContext | None = None,
 ) -> Rollout:
-    """Film `shape` = [1, C, T, h, w] latents after what `memory` remembers.
+    """Film `shape` = [1, C, T, h, w] latents after those in `memory`.
 
     prompts: the first at frame 0; each later one switches prompt with a recache. sigmas: falling from at most 1 to 0.
     memory: None begins a film. start: "cut" drops the recent past (sink, bank and positions stay), "continue" keeps it
-    and recaches it under the first prompt, "resume" goes on as if nothing had happened (same prompt as before).
-    first_frame: [1, C, n, h, w] latents (LATENT space) given as the first n frames of the take, n at most a block.
-    seed: of the noise, which depends on it, the block's number in the take (from `first_block`) and the step only.
-    noise: replaces the seeded noise. loop: "renoise" denoises fully and adds fresh noise at each step (the distilled
-    models), "euler" follows the flow. on_block(block, latents [1, C, frames, h, w]) gets each finished block in LATENT
-    space, on the sampling device. callback: ComfyUI's (step, x0, x, total steps). shown: what a cut is shown of earlier
-    shots, for a sink that is of these; without it the film begins.
+    and recaches it under the first prompt, "resume" continues without a recache (same prompt as before). first_frame:
+    [1, C, n, h, w] latents (LATENT space) given as the first n frames of the take, n at most a block. seed: of the
+    noise, which depends on it, the block's number in the take (from `first_block`) and the step only. noise: replaces
+    the seeded noise. loop: "renoise" denoises fully and adds fresh noise at each step (the distilled models), "euler"
+    follows the flow. on_block(block, latents [1, C, frames, h, w]) gets each finished block in LATENT space, on the
+    sampling device. callback: ComfyUI's (step, x0, x, total steps). shown: pictures of earlier shots for a cut, for a
+    sink that is of these; without it the film begins.
 
     Peak memory does not depend on T but for the latents. Nothing is kept on the model. Raises RolloutError,
     UnsupportedModelError, MemorySettingsError, MemoryMismatchError, and ComfyUI's InterruptProcessingException.
@@ -183,7 +183,7 @@ class RolloutSampler(comfy.samplers.Sampler):
         return self._memory
 
     def release(self) -> None:
-        """Let go of everything large, for good."""
+        """Release everything large, for good."""
         self._memory = self.saved = self.first_frame = self.noise = self.on_block = None
 
     def prepare(
@@ -249,6 +249,12 @@ class RolloutSampler(comfy.samplers.Sampler):
         if denoise_mask is not None:
             raise RolloutError("A causal film cannot be inpainted; remove the noise mask from the latent.")
         check_model(model_wrap.model_patcher)
+        channels = model_wrap.model_patcher.model.latent_format.latent_channels
+        if noise.shape[1] != channels:
+            raise RolloutError(
+                f"A causal film takes latents of {channels} channels and another node makes them {noise.shape[1]} (a "
+                "joint latent of appearance and motion, for example): remove it, or film with another engine."
+            )
         check_sigmas(sigmas)
         total = self.frames if self.frames is not None else noise.shape[2]
         if total < 1 or total % self.frames_per_block:

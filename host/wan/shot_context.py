@@ -1,4 +1,4 @@
-"""What a take is shown of the shots before it: single pictures, each of which reads its own shot's words."""
+"""Pictures of earlier shots in a take's sink, each of which cross-attends to its own shot's prompt."""
 
 from __future__ import annotations
 

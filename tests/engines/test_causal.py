@@ -15,6 +15,7 @@ from comfy.ldm.lightricks.model import LTXVModel
 from longreel.engines.causal import CausalEngine, default_sigmas
 from longreel.engines.filming import film_shot, prepare
 from longreel.film.kv_memory import LONGLIVE, MEMFLOW
+from longreel.film.reel.groups import KVMemoryGroup
 from longreel.film.reel.project import ProjectStore
 from longreel.film.reel.reel import Reel, ReelError
 from longreel.film.storyboard.text import parse_shot, parse_storyboard
@@ -43,7 +44,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> CausalEngine:
     model = comfy.sd.load_diffusion_model_state_dict(tiny_models.dit_weights(), metadata=tiny_models.dit_metadata())
     vae = comfy.sd.VAE(sd=tiny_models.vae_weights())
     return CausalEngine(
-        model=model,
+        models=(model,),
         clip=load_miniature_clip(str(text)),
         vae=vae,
         width=32,
@@ -62,7 +63,7 @@ def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def film(engine: CausalEngine, text: str, reel: Reel | None = None) -> Reel:
     for shot in parse_storyboard(text).shots:
-        reel = engine.film(shot, reel or Reel.empty(engine.layout()), Progress(1))
+        reel = engine.film(shot, reel or Reel.empty(engine.layout()), Progress(1), engine.shot_inputs(shot))
     assert reel is not None
     return reel
 
@@ -75,8 +76,9 @@ def test_story_becomes_a_reel(engine: CausalEngine):
     assert all(shot.latent_frames % 3 == 0 for shot in reel.shots)
     assert [reel.latents(i).shape for i in range(3)] == [(1, 16, shot.latent_frames, 6, 4) for shot in reel.shots]
     assert all(torch.isfinite(reel.latents(i)).all() for i in range(3))
-    assert reel.last_shot is not None
-    assert reel.last_shot.memory_meta["position"] == sum(shot.latent_frames for shot in reel.shots)
+    memory = KVMemoryGroup.of(reel.shots[-1])
+    assert memory is not None
+    assert memory.position == sum(shot.latent_frames for shot in reel.shots)
 
 
 def test_same_shots_same_film_and_other_seed_other_film(engine: CausalEngine):
@@ -96,8 +98,9 @@ def test_memory_reaches_over_a_cut(engine: CausalEngine):
 
 def test_picture_is_the_first_frame(engine: CausalEngine):
     picture = torch.rand(1, 48, 32, 3, generator=torch.Generator().manual_seed(5))
-    reel = engine.film(parse_shot("seconds: 0.5\nA red ball."), Reel.empty(engine.layout()), Progress(1), picture)
-    from longreel.host.media.streaming_vae import encode_image
+    shot = parse_shot("seconds: 0.5\nA red ball.")
+    reel = engine.film(shot, Reel.empty(engine.layout()), Progress(1), engine.shot_inputs(shot, picture))
+    from longreel.host.families import encode_image
 
     assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(engine.vae, picture, 32, 48), atol=1e-4)
 
@@ -106,8 +109,8 @@ def test_project_reuses_what_is_unchanged_and_says_why(engine: CausalEngine, tmp
     def shoot(text: str) -> tuple[Reel, list[str]]:
         store, shots, reel = ProjectStore(tmp_path / "project"), parse_storyboard(text).shots, None
         story = prepare(engine, shots, reel, store)
-        for shot, place in zip(shots, story.places):
-            reel = film_shot(engine, shot, reel, store, place)
+        for job in story.jobs:
+            reel = film_shot(engine, job.shot, reel, store, job.place)
         assert reel is not None
         return reel, story.describe().splitlines()
 
@@ -130,9 +133,9 @@ def test_steps_are_those_that_are_counted(engine: CausalEngine):
     counted = Progress(10**6)
     reel = None
     for shot in parse_storyboard(STORY).shots:
-        reel = engine.film(shot, reel or Reel.empty(engine.layout()), counted)
-    assert counted.done == story.places[0].total
-    assert [(place.shot, place.shots) for place in story.places] == [(1, 3), (2, 3), (3, 3)]
+        reel = engine.film(shot, reel or Reel.empty(engine.layout()), counted, engine.shot_inputs(shot))
+    assert counted.done == story.jobs[0].place.total
+    assert [(job.place.shot, job.place.shots) for job in story.jobs] == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_image_to_video_model_is_refused(engine: CausalEngine):
     weights = tiny_models.image_to_video_weights()
     model = comfy.sd.load_diffusion_model_state_dict(weights, metadata=tiny_models.dit_metadata(causal=False))
     with pytest.raises(ValueError, match="36 input channels"):
-        replace(engine, model=model).check()
+        replace(engine, models=(model,)).check()
 
 
 def test_vae_of_another_family_is_refused(engine: CausalEngine):
@@ -180,11 +183,12 @@ def test_shots_are_refused_before_filming(engine: CausalEngine, shot: str, messa
 
 def test_reel_of_other_settings_is_refused(engine: CausalEngine):
     reel, shot = film(engine, "seconds: 0.5\nA red ball."), parse_shot("seconds: 0.5\nA red ball.")
+    place = prepare(engine, [shot], reel, None).jobs[0].place
     with pytest.raises(ReelError, match="width 32 and this engine has 64"):
-        replace(engine, width=64).film(shot, reel, Progress(1))
+        film_shot(replace(engine, width=64), shot, reel, None, place)
     with pytest.raises(ValueError, match="bank 3, the memory settings now say 0"):
-        replace(engine, memory=LONGLIVE).film(shot, reel, Progress(1))
-    assert replace(engine, memory=MEMFLOW).film(shot, reel, Progress(1)).frames == 16
+        film_shot(replace(engine, memory=LONGLIVE), shot, reel, None, place)
+    assert film_shot(replace(engine, memory=MEMFLOW), shot, reel, None, place).frames == 16
 
 
 def test_model_of_another_family_is_refused(engine: CausalEngine):
@@ -202,7 +206,7 @@ def test_model_of_another_family_is_refused(engine: CausalEngine):
         {name: value.zero_() for name, value in weights.items()}, metadata=metadata
     )
     with pytest.raises(ValueError, match="LTXV is not a Wan model"):
-        replace(engine, model=model).check()
+        replace(engine, models=(model,)).check()
 
 
 def test_reel_of_another_model_is_refused(engine: CausalEngine):
@@ -210,4 +214,4 @@ def test_reel_of_another_model_is_refused(engine: CausalEngine):
     weights = tiny_models.dit_weights(seed=9)
     other = comfy.sd.load_diffusion_model_state_dict(weights, metadata=tiny_models.dit_metadata())
     with pytest.raises(ReelError, match=r"^The reel was filmed with another model: connect the one it was filmed with"):
-        replace(engine, model=other).film(parse_shot("A red ball."), reel, Progress(1))
+        prepare(replace(engine, models=(other,)), [parse_shot("A red ball.")], reel, None)

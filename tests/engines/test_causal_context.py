@@ -16,9 +16,9 @@ from longreel.film.kv_memory.plot import draw_log
 from longreel.film.reel.reel import Reel, ReelError, load_reel, save_reel
 from longreel.film.reel.takes import takes
 from longreel.film.storyboard.text import parse_storyboard
+from longreel.host.families import encode_image
 from longreel.host.media.decode import film_frames, take_picture
 from longreel.host.media.keyframes import LEAD
-from longreel.host.media.streaming_vae import encode_image
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.progress import Progress
 from longreel.host.wan.shot_context import ShotContext
@@ -47,7 +47,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> CausalEngine:
     save_file(tiny_models.text_weights(), text)
     model = comfy.sd.load_diffusion_model_state_dict(tiny_models.dit_weights(), metadata=tiny_models.dit_metadata())
     return CausalEngine(
-        model=model,
+        models=(model,),
         clip=load_miniature_clip(str(text)),
         vae=comfy.sd.VAE(sd=tiny_models.vae_weights()),
         width=32,
@@ -60,7 +60,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> CausalEngine:
 
 def film(engine: CausalEngine, text: str, reel: Reel | None = None, shots: slice = slice(None)) -> Reel:
     for shot in parse_storyboard(text).shots[shots]:
-        reel = engine.film(shot, reel or Reel.empty(engine.layout()), Progress(1))
+        reel = engine.film(shot, reel or Reel.empty(engine.layout()), Progress(1), engine.shot_inputs(shot))
     assert reel is not None
     return reel
 
@@ -129,7 +129,7 @@ def test_a_saved_reel_goes_on_bit_for_bit(engine: CausalEngine, tmp_path: Path):
         rest = film(engine, STORY, load_reel(tmp_path / "reel.safetensors"), slice(cut, None))
         assert rest.fingerprint == whole.fingerprint
         assert all(torch.equal(whole.latents(i), rest.latents(i)) for i in range(4))
-        memories = [reel.shots[-1].memory() for reel in (whole, rest)]
+        memories = [reel.shots[-1].file.group("memory") for reel in (whole, rest)]
         assert all(torch.equal(tensor, memories[1][name]) for name, tensor in memories[0].items())
 
 
@@ -144,7 +144,7 @@ def test_what_is_shown_reaches_the_film(engine: CausalEngine):
 def test_shots_of_other_memories_are_shown_too(engine: CausalEngine):
     reel = film(replace(engine, memory=MEMFLOW), STORY, shots=slice(1))
     longer = film(engine, STORY, reel, slice(2, 3))
-    assert longer.shots[1].memory_meta["sink"] == [0, 1, 2, 3, 3, 4]
+    assert longer.shots[1].meta["memory"]["sink"] == [0, 1, 2, 3, 3, 4]
     with pytest.raises(ValueError, match="has window 12, the memory settings now say 27"):
         film(engine, STORY, reel, slice(1, 2))
 
@@ -153,7 +153,7 @@ def test_memory_can_be_viewed_and_is_not_to_be_asked(engine: CausalEngine):
     reel = film(engine, STORY)
     lines = memory_log(reel)
     assert lines[0]["sink"] == [], "blank pictures are no frames of the film"
-    assert lines[-1]["sink"] == sorted(set(reel.shots[-1].memory_meta["sink"]))
+    assert lines[-1]["sink"] == sorted(set(reel.shots[-1].meta["memory"]["sink"]))
     assert draw_log(lines).size == (960, 540)
     with pytest.raises(ReelError, match="whatever the prompt"):
         engine.retrieve(reel, "A red ball.", 3)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from longreel.engines.causal import CausalEngine
-from longreel.engines.causal_memory import memory_log, pin_and_ban, wake
+from longreel.engines.causal_memory import memory_log, pin_and_ban, restore
 from longreel.film.kv_memory import LONGLIVE, MEMFLOW, MemoryEditError
 from longreel.film.kv_memory.plot import draw_log
 from longreel.film.reel.reel import Reel, ReelError, load_reel, save_reel
@@ -30,9 +30,7 @@ def banked(engine: CausalEngine) -> CausalEngine:  # noqa: F811
 
 
 def bank_frames(reel: Reel) -> set[int]:
-    last = reel.last_shot
-    assert last is not None
-    memory = wake(last)
+    memory = restore(reel)
     assert memory is not None
     return {frame for frame in memory.tensors["bank.positions"].flatten().tolist() if frame >= 0}
 
@@ -123,6 +121,23 @@ def test_pins_stay_and_bans_go(banked: CausalEngine, tmp_path):
     found, _ = banked.retrieve(steered, "A red ball stands.", 99)
     assert gone not in {item.frame for item in found}
     assert [item.frame for item in found if item.pinned] == [kept]
+
+
+def test_pins_are_an_edit_and_those_of_older_reels_still_hold(banked: CausalEngine):
+    """Before pins were edits they stood in the shot's settings, and so in its fingerprint."""
+    reel = film(banked, LONG)
+    kept, gone = sorted(bank_frames(reel))[:2]
+    steered = pin_and_ban(reel, [kept], [gone])
+    assert steered.shots == reel.shots
+    assert [(edit.after, edit.meta) for edit in steered.edits] == [(3, {"memory_edit": {"pin": [kept], "ban": [gone]}})]
+    last, changes = reel.shots[-1], {"memory_edit": {"pin": [kept], "ban": [gone]}}
+    old = replace(last, settings={**last.settings, **changes}, meta={**last.meta, **changes})
+    before = replace(reel, shots=(*reel.shots[:-1], old))
+    assert before.fingerprint == old.fingerprint != last.fingerprint
+    assert bank_frames(before) == bank_frames(steered)
+    text = "seconds: 1, start: continue\nA red ball jumps."
+    assert torch.equal(film(banked, text, before).latents(3), film(banked, text, steered).latents(3))
+    assert gone in bank_frames(pin_and_ban(before, [gone], []))
 
 
 def test_the_newer_word_holds(banked: CausalEngine):

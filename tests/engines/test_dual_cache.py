@@ -10,11 +10,14 @@ import comfy.sd
 import pytest
 import torch
 from longreel.engines import dual_cache as cache_guided
+from longreel.engines import dual_cache_bank, filming
 from longreel.engines.causal import CausalEngine, default_sigmas
 from longreel.engines.dual_cache import CacheGuidedEngine
 from longreel.engines.dual_cache_backends import Bernini, FilmWeaver, Phantom, Vace, make_backend
-from longreel.engines.dual_cache_bank import edited, insert_shot
-from longreel.engines.filming import Engine, EngineError, film_shot, prepare
+from longreel.engines.dual_cache_bank import edited
+from longreel.engines.editing import insert_shot
+from longreel.engines.engine import Engine, EngineError
+from longreel.engines.filming import film_shot, prepare
 from longreel.film.dual_cache import FILMWEAVER, CacheError, RetrievalPolicy, ban, inject, pin
 from longreel.film.reel.project import ProjectStore
 from longreel.film.reel.reel import Reel, ReelError, load_reel, save_reel
@@ -77,11 +80,15 @@ def pair(request: pytest.FixtureRequest, bernini: CacheGuidedEngine) -> CacheGui
 
 def film(engine: Engine, text: str, reel: Reel | None = None, project: ProjectStore | None = None) -> Reel:
     shots = parse_storyboard(text).shots
-    story = prepare(engine, shots, reel, project)
-    for shot, place in zip(shots, story.places):
-        reel = film_shot(engine, shot, reel, project, place)
+    for job in prepare(engine, shots, reel, project).jobs:
+        reel = film_shot(engine, job.shot, reel, project, job.place)
     assert reel is not None
     return reel
+
+
+def from_picture(engine: CacheGuidedEngine, text: str, picture: torch.Tensor) -> Reel:
+    shot = parse_shot(text)
+    return engine.film(shot, Reel.empty(engine.layout()), Progress(10**6), engine.shot_inputs(shot, picture))
 
 
 def test_a_story_of_cuts_and_continuations(weaver: CacheGuidedEngine):
@@ -160,8 +167,8 @@ def test_references_of_a_shot_are_told_first_and_kept(weaver: CacheGuidedEngine)
 
 def test_a_picture_to_start_from_is_the_first_frame(weaver: CacheGuidedEngine):
     picture = torch.rand(1, 48, 32, 3, generator=torch.Generator().manual_seed(5))
-    reel = weaver.film(parse_shot("seconds: 1\nA red ball."), Reel.empty(weaver.layout()), Progress(1), picture)
-    from longreel.host.media.streaming_vae import encode_image
+    reel = from_picture(weaver, "seconds: 1\nA red ball.", picture)
+    from longreel.host.families import encode_image
 
     assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(weaver.vae, picture, 32, 48), atol=1e-4)
     assert reel.latents(0).shape[2] == reel.shots[0].latent_frames == 6
@@ -171,14 +178,14 @@ def test_a_pair_goes_on_from_a_picture_and_from_a_take(pair: CacheGuidedEngine):
     pair.check()
     picture = torch.rand(1, 48, 32, 3, generator=torch.Generator().manual_seed(5))
     text = "seconds: 6\nA red ball.\n[3s] A red ball jumps."
-    reel = pair.film(parse_shot(text), Reel.empty(pair.layout()), Progress(10**6), picture)
+    reel = from_picture(pair, text, picture)
     assert reel.shots[0].latent_frames == 25
     assert len(reel.shots[0].meta["told"]) == 2, "25 latent frames are two pieces"
-    from longreel.host.media.streaming_vae import encode_image
+    from longreel.host.families import encode_image
 
     assert torch.allclose(reel.latents(0)[:, :, :1], encode_image(pair.vae, picture, 32, 48), atol=1e-4)
     on = "seconds: 1, start: continue, seed: 3\nA red ball jumps."
-    other = pair.film(parse_shot(text), Reel.empty(pair.layout()), Progress(10**6), 1 - picture)
+    other = from_picture(pair, text, 1 - picture)
     after = [film(pair, on, begun) for begun in (reel, other)]
     assert [shot.latent_frames for shot in after[0].shots] == [25, 4]
     assert not torch.allclose(after[0].latents(1), after[1].latents(1), atol=1e-3)
@@ -223,7 +230,7 @@ def test_only_what_must_be_filmed_is_filmed(bernini: CacheGuidedEngine, tmp_path
 
     def said(text: str) -> list[str]:
         story = prepare(bernini, parse_storyboard(text).shots, None, store)
-        return [decision.action for decision in story.decisions]
+        return [job.decision.action for job in story.jobs if job.decision]
 
     store = ProjectStore(tmp_path / "project")
     reel = film(bernini, EIGHT, project=store)
@@ -263,7 +270,7 @@ def test_a_shot_rolled_back_and_filmed_again_is_the_same(weaver: CacheGuidedEngi
 def test_a_story_changes_engines_between_shots(weaver: CacheGuidedEngine):
     model = comfy.sd.load_diffusion_model_state_dict(tiny_models.dit_weights(), metadata=tiny_models.dit_metadata())
     causal = CausalEngine(
-        model=model,
+        models=(model,),
         clip=weaver.clip,
         vae=weaver.vae,
         width=32,
@@ -282,14 +289,14 @@ def test_a_story_changes_engines_between_shots(weaver: CacheGuidedEngine):
         tiny_models.dit_weights(seed=9), metadata=tiny_models.dit_metadata()
     )
     with pytest.raises(ReelError, match="another model"):
-        film(replace(causal, model=other), "A red ball.", reel)
+        film(replace(causal, models=(other,)), "A red ball.", reel)
 
 
 def test_a_film_begun_with_caches_binds_the_causal_engine_that_joins(weaver: CacheGuidedEngine):
     def causal(seed: int) -> CausalEngine:
         weights = tiny_models.dit_weights(seed)
         model = comfy.sd.load_diffusion_model_state_dict(weights, metadata=tiny_models.dit_metadata())
-        return CausalEngine(model, weaver.clip, weaver.vae, 32, 48, 16.0, default_sigmas(model, 1))
+        return CausalEngine((model,), weaver.clip, weaver.vae, 32, 48, 16.0, default_sigmas(model, 1))
 
     reel = film(causal(1), "seconds: 0.5\nA red ball.", film(weaver, "seconds: 0.5\nA red ball."))
     film(weaver, "seconds: 0.5\nA red ball.", reel)
@@ -310,13 +317,34 @@ def test_two_models_share_the_steps(bernini: CacheGuidedEngine):
     assert not torch.allclose(one.latents(0), mixed.latents(0), atol=1e-3)
 
 
+def test_a_shot_reads_the_story_once_and_checks_the_reel_once(
+    bernini: CacheGuidedEngine, monkeypatch: pytest.MonkeyPatch
+):
+    reel = film(bernini, "\n---\n".join(["seconds: 0.3\nA red ball."] * 3))
+    bank = bernini.remembered(reel)
+    reel = edited(reel, bank, pin(bank, bank.bank[0].uid))
+    shot = parse_shot("seconds: 0.3\nA red ball.")
+    place = prepare(bernini, [shot], reel, None).jobs[0].place
+    counted: list[str] = []
+
+    def count(module: Any, name: str) -> None:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: counted.append(name) or real(*args))
+
+    count(dual_cache_bank, "unpack")
+    count(filming, "check_layout")
+    count(cache_guided, "check_layout")
+    film_shot(bernini, shot, reel, None, place)
+    assert sorted(counted) == ["check_layout"] + ["unpack"] * 4, "three shots and an edit"
+
+
 def test_steps_are_those_that_are_counted(weaver: CacheGuidedEngine):
     text = "seconds: 1\nA red ball.\n---\nseconds: 0.4\nA red ball."
-    places = prepare(weaver, parse_storyboard(text).shots, None, None).places
+    jobs = prepare(weaver, parse_storyboard(text).shots, None, None).jobs
     counted, reel = Progress(10**6), Reel.empty(weaver.layout())
     for shot in parse_storyboard(text).shots:
-        reel = weaver.film(shot, reel, counted)
-    assert counted.done == places[0].total
+        reel = weaver.film(shot, reel, counted, weaver.shot_inputs(shot))
+    assert counted.done == jobs[0].place.total
 
 
 @pytest.mark.parametrize(

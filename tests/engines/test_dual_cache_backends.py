@@ -21,14 +21,15 @@ from longreel.engines.dual_cache_backends import (
     Vace,
     make_backend,
 )
-from longreel.engines.dual_cache_inputs import Backend, ChunkInputs, check_told, chunks, spoken
-from longreel.engines.filming import EngineError
+from longreel.engines.dual_cache_inputs import Backend, ChunkInputs, check_history, chunks, prompt_per_chunk
+from longreel.engines.engine import EngineError
 from longreel.film.dual_cache import FILMWEAVER, CacheNoise, Keyframe, Picture, StoryCache, push_chunk
 from longreel.film.reel.takes import PromptSchedule, ShotPlan
 from longreel.film.storyboard.shot import TimedPrompt
-from longreel.host.media.streaming_vae import encode_image
+from longreel.host.families import encode_image
 from longreel.host.sampling import Conditioned, SamplerSettings, sample_chunk
 from longreel.host.wan.cache_tokens import install
+from longreel.host.wan.forward import UnsupportedModelError
 
 from .. import tiny_models
 
@@ -222,13 +223,13 @@ def test_svi_is_anchor_and_newest_latent_before_zeros(vae, image_to_video, histo
 @pytest.mark.parametrize("backend", [StoryMem(), Svi()])
 def test_image_to_video_is_asked_for(backend: Backend, image_to_video):
     backend.check([image_to_video, image_to_video])
-    with pytest.raises(EngineError, match="needs an image-to-video model: load wan"):
+    with pytest.raises(UnsupportedModelError, match="needs an image-to-video model: load wan"):
         backend.check([image_to_video, wan()])
-    with pytest.raises(EngineError, match="cannot film with VaceWanModel"):
+    with pytest.raises(UnsupportedModelError, match="cannot film with VaceWanModel"):
         backend.check([wan(vace=True)])
     with pytest.raises(EngineError, match="films from pictures and there are none yet"):
-        check_told(backend, StoryCache("v", 16, 6, 4))
-    check_told(Bernini(), StoryCache("v", 16, 6, 4))
+        check_history(backend, StoryCache("v", 16, 6, 4))
+    check_history(Bernini(), StoryCache("v", 16, 6, 4))
 
 
 @pytest.mark.parametrize(
@@ -251,9 +252,9 @@ def test_chunks_are_as_few_and_as_even_as_can_be(backend: Backend, frames: int, 
 def test_a_prompt_holds_from_the_piece_that_lies_mostly_after_it():
     first, second, third = (TimedPrompt(at, str(at)) for at in (0, 1, 2))
     said = PromptSchedule(((0, first), (9, second), (13, third)), ())
-    assert spoken(said, [10, 10, 10]) == [first, third, third], "second would hold for three frames of 30"
-    assert spoken(said, [7, 7, 7]) == [first, second, third]
-    assert spoken(PromptSchedule(((0, first), (6, second)), ()), [6, 6]) == [first, second]
+    assert prompt_per_chunk(said, [10, 10, 10]) == [first, third, third], "second would hold for three frames of 30"
+    assert prompt_per_chunk(said, [7, 7, 7]) == [first, second, third]
+    assert prompt_per_chunk(PromptSchedule(((0, first), (6, second)), ()), [6, 6]) == [first, second]
 
 
 def told_kinds(conditioning: list[Any]) -> list[str]:

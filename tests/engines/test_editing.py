@@ -7,31 +7,27 @@ from dataclasses import replace
 import comfy.sd
 import pytest
 import torch
+from longreel.engines.causal import CausalEngine
+from longreel.engines.causal_memory import pin_and_ban
 from longreel.engines.dual_cache import CacheGuidedEngine
 from longreel.engines.dual_cache_backends import Bernini, make_backend
-from longreel.engines.editing import (
-    add_references,
-    as_cache_guided,
-    begin_with_clip,
-    contact_sheet,
-    describe_bank,
-    describe_ranking,
-    edit_bank,
-    extend_shot,
-    fork,
-)
-from longreel.engines.filming import EngineError, film_shot, prepare
-from longreel.film.dual_cache import FILMWEAVER, CacheError
-from longreel.film.reel.reel import Reel, ReelError
+from longreel.engines.dual_cache_bank import edit_bank
+from longreel.engines.editing import begin_with_clip, extend_shot, fork, retake_shot
+from longreel.engines.engine import Engine, EngineError
+from longreel.engines.filming import film_shot, prepare
+from longreel.film.dual_cache import FILMWEAVER
+from longreel.film.reel.groups import KeyframeGroup, KVPinsGroup
+from longreel.film.reel.reel import FilmedShot, Reel, ReelError, ReelLayout
 from longreel.film.storyboard.text import parse_shot, parse_storyboard
+from longreel.host.families import encode_clip
 from longreel.host.media.embedder import load_embedder
-from longreel.host.media.streaming_vae import encode_clip
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.sampling import SamplerSettings
 from longreel.host.wan.cache_tokens import install
 from safetensors.torch import save_file
 
 from .. import tiny_models
+from .test_causal import engine as causal  # noqa: F401
 
 STORY = "seconds: 1\nA red ball.\n---\nseconds: 1\nA red ball jumps.\n---\nseconds: 1\nA red ball spins."
 
@@ -59,10 +55,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> CacheGuidedEngine:
     )
 
 
-def film(engine: CacheGuidedEngine, text: str, reel: Reel | None = None) -> Reel:
+def film(engine: Engine, text: str, reel: Reel | None = None) -> Reel:
     shots = parse_storyboard(text).shots
-    for shot, place in zip(shots, prepare(engine, shots, reel, None).places):
-        reel = film_shot(engine, shot, reel, None, place)
+    for job in prepare(engine, shots, reel, None).jobs:
+        reel = film_shot(engine, job.shot, reel, None, job.place)
     assert reel is not None
     return reel
 
@@ -79,54 +75,6 @@ def story(engine: CacheGuidedEngine, tmp_path_factory: pytest.TempPathFactory):
 
 def pictures(count: int) -> torch.Tensor:
     return torch.rand(count, 64, 64, 3, generator=torch.Generator().manual_seed(8))
-
-
-def test_keyframes_are_marked_by_number(engine: CacheGuidedEngine, story: Reel):
-    bank = engine.remembered(story).bank
-    reel = edit_bank(engine, story, pinned=[1], banned=[2], removed=[3], replaced=2, picture=pictures(1))
-    changed = engine.remembered(reel).bank
-    assert len(changed) == len(bank) - 1
-    lines = describe_bank(engine.remembered(reel), reel).splitlines()
-    assert lines[0].startswith("1. ")
-    assert any("pinned" in line and "shot 1" in line for line in lines)
-    assert any("your picture" in line for line in lines)
-    shown = describe_bank(engine.remembered(story), story).splitlines()
-    assert [line.split(" was shown")[0] for line in shown if "was shown" in line] == ["Shot 2", "Shot 3"]
-    freed = edit_bank(engine, edit_bank(engine, story, pinned=[1], banned=[1]), freed=[1])
-    assert not any(keyframe.pinned or keyframe.banned for keyframe in engine.remembered(freed).bank)
-    empty = edit_bank(engine, story, clear=True)
-    assert describe_bank(engine.remembered(empty), empty) == "The shot cache is empty."
-    assert edit_bank(engine, story) is story
-    with pytest.raises(CacheError, match="no keyframe 99"):
-        edit_bank(engine, story, pinned=[99])
-    with pytest.raises(CacheError, match="Connect the picture"):
-        edit_bank(engine, story, replaced=1)
-
-
-def test_pins_come_first_in_the_ranking(engine: CacheGuidedEngine, story: Reel):
-    cache = engine.remembered(story)
-    last = engine.rank(cache, "A red ball.", 3).ranking[-1].keyframe.uid
-    number = [keyframe.uid for keyframe in cache.bank].index(last) + 1
-    told = engine.remembered(edit_bank(engine, story, pinned=[number]))
-    ranking = engine.rank(told, "A red ball.", 3)
-    assert ranking.keyframes[0].uid == last
-    assert describe_ranking(told, ranking).splitlines()[0].split()[1:2] == ["pinned:"]
-    assert contact_sheet([keyframe.picture.image() for keyframe in ranking.keyframes], 32, 48).shape == (
-        len(ranking.keyframes), 48, 32, 3,
-    )  # fmt: skip
-    many = contact_sheet([torch.zeros(48, 83, 3)] * 200, 832, 480)
-    assert many.shape[0] == 200
-    assert many.numel() * 4 <= 512 * 1024**2
-    assert contact_sheet([], 32, 48).shape == (1, 48, 32, 3)
-
-
-def test_references_are_told_to_the_next_shot(engine: CacheGuidedEngine):
-    reel = add_references(engine, Reel.empty(engine.layout()), pictures(2), [("Ada", "Bo"), ()], True)
-    assert [keyframe.characters for keyframe in engine.remembered(reel).bank] == [("Ada", "Bo"), ()]
-    told = film(engine, "seconds: 0.5\nA red ball.", reel).shots[0].meta["told"]
-    assert {len(chunk) for chunk in told} == {2}
-    with pytest.raises(CacheError, match="2 pictures came with 1 lines"):
-        add_references(engine, reel, pictures(2), [("Ada",)], True)
 
 
 @pytest.mark.parametrize(("count", "kept"), [(1, 1), (4, 1), (5, 5), (12, 9)])
@@ -178,20 +126,92 @@ def test_a_reel_goes_back_to_any_moment(engine: CacheGuidedEngine, story: Reel):
         fork(story, 4)
 
 
-def test_another_engine_is_told_apart():
-    with pytest.raises(EngineError, match="use Cache-Guided Engine"):
-        as_cache_guided(object())  # type: ignore[arg-type]
+def test_a_shot_with_a_lead_is_cut_behind_it(tmp_path):
+    """A first-frame shot begins with frames that are not shown; they are no part of the seconds that stay."""
+    layout = ReelLayout(8.0, 32, 16, 4, 8, 4, "model", "vae", {})
+    shot = FilmedShot.store(
+        parse_shot("seconds: 2\nA red ball."),
+        torch.zeros(1, 4, 6, 2, 4),
+        previous="",
+        settings={},
+        take_start=True,
+        frames=16,
+        meta={"transition": {"lead": 5}},
+    )
+    half = fork(Reel.empty(layout).append(shot), 1, 1.0).shots[0]
+    assert (half.lead, half.frames, half.latent_frames) == (5, 8, 4)
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_conditioning_for_other_samplers_is_that_of_a_shot(engine: CacheGuidedEngine, story: Reel, goes_on: bool):
-    prompt = engine.clip.encode_from_tokens_scheduled(engine.clip.tokenize("A red ball."))
-    given = engine.tell(story, prompt, prompt, "A red ball.", 21, goes_on, 3)
-    assert (given.frames, given.trim) == (6, 0)
-    payload = given.positive[0][1]["model_conds"]["longreel_cache"].cond
-    kinds = [segment.kind for segment in payload.segments]
-    called = engine.rank(engine.remembered(story), "A red ball.", 2 if goes_on else 3).keyframes
-    assert kinds == ["shot"] * len(called) + ["temporal"] * (3 if goes_on else 0)
-    assert torch.equal(payload.segments[0].latent, called[0].latent)
-    with pytest.raises(EngineError, match="no motion to go on from"):
-        engine.tell(Reel.empty(engine.layout()), prompt, prompt, "A red ball.", 21, True, 3)
+def test_the_causal_engine_extends_any_shot(causal: CausalEngine):  # noqa: F811
+    reel = film(causal, STORY)
+    piece = parse_shot("seconds: 1, start: continue, seed: 4\nA red ball jumps.")
+    longer = extend_shot(causal, reel, 1, piece, keep_rest=True)
+    assert [shot.take_start for shot in longer.shots] == [True, False, True, True]
+    assert [longer.shots[i].file.path for i in (0, 2, 3)] == [shot.file.path for shot in reel.shots]
+    whole = film(causal, "seconds: 1\nA red ball.\n---\nseconds: 1, start: continue, seed: 4\nA red ball jumps.")
+    assert torch.equal(longer.latents(1), whole.latents(1)), "as if it had been filmed so at first"
+    assert film(causal, "seconds: 0.5, start: continue\nA red ball.", longer).shots[-1].latent_frames
+
+
+def test_the_causal_engine_goes_on_from_what_it_did_not_film(causal: CausalEngine):  # noqa: F811
+    """A clip leaves no KV memory, nor does a shot that was cut short: the last block is given to the model again."""
+    text = "seconds: 0.7, start: continue\nA red ball jumps.\n[0.3s] A red ball spins."
+    empty, frames = Reel.empty(causal.layout()), pictures(9)
+    reels = [film(causal, text, begin_with_clip(causal, empty, clip, "A clip.")) for clip in (frames, 1 - frames)]
+    assert [shot.frames for shot in reels[0].shots] == [9, 11]
+    assert not reels[0].shots[1].take_start
+    assert not torch.allclose(reels[0].latents(1), reels[1].latents(1), atol=1e-3)
+    found, stills = causal.retrieve(reels[0], "A red ball.", 9)
+    sink = [still for item, still in zip(found, stills) if item.frame == 0]
+    first = causal.vae.decode(reels[0].latents(0, 0, 1)).reshape(48, 32, 3)
+    assert torch.allclose(sink[0], first, atol=1e-5), "the memory begins with the clip's frames"
+    assert len(film(causal, "seconds: 0.5, start: continue\nA red ball.", reels[0]).shots) == 3
+    half = fork(film(causal, STORY), 2, 0.7)
+    assert len(film(causal, text, half).shots) == 3
+    with pytest.raises(EngineError, match="shorter than a block of 3 latent frames"):
+        film(causal, text, begin_with_clip(causal, empty, frames[:5], "A clip."))
+
+
+def test_a_shot_is_taken_again_and_what_goes_on_from_it(causal: CausalEngine):  # noqa: F811
+    text = STORY.replace("seconds: 1\nA red ball jumps.", "seconds: 1, start: continue, seed: 1\nA red ball jumps.")
+    reel = film(causal, text)
+    pinned = pin_and_ban(reel, [], [max(_bank(causal, reel))])
+    again = retake_shot(causal, pinned, 1, 77, keep_rest=True)
+    assert [shot.shot.seed for shot in again.shots] == [77, *(shot.shot.seed for shot in reel.shots[1:])]
+    assert not any(torch.equal(again.latents(i), reel.latents(i)) for i in (0, 1))
+    assert again.shots[2].file is reel.shots[2].file
+    assert [edit.after for edit in again.edits] == [3]
+    assert again.frames == reel.frames
+    alone = film(causal, text.replace("seconds: 1\nA red ball.", "seconds: 1, seed: 77\nA red ball."))
+    assert all(torch.equal(again.latents(i), alone.latents(i)) for i in (0, 1))
+    last = retake_shot(causal, pinned, 3, 5, keep_rest=True)
+    assert not any(KVPinsGroup.of(edit) for edit in last.edits), "they name frames of the old take"
+    assert len(retake_shot(causal, reel, 1, 77, keep_rest=False).shots) == 2
+    with pytest.raises(ReelError, match="Shot 1 is a clip of yours"):
+        retake_shot(causal, begin_with_clip(causal, Reel.empty(causal.layout()), pictures(9), "A."), 1, 7, True)
+
+
+def test_marks_on_keyframes_stay_when_a_shot_is_taken_again(engine: CacheGuidedEngine, story: Reel):
+    again = retake_shot(engine, edit_bank(engine, story, pinned=[1]), 3, 5, keep_rest=True)
+    assert [edit.after for edit in again.edits] == [3]
+    assert KeyframeGroup.of(again.edits[0])
+    assert any(keyframe.pinned for keyframe in engine.remembered(again).bank)
+
+
+def _bank(engine: CausalEngine, reel: Reel) -> list[int]:
+    found, _ = engine.retrieve(reel, "A red ball.", 99)
+    return [item.frame for item in found if item.role == "bank"]
+
+
+def test_engines_say_what_they_can_do(engine: CacheGuidedEngine, causal: CausalEngine):  # noqa: F811
+    assert engine.capabilities.continues
+    assert engine.capabilities.edits == ("keyframes",)
+    bernini = replace(engine, backend=Bernini()).capabilities
+    assert (bernini.continues, bernini.start_image, bernini.prompts_per_shot, bernini.references) == (
+        False,
+        False,
+        1,
+        8,
+    )
+    assert causal.capabilities.continues
+    assert causal.capabilities.edits == ("kv_bank",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +17,27 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_wan import Wan22ImageToVideoLatent, WanImageToVideo
+from longreel.engines import first_frame
 from longreel.engines.filming import film_shot, prepare
 from longreel.engines.first_frame import LEADS, FirstFrameEngine
 from longreel.film.first_frame import Reference, compose
 from longreel.film.reel.project import ProjectStore
 from longreel.film.reel.reel import Reel, load_reel, save_reel
 from longreel.film.storyboard.text import parse_shot, parse_storyboard
+from longreel.host.families import encode_image
 from longreel.host.files.pictures import fingerprint_files
 from longreel.host.media.decode import film_frames
-from longreel.host.media.streaming_vae import encode_image
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.progress import Progress
-from longreel.host.wan.first_frame import kind_of, split_steps
+from longreel.host.sampling import stages_by_boundary
+from longreel.host.wan.first_frame import kind_of
 from PIL import Image
 from safetensors.torch import save_file
 
 import nodes as core_nodes
 
 from .. import tiny_models
-from ..host.media.test_streaming_vae import _vae
+from ..host.families.test_wan import _vae
 
 WIDTH, HEIGHT = 64, 32
 SHOT = "seconds: 0.5, seed: 3\nA red ball stands at the beach."
@@ -71,8 +74,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> FirstFrameEngine:
     text = tmp_path_factory.mktemp("text") / tiny_models.TEXT
     save_file(tiny_models.text_weights(), text)
     return FirstFrameEngine(
-        model=dit(1, 36),
-        low_model=dit(2, 36),
+        models=(dit(1, 36), dit(2, 36)),
         clip=load_miniature_clip(str(text)),
         vae=comfy.sd.VAE(sd=tiny_models.vae_weights()),
         width=WIDTH,
@@ -100,7 +102,7 @@ def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def film(engine: FirstFrameEngine, text: str = SHOT, first: torch.Tensor | None = None) -> Reel:
     reel = Reel.empty(engine.layout())
     for shot in parse_storyboard(text).shots:
-        reel = engine.film(shot, reel, Progress(1), first)
+        reel = engine.film(shot, reel, Progress(1), engine.shot_inputs(shot, first))
     return reel
 
 
@@ -127,19 +129,19 @@ def test_pair_films_what_two_ksamplers_make(pair: FirstFrameEngine, sampler: str
         1,
         start_image=first,
     ).args
-    switch = split_steps(engine.model, "simple", 5, 0.9)
+    switch = stages_by_boundary(engine.models, "simple", 5, 0.9)[0].last
     assert 0 < switch < 5
     run = core_nodes.KSamplerAdvanced().sample
     plain = (sampler, "simple", positive, negative)
-    half = run(engine.model, "enable", 3, 5, 6.0, *plain, latent, 0, switch, "enable")[0]
-    whole = run(engine.low_model, "disable", 3, 5, 6.0, *plain, half, switch, 10000, "disable")[0]
+    half = run(engine.models[0], "enable", 3, 5, 6.0, *plain, latent, 0, switch, "enable")[0]
+    whole = run(engine.models[1], "disable", 3, 5, 6.0, *plain, half, switch, 10000, "disable")[0]
     assert torch.equal(mine, whole["samples"])
-    swapped = film(replace(engine, model=engine.low_model, low_model=engine.model)).latents(0)
+    swapped = film(replace(engine, models=engine.models[::-1])).latents(0)
     assert not torch.allclose(mine, swapped, atol=1e-3)
 
 
 def test_single_image_to_video_model_films_what_ksampler_makes(pair: FirstFrameEngine):
-    engine = replace(pair, low_model=None)
+    engine = replace(pair, models=pair.models[:1])
     engine.check()
     first = picture(4)
     alone = film(replace(engine, cast=()), first=first).latents(0)
@@ -153,7 +155,7 @@ def test_single_image_to_video_model_films_what_ksampler_makes(pair: FirstFrameE
         1,
         start_image=first,
     ).args
-    theirs = core_nodes.KSampler().sample(engine.model, 3, 5, 6.0, "euler", "simple", positive, negative, latent)[0]
+    theirs = core_nodes.KSampler().sample(engine.models[0], 3, 5, 6.0, "euler", "simple", positive, negative, latent)[0]
     assert torch.equal(alone, theirs["samples"])
 
 
@@ -162,7 +164,7 @@ def test_5b_films_what_ksampler_makes(pair: FirstFrameEngine):
         tiny_models.dit_weights(5, 48, out_dim=48), metadata=tiny_models.dit_metadata(causal=False)
     )
     assert kind_of(model) == "latent"
-    engine = replace(pair, model=model, low_model=None, vae=vae_5b(), cast=())
+    engine = replace(pair, models=(model,), vae=vae_5b(), cast=())
     engine.check()
     first = picture(4)
     mine = film(engine, first=first).latents(0)
@@ -173,10 +175,10 @@ def test_5b_films_what_ksampler_makes(pair: FirstFrameEngine):
 
 
 def test_text_to_video_model_is_given_a_clean_first_frame(pair: FirstFrameEngine, monkeypatch: pytest.MonkeyPatch):
-    engine = replace(pair, model=dit(1), low_model=None, cast=())
-    assert kind_of(engine.model) == "frame"
+    engine = replace(pair, models=(dit(1),), cast=())
+    assert kind_of(engine.models[0]) == "frame"
     first, seen = picture(4), []
-    network = engine.model.model.diffusion_model
+    network = engine.models[0].model.diffusion_model
     real = network.forward_orig
 
     def watch(x: torch.Tensor, timestep: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
@@ -188,7 +190,7 @@ def test_text_to_video_model_is_given_a_clean_first_frame(pair: FirstFrameEngine
     latents = film(engine, first=first).latents(0)
     encoded = encode_image(engine.vae, first, WIDTH, HEIGHT)
     assert torch.allclose(latents[:, :, :1], encoded, atol=1e-5)
-    clean = engine.model.model.process_latent_in(encoded)[:, :, 0]
+    clean = engine.models[0].model.process_latent_in(encoded)[:, :, 0]
     assert len(seen) >= 5
     for x, timestep in seen:
         assert torch.allclose(x, clean.expand_as(x), atol=1e-5)
@@ -201,8 +203,8 @@ def test_text_to_video_model_is_given_a_clean_first_frame(pair: FirstFrameEngine
 
 @pytest.mark.parametrize(("steps", "switch"), [(4, 2), (6, 3), (8, 3), (20, 8), (30, 11), (40, 15), (50, 18)])
 def test_expert_switch_of_the_published_schedule(pair: FirstFrameEngine, steps: int, switch: int):
-    assert split_steps(pair.model, "simple", steps, 0.9) == switch
-    levels = comfy.samplers.calculate_sigmas(pair.model.get_model_object("model_sampling"), "simple", steps)
+    assert stages_by_boundary(pair.models, "simple", steps, 0.9)[0].last == switch
+    levels = comfy.samplers.calculate_sigmas(pair.models[0].get_model_object("model_sampling"), "simple", steps)
     assert len(levels) == steps + 1
     assert levels[switch - 1] >= 0.9 > levels[switch]
 
@@ -245,7 +247,6 @@ def test_auto_trims_what_it_finds_and_says_so(pair: FirstFrameEngine):
 
 
 def test_next_shot_makes_up_for_a_late_cut(pair: FirstFrameEngine, monkeypatch: pytest.MonkeyPatch):
-    from longreel.engines import first_frame
     from longreel.film.first_frame import Cut
 
     late = Cut(12, "found", 0.0, (), "")
@@ -253,7 +254,8 @@ def test_next_shot_makes_up_for_a_late_cut(pair: FirstFrameEngine, monkeypatch: 
     engine = replace(pair, transition="auto")
     first = film(engine)
     assert (first.shots[0].lead, first.shots[0].frames) == (12, 5)
-    both = engine.film(parse_shot(SHOT), first, Progress(1), picture())
+    shot = parse_shot(SHOT)
+    both = engine.film(shot, first, Progress(1), engine.shot_inputs(shot, picture()))
     assert both.shots[1].frames == 9  # 11 are missing to the 16 of the storyboard, 21 are filmed
 
 
@@ -269,13 +271,13 @@ def test_shots_name_their_references(pair: FirstFrameEngine):
     from_file = Reference.from_image(torch.from_numpy(file / 255.0).float(), name="red box")
     room = torch.from_numpy(file[None, ..., :3] / 255.0).float()
     wanted = compose([pair.cast[1], from_file], room, "auto", (WIDTH, HEIGHT)).picture
-    assert torch.equal(pair.picture(shot), wanted)
+    assert torch.equal(pair.shot_inputs(shot).picture, wanted)
     # Film Shot is run again when a file changes, the plate's too.
     before = fingerprint_files(shot.references)
     Image.new("RGB", (8, 8)).save(Path(folder_paths.input_directory) / "room.png")
     assert fingerprint_files(shot.references) != before
     everybody = compose(pair.cast, pair.plate, "auto", (WIDTH, HEIGHT)).picture
-    assert torch.equal(pair.picture(parse_shot("A red ball.")), everybody)
+    assert torch.equal(pair.shot_inputs(parse_shot("A red ball.")).picture, everybody)
 
 
 def test_prompt_has_the_trigger_and_the_looks(pair: FirstFrameEngine):
@@ -284,10 +286,52 @@ def test_prompt_has_the_trigger_and_the_looks(pair: FirstFrameEngine):
     real = engine.clip.tokenize
     engine.clip.tokenize = lambda text: told.append(text) or real(text)  # type: ignore[method-assign]
     try:
-        engine.check_shot(parse_shot("references: ball\nA ball walks."))
+        engine.shot_inputs(parse_shot("references: ball\nA ball walks."))
     finally:
         engine.clip.tokenize = real  # type: ignore[method-assign]
     assert told == ["The same character. A ball walks. The ball is red."]
+
+
+def test_a_cast_is_loaded_and_composed_once(pair: FirstFrameEngine, monkeypatch: pytest.MonkeyPatch):
+    """Once to plan a shot and once to film it, with a trigger that asks for the cast's looks too."""
+    Image.new("RGBA", (24, 24), (255, 0, 0, 255)).save(Path(folder_paths.input_directory) / "box.png")
+    Image.new("RGB", (24, 24)).save(Path(folder_paths.input_directory) / "room.png")
+    counted: list[str] = []
+
+    def count(name: str) -> None:
+        real = getattr(first_frame, name)
+        monkeypatch.setattr(first_frame, name, lambda *args, **named: counted.append(name) or real(*args, **named))
+
+    for name in ("load_cut_out", "load_picture", "compose", "build_prompt"):
+        count(name)
+    engine = replace(pair, trigger="The same character.")
+    shot = parse_shot("seconds: 0.5, references: ball; box.png; plate=room.png\nA red ball.")
+    (job,) = prepare(engine, [shot], None, None).jobs
+    assert sorted(counted) == ["build_prompt", "compose", "load_cut_out", "load_picture"]
+    counted.clear()
+    film_shot(engine, shot, None, None, job.place)
+    assert sorted(counted) == ["build_prompt", "compose", "load_cut_out", "load_picture"]
+
+
+def test_a_plan_holds_no_pictures(pair: FirstFrameEngine, monkeypatch: pytest.MonkeyPatch):
+    """A story of fifty shots keeps as much as one of two: a fingerprint of each picture, and never two at once."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    real = FirstFrameEngine.shot_inputs
+
+    def watch(engine: FirstFrameEngine, *args: Any) -> Any:
+        nonlocal most
+        inputs = real(engine, *args)
+        alive.append(weakref.ref(inputs.picture))
+        most = max(most, sum(one() is not None for one in alive))
+        return inputs
+
+    monkeypatch.setattr(FirstFrameEngine, "shot_inputs", watch)
+    story = prepare(pair, [parse_shot(SHOT)] * 50, None, None)
+    assert len(alive) == len(story.jobs) == 50
+    assert most <= 2, "the one before lives until the next takes its name"
+    assert not any(one() is not None for one in alive)
+    assert len({job.fingerprint for job in story.jobs}) == 50
 
 
 def test_project_reuses_shots_until_the_cast_changes(pair: FirstFrameEngine, tmp_path: Path):
@@ -295,11 +339,11 @@ def test_project_reuses_shots_until_the_cast_changes(pair: FirstFrameEngine, tmp
         store, shots, reel = ProjectStore(tmp_path / "project"), parse_storyboard(f"{SHOT}\n---\n{SHOT}").shots, None
         story = prepare(engine, shots, reel, store)
         counted = []
-        for shot, place in zip(shots, story.places):
-            reel = film_shot(engine, shot, reel, store, place)
-            counted.append(place.total)
+        for job in story.jobs:
+            reel = film_shot(engine, job.shot, reel, store, job.place)
+            counted.append(job.place.total)
         assert counted == [10, 10]
-        return [decision.action for decision in story.decisions]
+        return [job.decision.action for job in story.jobs if job.decision]
 
     assert shoot(pair) == ["filmed", "filmed"]
     assert shoot(pair) == ["reused", "reused"]
@@ -308,7 +352,8 @@ def test_project_reuses_shots_until_the_cast_changes(pair: FirstFrameEngine, tmp
 
 def test_steps_are_those_that_are_counted(pair: FirstFrameEngine):
     counted = Progress(100)
-    pair.film(parse_shot(SHOT), Reel.empty(pair.layout()), counted, picture())
+    shot = parse_shot(SHOT)
+    pair.film(shot, Reel.empty(pair.layout()), counted, pair.shot_inputs(shot, picture()))
     assert counted.done == 5
 
 
@@ -331,20 +376,20 @@ def test_settings(pair: FirstFrameEngine, change: dict[str, Any], message: str):
 
 def test_models(pair: FirstFrameEngine):
     with pytest.raises(ValueError, match="takes 20 input channels"):
-        replace(pair, model=dit(1, 20), low_model=None).check()
+        replace(pair, models=(dit(1, 20),)).check()
     with pytest.raises(ValueError, match="Only image-to-video models come as a pair"):
-        replace(pair, model=dit(1)).check()
+        replace(pair, models=(dit(1), pair.models[1])).check()
     with pytest.raises(ValueError, match=r"latents have 16 channels and the VAE's 48: load wan_2.1_vae"):
         replace(pair, vae=_vae("2.2", 8)).check()
 
 
 def test_experts_with_each_others_lora(pair: FirstFrameEngine):
-    high, low = pair.model.clone(), pair.low_model.clone()  # type: ignore[union-attr]
+    high, low = (model.clone() for model in pair.models)
     high.set_attachments("lora_metadata", {"expert": "low"})
     low.set_attachments("lora_metadata", {"expert": "high"})
     with pytest.raises(ValueError, match="The two LoRAs are swapped"):
-        replace(pair, model=high, low_model=low).check()
-    replace(pair, model=low, low_model=high).check()
+        replace(pair, models=(high, low)).check()
+    replace(pair, models=(low, high)).check()
 
 
 @pytest.mark.parametrize(

@@ -53,3 +53,21 @@ def load_tiny(golden):
 def tiny_wan(golden):
     """One shared tiny model in fp32."""
     return load_tiny_wan(golden)
+
+
+@pytest.fixture
+def paused(monkeypatch):
+    """How often ComfyUI's record of allocations was paused, as a list with an entry for each time."""
+    from contextlib import contextmanager
+
+    import comfy.model_prefetch
+
+    times = []
+
+    @contextmanager
+    def pause():
+        times.append(True)
+        yield
+
+    monkeypatch.setattr(comfy.model_prefetch, "pause_malloc_graph", pause, raising=False)
+    return times

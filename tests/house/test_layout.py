@@ -78,9 +78,7 @@ def test_source_file(file: Path):
     limit = 300 if _room(file) == "nodes" else 400
     assert len(source.splitlines()) <= limit
     # Training picks its own precision and makes its own layers; everything else leaves both to ComfyUI's operations.
-    forbidden = (
-        FORBIDDEN_EVERYWHERE if _room(file) == "training" else FORBIDDEN_EVERYWHERE + FORBIDDEN_BUT_IN_TRAINING
-    )
+    forbidden = FORBIDDEN_EVERYWHERE if _room(file) == "training" else FORBIDDEN_EVERYWHERE + FORBIDDEN_BUT_IN_TRAINING
     code = [line for line in source.splitlines() if not line.lstrip().startswith("#")]
     assert [line for line in code if re.search("|".join(forbidden), line)] == []
     # ComfyUI imports the pack under another name. (No linter's ban: in a folder called longreel, the name that the

@@ -50,18 +50,23 @@ def guided(backend: str = "filmweaver", **changes: Any) -> Prompt:
     model = {"filmweaver": "lora"}.get(backend, "high" if pair else "dit")
     lora = {} if pair else {"file": tiny_models.LORA, "strength": 1.0, "made_by": "longreel"}
     ours: Prompt = {"lora": node("LongreelFilmWeaverLora", model=["dit", 0], **lora)} if lora else {}
-    return prompt | pair | ours | {
-        "keys": node("LongreelKeyframeClip", file=tiny_models.CLIP, architecture="ViT-L-14"),
-        "engine": node(
-            "LongreelCacheGuidedEngine",
-            model=[model, 0],
-            clip=["text", 0],
-            vae=["vae", 0],
-            keyframe_clip=["keys", 0],
-            backend=backend,
-            **settings | changes,
-        ),
-    }
+    return (
+        prompt
+        | pair
+        | ours
+        | {
+            "keys": node("LongreelKeyframeClip", file=tiny_models.CLIP, architecture="ViT-L-14"),
+            "engine": node(
+                "LongreelCacheGuidedEngine",
+                model=[model, 0],
+                clip=["text", 0],
+                vae=["vae", 0],
+                keyframe_clip=["keys", 0],
+                backend=backend,
+                **settings | changes,
+            ),
+        }
+    )
 
 
 def story(text: str = STORY, project: str = "", **before: Any) -> Prompt:

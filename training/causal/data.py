@@ -1,6 +1,6 @@
-"""What the memory adapter learns from: a character seen before a cut and filmed after it, and places without anybody.
+"""Training data of the memory adapter: a character before a cut and after it, and places without characters.
 
-Each item is encoded once and kept. How they become training sequences is ``training.causal.train``.
+Each item is encoded once and kept. How they become training sequences is `training.causal.train`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _LONGEST = 8.0
 class Takes:
     """N takes that begin after a cut. Of places alone, `views` are frames of the same place later on.
 
-    views: frames remembered of earlier, [N, VIEWS, 16, 8, 8]. told: the prompt that they were filmed under, [N, 48].
-    take: [N, TARGET, 16, 8, 8]. weights: where characters are in it, [N, TARGET, 8, 8]. tokens: its prompt, and the one
-    that says "the same character" where there is one, [N, 2, 48].
+    views: frames of earlier, for the memory, [N, VIEWS, 16, 8, 8]. told: the tokens of their prompt, [N, 48]. take: [N,
+    TARGET, 16, 8, 8]. weights: where characters are in it, [N, TARGET, 8, 8]. tokens: its prompt, and the one that says
+    "the same character" where there is one, [N, 2, 48].
     """
 
     views: torch.Tensor
@@ -48,7 +48,7 @@ class Takes:
 
 
 def scene_of(rng: random.Random, character: Character | None, *, held_out: bool = False) -> Scene:
-    """A scene of one beat with that character alone, or nobody; ``held_out`` ones are never shown in training."""
+    """A scene of one beat with that character alone, or none; `held_out` ones are never trained on."""
     places = [place for place in PLACES if character is None or is_held_out(character, place) == held_out]
     camera = rng.choice(CAMERAS) if rng.random() < 0.5 else "still"
     nudge = round(rng.uniform(-0.05, 0.05), 3)
@@ -57,7 +57,9 @@ def scene_of(rng: random.Random, character: Character | None, *, held_out: bool 
 
 
 def _item(
-    rng: random.Random, character: Character | None, see: Callable[[Scene, float, int], tuple[torch.Tensor, torch.Tensor]]
+    rng: random.Random,
+    character: Character | None,
+    see: Callable[[Scene, float, int], tuple[torch.Tensor, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
     before = scene_of(rng, character)
     after = scene_of(rng, character) if character else before
@@ -77,8 +79,8 @@ def _item(
 def encode_takes(
     vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, shards: int, folder: Path, seed: int
 ) -> None:
-    """Write ``shards`` shards of 64 takes with a character and a quarter as many of places alone under ``folder``;
-    those already there are kept, so a killed run goes on.
+    """Write `shards` shards of 64 takes with a character and a quarter as many of places alone under `folder`; those
+    already there are kept, so a killed run goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     world = World(shift.device)
@@ -104,6 +106,6 @@ def encode_takes(
 
 
 def load_takes(folder: Path, kind: str) -> Takes:
-    """All shards of a ``kind`` ("characters" or "places") found under ``folder``."""
+    """All shards of a `kind` ("characters" or "places") found under `folder`."""
     shards = [load_file(path) for path in sorted(folder.glob(f"{kind}-*.safetensors"))]
     return Takes(**{key: torch.cat([shard[key] for shard in shards]) for key in shards[0]})

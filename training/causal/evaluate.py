@@ -1,10 +1,10 @@
-"""What a memory is worth on the miniature: one-minute stories in which the lead comes back, read by the probe.
+"""Evaluation of the KV memory on the miniature: one-minute stories in which the lead comes back, classified by the
+probe.
 
 The story, six shots of ten seconds, a cut before each: the place alone; the lead, named in full; two more places alone;
-the lead again, named only "the same character"; somebody else, named in full. The film's first block shows nobody, so a
-sink alone cannot know the lead, and nobody else comes between, so that "the same" has one meaning.
-``python -m longreel.training memory-judge`` films many of them under four memories and prints the table of
-``docs/memory.md``.
+the lead again, named only "the same character"; somebody else, named in full. The film's first block has no character,
+so a sink alone cannot hold the lead, and no other character comes between, so that "the same" is unambiguous. `python
+-m longreel.training memory-judge` films many under four memories and prints the table of docs/memory.md.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MEMORIES: Mapping[str, MemorySettings] = {
     "+ bank, sparse": replace(MEMFLOW, active=3),
 }
 _LOOK = 9
-"""Latent frames that are decoded to be read where somebody is to be seen: two seconds."""
+"""Latent frames that are decoded and classified in shots with a character: two seconds."""
 
 
 def draw_story(number: int) -> list[Scene]:
@@ -100,11 +100,11 @@ def film_stories(
 def read_stories(
     probe: Probe, vae: Any, stories: Sequence[Sequence[Scene]], shots: Sequence[torch.Tensor]
 ) -> list[list[dict[str, float]]]:
-    """For each story and shot the share of frames that are as told, by attribute, in the shot's last two seconds; for
-    the lead's return also ``recall`` in its first. ``identity`` is the mean of colour, body and headgear, ``exact``
-    where all three are right.
+    """For each story and shot the share of frames that are as prompted, by attribute, in the shot's last two seconds;
+    for the lead's return also `recall` in its first. `identity` is the mean of colour, body and headgear, `exact` where
+    all three are right.
 
-    vae: as of ``training.miniature.vae``, its raw latents those of the model; shots: latents [B, 16, T, 8, 8] each.
+    vae: as of `training.miniature.vae`, its raw latents those of the model; shots: latents [B, 16, T, 8, 8] each.
     """
     rows: list[list[dict[str, float]]] = [[] for _ in stories]
     for number, latents in enumerate(shots):
@@ -138,7 +138,7 @@ def _identity(reading: Reading, told: Mapping[str, str]) -> dict[str, float]:
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
-    """``memory-judge``'s."""
+    """`memory-judge`'s."""
     parser.add_argument("--lora", default="", help="adapter to judge; default the shipped one, 'none' the base alone")
     parser.add_argument("--stories", type=int, default=50, help="different stories")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a film of each story for each")
@@ -149,7 +149,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
-    """``memory-judge``."""
+    """`memory-judge`."""
     start_comfyui()
     models = evaluate.load(weights)
     path = weights / FILES["memory"] if not chosen.lora else Path(chosen.lora)
@@ -216,7 +216,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def by_shot(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Place in every shot, and identity and action where somebody is named in full: what does not decay stays."""
+    """Place in every shot, and identity and action where a character is named in full: a measure of drift."""
     stories = [story for run in runs for story in run["read"]]
     found = {}
     for shot in range(len(LENGTHS)):

@@ -1,7 +1,7 @@
 """Many films at once, each with its own prompts and seed, on the memory that films one: for judging, where a small
 model's time goes into the calls and not into the arithmetic.
 
-A film made so equals the one that ``host.wan.forward.rollout.roll_out`` makes (a test holds them together).
+A film made so equals the one that `host.wan.forward.rollout.roll_out` makes (a test holds them together).
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
-"""Teach a causal model to use its memory after a cut: who "the same character" is, and which frames are worth keeping.
+"""A LoRA that makes a causal model use its KV memory after a cut: who "the same character" is, and which frames to
+keep.
 
 A training sequence is a take that begins after a cut, with the film's first block (the sink) and three remembered
-frames (the bank) before it, as a rollout shows them. Sink and bank hold places without anybody and, anywhere among
-them, the character that the new take calls "the same"; in other sequences the new take names everything, or shows a
-place alone, so that memory is used only when it is asked for.
+frames (the bank) before it, as in a rollout. Sink and bank hold places without characters and, anywhere among them, the
+character that the new take calls "the same"; in other sequences the new take names everything, or shows a place alone,
+so that the memory is used only where the prompt refers to it.
 
-In some sequences the new take reads three of the six remembered frames only, as sparse activation lets it. A loss made
-of what a reader sees in the guessed latents (training/miniature/latent_classifier.py), and an eye if asked for, weighs
-who is shown more than how the rest looks.
+In some sequences the new take attends to three of the six remembered frames only, as with sparse activation. An
+auxiliary loss by a classifier of latents (training/miniature/latent_classifier.py), optionally one behind the decoder,
+weighs the character's attributes more than the rest of the picture.
 
-A last loss shapes what the bank keeps. A full bank drops the frame whose keys fit the prompt's least; here frames
-with a character are to fit every prompt better than frames without. So a film's empty moments are forgotten first.
+A ranking loss shapes what the bank keeps. A full bank evicts the frame with the lowest score for the prompt; here
+frames with a character are trained to score higher for every prompt than frames without. So a film's empty moments are
+evicted first.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ _CHARACTER_WEIGHT = 10
 
 @dataclass(frozen=True)
 class MemoryRecipe:
-    """A run on ``shards`` shards of takes. ``ranking``: weight of the loss that shapes what the bank keeps,
-    ``reading`` and ``sight``: of what a reader, and an eye behind the decoder, see (``critics``). ``few``: share of
-    sequences in which three remembered frames are in view.
+    """A run on `shards` shards of takes. ranking: weight of the loss that shapes what the bank keeps, `reading` and
+    sight: of the auxiliary losses on latents and behind the decoder (`critics`). few: share of sequences in which three
+    remembered frames are in view.
     """
 
     rank: int = 32
@@ -68,9 +70,9 @@ class MemoryRecipe:
 
 @dataclass(frozen=True)
 class Sequences:
-    """A batch of B sequences of F frames. clean: [B, 16, F, 8, 8]; shows: which remembered frames show somebody
-    [B, BANK]; named: what the last block shows, [B, len(SHOWN)]; sees: [B, F, F]; the rest as of ``predict`` and
-    ``sequences.Batch``.
+    """A batch of B sequences of F frames. clean: [B, 16, F, 8, 8]; shows: which remembered frames have a character [B,
+    BANK]; named: the labels of the last block, [B, len(SHOWN)]; sees: [B, F, F]; the rest as of `predict` and
+    `sequences.Batch`.
     """
 
     clean: torch.Tensor
@@ -97,7 +99,7 @@ def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int, 
     clean = torch.stack([item["clean"] for item in drawn]).transpose(1, 2)
     owner = torch.tensor([index for index, block in enumerate(blocks) for _ in block])
     count, noisy = len(owner), owner == len(blocks) - 1
-    # a remembered frame sees the sink and itself, the take everything before it
+    # a remembered frame attends to the sink and itself, the take to everything before it
     sees = (owner[:, None] == owner[None]) | (owner[None] == 0)
     sees |= (owner[:, None] > BANK) & (owner[None] <= owner[:, None])
     sees = sees.repeat(size, 1, 1)
@@ -124,16 +126,16 @@ def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int, 
 
 
 def _hidden(person: torch.Tensor, rng: random.Random) -> list[int]:
-    """Which of the remembered frames stay out of view when three are in it: those with somebody come first, as the
-    picks of sparse activation are meant to.
+    """Which of the remembered frames are masked when three are active: those with a character come first, as the picks
+    of sparse activation are meant to.
     """
     order = sorted(range(len(person)), key=lambda frame: (not bool(person[frame]), rng.random()))
     return order[_ACTIVE:]
 
 
 def _draw(people: Takes, places: Takes, rng: random.Random, second: bool) -> dict[str, torch.Tensor]:
-    """One sequence: clean [F, 16, 8, 8], weight [BLOCK, 8, 8] of what is learned, tokens [5, 48], named [48], and
-    which of sink and bank show a person [SINK + BANK].
+    """One sequence: clean [F, 16, 8, 8], weight [BLOCK, 8, 8] of what is learned, tokens [5, 48], named [48], and which
+    of sink and bank have a character [SINK + BANK].
     """
     who = rng.randrange(len(people))
     kind = rng.choices(("same", "named", "place"), (0.6, 0.2, 0.2))[0]
@@ -171,7 +173,7 @@ def ranking_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How far the bank is from keeping what it should, and the share of right decisions.
 
-    keys: of ``predict``; shows [B, BANK]. For each pair of remembered frames of which one shows somebody: the logistic
+    keys: of `predict`; shows [B, BANK]. For each pair of remembered frames of which one has a character: the logistic
     loss of its lead in the bank's own score (film.kv_memory.MemoryBank), under the new take's prompt.
     """
     pair = shows[:, :, None] & ~shows[:, None]
@@ -189,7 +191,7 @@ def ranking_loss(
 
 
 def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output: Path) -> Path:
-    """Train the adapter for the miniature under ``weights`` on the takes in ``folder``/takes, resuming there."""
+    """Train the adapter for the miniature under `weights` on the takes in `folder`/takes, resuming there."""
     people, places = (load_takes(folder / "takes", kind) for kind in ("characters", "places"))
     model = Miniature(read_sizes(weights))
     read_dit(model, weights)
@@ -221,7 +223,7 @@ def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output:
 
 
 def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
-    """``memory-lora``'s."""
+    """`memory-lora`'s."""
     usual = MemoryRecipe()
     parser.add_argument("--folder", type=Path, required=True, help="encoded takes, checkpoints, curve (resumed)")
     parser.add_argument("--steps", type=int, default=usual.steps, help="updates")
@@ -233,7 +235,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
-    """``memory-lora``. ``weights``: where the miniature's files are and the adapter goes."""
+    """`memory-lora`. weights: where the miniature's files are and the adapter goes."""
     start_comfyui()
     recipe = MemoryRecipe(
         chosen.rank, chosen.steps, reading=chosen.reading, sight=chosen.sight, shards=chosen.shards, seed=chosen.seed

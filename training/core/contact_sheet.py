@@ -1,4 +1,4 @@
-"""A contact sheet: what a person looks at before a night of training is spent on a dataset."""
+"""A contact sheet, for a check of a dataset before it is trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss curves of a run as a picture: one panel a stage, from the logs that ``training.core.loop`` writes."""
+"""Loss curves of a run as a picture: one panel a stage, from the logs that `training.core.loop` writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WIDTH, _HEIGHT, _MARGIN = 420, 240, 40
 
 
 def draw_curves(folder: Path, path: Path) -> None:
-    """Draw the loss over steps of every ``*.jsonl`` in ``folder``, logarithmic in the loss, into the PNG ``path``."""
+    """Draw the loss over steps of every `*.jsonl` in `folder`, logarithmic in the loss, into the PNG `path`."""
     logs = sorted(folder.glob("*.jsonl"))
     picture = Image.new("RGB", (_WIDTH * max(len(logs), 1), _HEIGHT), "white")
     for index, log in enumerate(logs):

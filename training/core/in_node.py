@@ -3,7 +3,7 @@
     with training_in_node() as say:
         path = train_lora(dit, examples, recipe, folder, told, say=say)
 
-The recipe needs to know nothing of it: the loop tells where it is (``loop.watching``).
+The recipe does not depend on it: the loop reports its state to a callback (`loop.watching`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ class _Stopped(KeyboardInterrupt):
 
 @contextmanager
 def training_in_node() -> Iterator[Callable[[str], None]]:
-    """Inside, a recipe trains as it does on the command line; yields what it may be given as ``say``.
+    """Inside, a recipe trains as it does on the command line; yields what it may be given as `say`.
 
     Nodes run in inference mode, in which autograd refuses to work: it is left here, for the run only, and core's models
     use operations that have gradients. The process's random state is put back. Tensors that were made before may still
-    be inference tensors; ``lora.adapt`` copes with a model's.
+    be inference tensors; `lora.adapt` copes with a model's.
 
-    Raises:
-        InterruptProcessingException: the person interrupted; the recipe has saved. Queued again it goes on.
+    Raises InterruptProcessingException: the user interrupted; the recipe has saved. Queued again it resumes.
     """
     curve = _LiveCurve()
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), differentiable(), callbacks(curve):
@@ -72,7 +71,7 @@ class _LiveCurve:
             self.progress.reach(moment.step, text, self._draw if self.points else None)
 
     def say(self, text: str) -> None:
-        """A recipe's line, shown on the node and printed as on the command line."""
+        """A recipe's line, displayed on the node and printed as on the command line."""
         print(text)
         with _as_key():
             self.progress.reach(self.progress.done, text)

@@ -1,6 +1,6 @@
 """The loop every recipe runs on: AdamW or Muon, warm-up and cosine, moving average, checkpoints, a log, resume.
 
-An update learns from ``accumulate`` draws of every process, on one CPU, one GPU or many machines (see processes.py).
+An update learns from `accumulate` draws of every process, on one CPU, one GPU or many machines (see processes.py).
 Draws are numbered through, and a draw's randomness comes from the seed and its number alone: a run killed at any moment
 and started again continues as if nothing had happened, to the bit on one machine and thread count, and two processes
 learn what one learns that accumulates twice as much.
@@ -35,7 +35,7 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run is: ``step`` of ``steps`` are done, ``loss`` was the last one's (None: none yet in this process)."""
+    """Where a run is: `step` of `steps` are done, `loss` was the last one's (None: none yet in this process)."""
 
     name: str
     step: int
@@ -58,7 +58,7 @@ _callback: ContextVar[Callback | None] = ContextVar("watcher", default=None)
 
 @contextmanager
 def callbacks(callback: Callback) -> Iterator[None]:
-    """Inside, every run calls ``watcher`` before each step and after the last one.
+    """Inside, every run calls `watcher` before each step and after the last one.
 
     A watcher that raises KeyboardInterrupt stops the run as a key does: it saves first.
     """
@@ -71,10 +71,10 @@ def callbacks(callback: Callback) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and learning rate of a run. ``rate`` is AdamW's; matrices under Muon use ``muon_rate`` (0: AdamW for
-    all). ``accumulate``: draws of each process in an update. ``bf16``: the loss is computed under autocast.
-    ``seconds``: a time budget, earlier processes of the same run included; the run ends with it, and its learning rate
-    falls by the share of it that is spent, so that every machine ends with the lowest. ``steps`` is then the most.
+    """Length and learning rate of a run. `rate` is AdamW's; matrices under Muon use `muon_rate` (0: AdamW for
+    all). `accumulate`: draws of each process in an update. `bf16`: the loss is computed under autocast.
+    `seconds`: a time budget, earlier processes of the same run included; the run ends with it, and its learning rate
+    falls by the share of it that is spent, so that every machine ends with the lowest. `steps` is then the most.
     """
 
     steps: int
@@ -90,8 +90,8 @@ class Schedule:
     seconds: float = 0.0
 
     def share(self, step: int, spent: float = 0.0) -> float:
-        """The share of the full rate at ``step``, after ``spent`` seconds: linear warm-up, then a cosine down to
-        ``final_share``.
+        """The share of the full rate at `step`, after `spent` seconds: linear warm-up, then a cosine down to
+        `final_share`.
         """
         progress = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
         if self.seconds:
@@ -125,7 +125,7 @@ class _Optimizers:
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.all]
 
     def step(self, share: float) -> None:
-        """One update at ``share`` of the full learning rates; clears the gradients."""
+        """One update at `share` of the full learning rates; clears the gradients."""
         for kernel, matrix in self.kernels:
             matrix.grad = kernel.grad.flatten(1) if kernel.grad is not None else None
         for optimizer, rates in zip(self.all, self.rates, strict=True):
@@ -144,7 +144,7 @@ def _is_edge(name: str) -> bool:
 
 
 def save_whole(path: Path, value: object) -> None:
-    """``torch.save`` that leaves the old file or the whole new one, never a part."""
+    """`torch.save` that leaves the old file or the whole new one, never a part."""
     part = path.with_suffix(".part")
     torch.save(value, part)
     os.replace(part, path)
@@ -163,13 +163,13 @@ def train(
     further: Stateful | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, torch.Tensor]:
-    """Train ``model`` in place and return the moving average of its weights.
+    """Train `model` in place and return the moving average of its weights.
 
-    ``loss_at(draw)`` gives the loss and figures to log; with one process and nothing accumulated a draw's number is the
-    step's. ``before(step)`` is called before every update, in the first process only; its random numbers do not change
-    what is learned. ``further`` is kept in the checkpoint, the first process's: others begin theirs anew when a run is
-    continued. The first process writes into the folder: ``<name>.ckpt`` (replaced whole, every ``save_every``
-    seconds and at the end) and ``<name>.jsonl``. A checkpoint found there is continued. KeyboardInterrupt saves before
+    `loss_at(draw)` gives the loss and figures to log; with one process and nothing accumulated a draw's number is the
+    step's. `before(step)` is called before every update, in the first process only; its random numbers do not change
+    what is learned. `further` is kept in the checkpoint, the first process's: others begin theirs anew when a run is
+    continued. The first process writes into the folder: `<name>.ckpt` (replaced whole, every `save_every`
+    seconds and at the end) and `<name>.jsonl`. A checkpoint found there is continued. KeyboardInterrupt saves before
     it leaves.
 
     Raises:

@@ -1,10 +1,10 @@
 """Low-rank adapters (LoRA) on any diffusion model as ComfyUI loads it, and the file that core's LoRA loaders apply.
 
 The adapted model is a second module tree over the same weights: the caller's own stays as it was, so nothing is patched
-and nothing has to be undone. In it a chosen Linear is replaced by ``LoRALinear``, which calls the base layer and adds
-the pair's output. That, and not ``parametrize``, because a parametrization builds the whole matrix ``up @ down``
-at every forward pass and needs the base weight as a plain tensor; a base that ComfyUI casts, offloads or keeps in fp8
-only has to be callable here.
+and nothing has to be undone. In it a chosen Linear is replaced by `LoRALinear`, which calls the base layer and adds the
+pair's output. That, and not `parametrize`, because a parametrization builds the whole matrix `up @ down` at every
+forward pass and needs the base weight as a plain tensor; a base that ComfyUI casts, offloads or keeps in fp8 only has
+to be callable here.
 
 Source: LoRA, arXiv 2106.09685, section 4.1; scale = alpha / rank.
 """
@@ -35,9 +35,9 @@ class LoraError(ValueError):
 
 
 class LoRAWeights(nn.Module):
-    """``down`` [rank, in] and ``up`` [out, rank] in float32: x [..., in] to (alpha / rank) * up(down(x)) [..., out].
+    """`down` [rank, in] and `up` [out, rank] in float32: x [..., in] to (alpha / rank) * up(down(x)) [..., out].
 
-    ``up`` starts at zero, so that a fresh adapter changes nothing.
+    `up` starts at zero, so that a fresh adapter changes nothing.
     """
 
     def __init__(self, layer: nn.Linear, rank: int, alpha: float, dropout: float, generator: torch.Generator):
@@ -74,7 +74,7 @@ class LoRALinear(nn.Module):
 class Adapter(nn.Module):
     """All pairs of a LoRA and nothing of its base: what is trained, averaged and checkpointed.
 
-    ``names``: the dotted names of the layers, in the order of ``pairs``.
+    names: the dotted names of the layers, in the order of `pairs`.
     """
 
     def __init__(self, names: Iterable[str], pairs: Iterable[LoRAWeights]):
@@ -90,8 +90,7 @@ class Adapter(nn.Module):
 def choose_layers(model: nn.Module, pattern: str = WAN_LAYERS) -> tuple[str, ...]:
     """Dotted names of the Linear layers whose whole name matches the regular expression.
 
-    Raises:
-        LoraError: none does.
+    Raises LoraError: none does.
     """
     names = tuple(
         name for name, part in model.named_modules() if isinstance(part, nn.Linear) and re.fullmatch(pattern, name)
@@ -110,14 +109,10 @@ def adapt(
     dropout: float = 0.0,
     seed: int = 0,
 ) -> tuple[nn.Module, Adapter]:
-    """A second tree over ``model``'s weights, frozen, with a trainable pair beside each named Linear; and the pairs.
+    """A second tree over `model`'s weights, frozen, with a trainable pair beside each named Linear; and the pairs.
 
-    Args:
-        rank: 1 or more. alpha: the strength is alpha / rank; ``rank`` if None. dropout: share of a pair's inputs set
-            to 0 in training mode, below 1.
-
-    Raises:
-        LoraError: rank, alpha or dropout outside their range.
+    rank: 1 or more. alpha: the strength is alpha / rank; `rank` if None. dropout: share of a pair's inputs set to 0 in
+    training mode, below 1. Raises LoraError: rank, alpha or dropout outside their range.
     """
     strength = float(rank if alpha is None else alpha)
     if rank < 1 or strength <= 0 or not 0 <= dropout < 1:
@@ -136,7 +131,7 @@ def adapt(
 
 @torch.no_grad()
 def merge(model: nn.Module, adapter: Adapter) -> nn.Module:
-    """A second tree over ``model``'s weights in which the adapted layers have weights of their own, changed by their
+    """A second tree over `model`'s weights in which the adapted layers have weights of their own, changed by their
     pairs in the base's precision, as core's loader does at strength 1.
     """
     tree = clone_sharing_weights(model)
@@ -163,10 +158,10 @@ def differentiable() -> Iterator[None]:
 
 
 def save_lora(adapter: Adapter, path: Path, metadata: Mapping[str, str], *, dtype: torch.dtype = torch.float32) -> Path:
-    """Write ``diffusion_model.<layer>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``, which every LoRA loader
-    of core applies completely whatever layers were chosen (the style of the released files needs one certain key).
+    """Write `diffusion_model.<layer>.lora_down.weight`, `.lora_up.weight` and `.alpha`, which every LoRA loader of core
+    applies completely whatever layers were chosen (the style of the released files needs one certain key).
 
-    The file is replaced whole. ``metadata`` goes in with ``rank`` and ``alpha`` added.
+    The file is replaced whole. `metadata` goes in with `rank` and `alpha` added.
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, pair in adapter.items():
@@ -179,7 +174,7 @@ def save_lora(adapter: Adapter, path: Path, metadata: Mapping[str, str], *, dtyp
     own = {"rank": str(first.down.shape[0]), "alpha": f"{first.alpha:g}"}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    # Not save_file, whose files only their owner may read: a server often runs as somebody else.
+    # Not save_file, whose files only their owner may read: a server often runs as another user.
     part.write_bytes(save(tensors, {**metadata, **own}))
     part.replace(path)
     return path
@@ -187,10 +182,9 @@ def save_lora(adapter: Adapter, path: Path, metadata: Mapping[str, str], *, dtyp
 
 @torch.no_grad()
 def read_lora(adapter: Adapter, path: Path) -> None:
-    """Load what ``save_lora`` wrote into the pairs.
+    """Load what `save_lora` wrote into the pairs.
 
-    Raises:
-        LoraError: the file has other layers or another rank.
+    Raises LoraError: the file has other layers or another rank.
     """
     state = load_file(path)
     names = {name.removeprefix("diffusion_model.").rsplit(".lora_", 1)[0] for name in state if ".lora_" in name}

@@ -1,4 +1,4 @@
-"""What a LoRA run needs of a device's memory, told before it starts."""
+"""The device memory that a LoRA run needs, planned before it starts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MemoryPlan:
 def plan_memory(
     dit: nn.Module, adapter: nn.Module, examples: Sequence[Clip], *, at_once: int, bf16: bool, checkpointing: bool
 ) -> MemoryPlan:
-    """The plan for the largest of the examples, ``at_once`` of them in a pass.
+    """The plan for the largest of the examples, `at_once` of them in a pass.
 
     The base and the adapter are counted. Activations are estimated from what autograd keeps of a Wan block.
     """

@@ -1,4 +1,4 @@
-"""Muon for all matrices of one shape at once: the updates of ``torch.optim.Muon`` in a tenth of its kernel launches."""
+"""Muon for all matrices of one shape at once: the updates of `torch.optim.Muon` in a tenth of its kernel launches."""
 
 from __future__ import annotations
 

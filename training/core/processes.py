@@ -1,7 +1,7 @@
-"""One process or many: what `accelerate` knows of them, and what they tell each other.
+"""One process or many: the state that `accelerate` keeps of them, and their communication.
 
-A plain command is one process. ``accelerate launch -m longreel.training ...`` starts one for every GPU of one machine
-or several (``torchrun`` does too, and on CPUs); they share the draws of every update, and the first of them writes.
+A plain command is one process. `accelerate launch -m longreel.training ...` starts one for every GPU of one machine or
+several (`torchrun` does too, and on CPUs); they share the draws of every update, and the first of them writes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ class ProcessError(RuntimeError):
 
 
 def processes() -> Any:
-    """accelerate's ``PartialState``: ``num_processes``, ``process_index``, ``is_main_process`` and more.
+    """accelerate's PartialState: `num_processes`, `process_index`, `is_main_process` and more.
 
     The first call joins the others and takes this process's own GPU, so it comes before ComfyUI is imported.
 
-    Raises:
-        ProcessError: accelerate is not installed.
+    Raises ProcessError: accelerate is not installed.
     """
     try:
         from accelerate import PartialState
@@ -55,7 +54,7 @@ def main_first() -> Iterator[None]:
 
 
 def from_main(value: Any) -> Any:
-    """``value`` of the first process, in every process."""
+    """`value` of the first process, in every process."""
     if processes().num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -64,7 +63,7 @@ def from_main(value: Any) -> Any:
 
 
 def from_all(value: Any) -> list[Any]:
-    """The ``value`` of every process, in order."""
+    """The `value` of every process, in order."""
     if processes().num_processes == 1:
         return [value]
     from accelerate.utils import gather_object
@@ -74,7 +73,7 @@ def from_all(value: Any) -> list[Any]:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[torch.nn.Parameter], passes: int) -> None:
-    """Turn the gradients that ``passes`` backward passes of each process have summed up into the mean of all of them.
+    """Turn the gradients that `passes` backward passes of each process have summed up into the mean of all of them.
 
     A parameter without a gradient here counts as 0 where another process has one.
     """

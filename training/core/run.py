@@ -1,4 +1,4 @@
-"""What every LoRA recipe's run is made of, once it has an adapter and a loss: files now and then, looks, stops."""
+"""The common part of every LoRA run, given an adapter and a loss: checkpoints, samples, interruption."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quiet(line: str) -> None:
 
 
 def weighted_mse(error: torch.Tensor, subjects: Sequence[torch.Tensor | None], weight: float) -> torch.Tensor:
-    """The mean of squared errors [B, F, h, w], known ``subjects`` [F, h, w] weighing 1 + ``weight`` times as much."""
+    """The mean of squared errors [B, F, h, w], known `subjects` [F, h, w] weighing 1 + `weight` times as much."""
     known = [torch.zeros(error.shape[1:]) if one is None else one for one in subjects]
     weights = 1 + weight * torch.stack(known).to(error.device)
     return (error * weights).sum() / weights.sum()
@@ -51,10 +51,10 @@ def run_lora(
     stops: tuple[type[BaseException], ...] = (KeyboardInterrupt,),
     say: Callable[[str], None],
 ) -> Path:
-    """Train ``adapter`` of ``tree`` for ``steps`` updates as ``recipe`` says; returns ``<name>.safetensors``.
+    """Train `adapter` of `tree` for `steps` updates as `recipe` says; returns `<name>.safetensors`.
 
-    ``recipe`` has the optimiser's fields, ``save_every`` and ``sample_every``. ``tick(step)`` comes before every step,
-    ``sample(step)`` at its turns and at the end; either may stop the run. ``stops`` save, and are passed on.
+    `recipe` has the optimiser's fields, `save_every` and `sample_every`. `tick(step)` comes before every step,
+    `sample(step)` at its turns and at the end; either may stop the run. `stops` save, and are passed on.
     """
     first = processes().is_main_process
 

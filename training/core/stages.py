@@ -1,7 +1,7 @@
 """Work in stages whose results are kept: any of them can be killed, run again alone, or made again after a change.
 
-A result is one JSON file, ``<folder>/<stage>/<unit>.json``, written whole, with what it was made from. It counts as
-long as it would be made from the same again; a stage that reads another's results is told of them, so a change runs
+A result is one JSON file, `<folder>/<stage>/<unit>.json`, written whole, with what it was made from. It counts as long
+as it would be made from the same again; a stage's inputs include the results of another that it reads, so a change runs
 down the chain and stops where nothing changes any more.
 """
 
@@ -18,7 +18,7 @@ from ...film.reel.fingerprint import canonical_json
 
 
 class StageCache:
-    """The kept results of one folder. ``again``: stages whose results are made anew."""
+    """The kept results of one folder. again: stages whose results are made anew."""
 
     def __init__(self, folder: Path, again: Collection[str] = ()):
         self.folder, self.again = folder, frozenset(again)
@@ -33,12 +33,10 @@ class StageCache:
         make: Callable[[], Any],
         whole: Callable[[Any], bool] = lambda result: True,
     ) -> Any:
-        """The result of ``make()``, JSON-able: the kept one if it was made from ``told``, else made and kept.
+        """The result of `make()`, JSON-able: the kept one if it was made from `told`, else made and kept.
 
-        Args:
-            unit: what the stage works on, a file's name.
-            told: all that decides the result, JSON-able.
-            whole: whether the files that a kept result names are still there.
+        unit: what the stage works on, a file's name. told: all that decides the result, JSON-able. whole: whether the
+        files that a kept result names are still there.
         """
         path = self.folder / stage / f"{unit}.json"
         mark = hashlib.sha256(canonical_json(told).encode()).hexdigest()

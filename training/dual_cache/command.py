@@ -1,5 +1,5 @@
-"""Commands: ``weaver-clip`` trains the miniature's CLIP, ``weaver-data`` encodes scenes of its world, ``weaver-lora``
-trains a cache-guided LoRA from such scenes.
+"""Commands: `weaver-clip` trains the miniature's CLIP, `weaver-data` encodes scenes of its world, `weaver-lora` trains
+a cache-guided LoRA from such scenes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _Number = TypeVar("_Number", int, float)
 
 
 def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
-    """``weaver-clip``'s."""
+    """`weaver-clip`'s."""
     usual = ClipRecipe()
     parser.add_argument("--folder", type=Path, default=Path("clip-training"), help="checkpoint and log (resumed)")
     parser.add_argument("--weights", type=Path, help="where the finished model goes; default the miniature's weights")
@@ -38,14 +38,14 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_clip(chosen: argparse.Namespace, weights: Path) -> None:
-    """``weaver-clip``. ``weights``: where the miniature's files are."""
+    """`weaver-clip`. weights: where the miniature's files are."""
     start_comfyui()
     recipe = ClipRecipe(scenes=chosen.scenes, steps=chosen.steps, seed=chosen.seed)
     print(train_clip(recipe, chosen.folder, chosen.weights or weights))
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """``weaver-data``'s."""
+    """`weaver-data`'s."""
     parser.add_argument("--folder", type=Path, required=True, help="encoded scenes; what is there already is kept")
     parser.add_argument("--scenes", type=int, default=200, help="scenes of three shots")
     parser.add_argument("--clip", type=Path, help="keyframe CLIP; default the miniature's")
@@ -54,7 +54,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_data(chosen: argparse.Namespace, weights: Path) -> None:
-    """``weaver-data``."""
+    """`weaver-data`."""
     start_comfyui()
     from ...host.media.embedder import load_embedder
     from ...host.miniature_clip import load_miniature_clip
@@ -70,7 +70,7 @@ def run_data(chosen: argparse.Namespace, weights: Path) -> None:
 
 
 def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
-    """``weaver-lora``'s. What is left out is the brief's for real models, and lighter for the miniature."""
+    """`weaver-lora`'s. What is left out is the recipe's for real models, and lighter for the miniature."""
     usual = WeaverRecipe()
     parser.add_argument("--data", type=Path, required=True, help="a folder of encoded scenes")
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints, curve, samples, LoRA (resumed)")
@@ -106,7 +106,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
-    """``weaver-lora``. ``weights``: where the miniature's files are."""
+    """`weaver-lora`. weights: where the miniature's files are."""
     start_comfyui()
     import comfy.model_management
     import comfy.sd
@@ -131,7 +131,7 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
 
 
 def recipe_of(chosen: argparse.Namespace) -> WeaverRecipe:
-    """The recipe that the options ask for."""
+    """The recipe of the options."""
     small = chosen.model is None
     usual = WeaverRecipe()
     rank = chosen.rank or (16 if small else usual.rank)

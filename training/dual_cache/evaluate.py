@@ -1,8 +1,8 @@
 """What the two caches do for the miniature: stories filmed with both, without the one, without the other.
 
-``weaver-judge`` prints the tables of ``docs/filmweaver.md``. Measures follow shared/research/filmweaver.md 7.1:
-pictures and sentences are compared by the miniature's own CLIP (x 100), and the attribute probe reads every frame
-beside it. A character is cut out of a frame by its difference to the empty place that the prompt names.
+`weaver-judge` prints the tables of `docs/filmweaver.md`. Measures follow docs/methods/filmweaver.md, measures: pictures
+and sentences are compared by the miniature's own CLIP (x 100), and the attribute probe reads every frame beside it. A
+character is cut out of a frame by its difference to the empty place that the prompt names.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .world import is_new, one_beat
 
 _ATTRIBUTES = ("colour", "body", "headgear")
 _DIFFERENT = 0.15
-"""How much brighter or darker a pixel is than the empty place's, to be somebody's."""
+"""Least difference of a pixel to the empty place's, for it to belong to a character."""
 VARIANTS = {
     "full": Variant(),
     "without shot cache": Variant(shot_cache=False),
@@ -104,7 +104,7 @@ def continuity(frames: torch.Tensor, chunk: int = 6) -> float:
 def judge_stories(
     studio: Studio, variant: Variant, count: int, seed: int, strip: Path | None = None
 ) -> dict[str, float]:
-    """Mean measures over ``count`` stories, the same for every seed and variant."""
+    """Mean measures over `count` stories, the same for every seed and variant."""
     stories = [draw_story(random.Random(f"story judged {index}")) for index in range(count)]
     filmed = film_stories(studio, stories, variant, seed=seed)
     middles = [[shot.frames[len(shot.frames) // 2] for shot in story] for story in filmed]
@@ -117,7 +117,7 @@ def judge_stories(
 
 def judge_injection(studio: Studio, count: int, seed: int, strip: Path | None = None) -> dict[str, float]:
     """Share of frames in which the probe finds colour and body of a character that is given as one picture: a pair that
-    the LoRA never saw, asked for as "the same character" in another place.
+    the LoRA was never trained on, prompted as "the same character" in another place.
     """
     shots, keyframes, wanted = [], [], []
     for index in range(count):
@@ -139,8 +139,8 @@ def judge_injection(studio: Studio, count: int, seed: int, strip: Path | None = 
 
 
 def judge_retrieval(embedder: Any, count: int) -> float:
-    """Share of stories in which a prompt's first keyframe shows its character, who was away for two shots: shot 1 has
-    somebody, shots 2 and 3 somebody else, the prompt of shot 4 calls for the first again, in any place.
+    """Share of stories in which a prompt's first keyframe shows its character, absent for two shots: shot 1 has one,
+    shots 2 and 3 another, the prompt of shot 4 names the first again, in any place.
     """
     right = 0
     for index in range(count):
@@ -192,7 +192,7 @@ def open_studio(lora: Path, weights: Path, steps: int = 12, guidance: float = 1.
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
-    """``weaver-judge``'s."""
+    """`weaver-judge`'s."""
     parser.add_argument("--lora", type=Path, help="that weaver-lora trained on the miniature; default the shipped one")
     parser.add_argument("--without-noise", type=Path, help="one that was trained with --no-cache-noise")
     parser.add_argument("--stories", type=int, default=20, help="stories of five shots")
@@ -208,7 +208,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
-    """``weaver-judge``: every result is written as soon as it is known, and not computed again."""
+    """`weaver-judge`: every result is written as soon as it is known, and not computed again."""
     start_comfyui()
     shown = chosen.lora or weights / FILES["filmweaver"]
     loras = {name: (shown, variant) for name, variant in VARIANTS.items()}

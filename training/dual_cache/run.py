@@ -1,4 +1,4 @@
-"""A FilmWeaver LoRA from a model and a folder of encoded scenes, with a look at what it films so far."""
+"""A FilmWeaver LoRA from a model and a folder of encoded scenes, with samples on the way."""
 
 from __future__ import annotations
 
@@ -36,14 +36,11 @@ def train_scenes(
     critic: AuxiliaryLoss | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Train in ``folder`` on the scenes in ``data``; returns the LoRA's file. A run that was stopped goes on there.
+    """Train in `folder` on the scenes in `data`; returns the LoRA's file. A run that was stopped goes on there.
 
-    Args:
-        model: MODEL as its loader gives it; it stays as it is. base: its name, for the file's metadata.
-        vae: shows what the LoRA films; None shows nothing. empty, start_from, critic: as of ``train_weaver``.
-
-    Raises:
-        CacheError, LoraError: scenes, model and recipe do not fit; told before anything is trained.
+    model: MODEL as its loader gives it; it stays as it is. base: its name, for the file's metadata. vae: shows what the
+    LoRA films; None shows nothing. empty, start_from, critic: as of `train_weaver`. Raises CacheError, LoraError:
+    scenes, model and recipe do not fit; raised before anything is trained.
     """
     scenes = load_scenes(data)
     check_modes(scenes, recipe)
@@ -57,10 +54,10 @@ def train_scenes(
 
 
 def check_modes(scenes: Sequence[TrainingScene], recipe: WeaverRecipe) -> None:
-    """Draw a sample of every mode that a stage of the run will ask for: thousands of updates later is too late to fail.
+    """Draw a sample of every mode that a stage of the run needs, so that it fails now and not after thousands of
+    updates.
 
-    Raises:
-        CacheError: no shot is long enough for one of them.
+    Raises CacheError: no shot is long enough for one of them.
     """
     for mode, stage in _modes(recipe).items():
         draw_sample(scenes, random.Random(0), _only(stage, mode), recipe.profile)

@@ -1,12 +1,13 @@
-"""What FilmWeaver learns from: chunks of shots with the caches that a film would have at that moment. Pure functions.
+"""Training samples of FilmWeaver: chunks of shots with the caches that a film would have at that moment. Pure
+functions.
 
 A scene is a few shots that share people and places. Of each shot the whole take is encoded once; a training sample cuts
 a chunk out of it as the target and builds the payload of one of the four modes: frames before it in the same shot
 (temporal cache), keyframes of earlier shots (shot cache), some of them from other scenes, so that the model learns to
-ignore what does not help. The caches carry noise, keyframes more than history: against copied poses and for forgiven
-errors.
+ignore irrelevant ones. The caches carry noise, keyframes more than history: against copied poses, and for robustness to
+rollout errors.
 
-Source: shared/research/filmweaver.md 1.5 to 1.8 (paper), 8.4 (rates where it is silent).
+Source: FilmWeaver, arXiv 2512.11274; rates where it is silent are ours: docs/methods/filmweaver.md, training.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class SceneShot:
     latents: the whole take, normalised, [C, T, h, w]. text: its encoded caption [L, D]. caption: CLIP text embedding
     [d] that keyframes are ranked by. keyframes: candidates, encoded alone, [n, C, 1, h, w], n may be 0. embeddings:
     CLIP image embeddings [n, d]. subject: where people and things of interest are, [T, h, w] of 0..1; None: not known.
-    shown: what a reader of latents should read off it, 0 or 1 a word [n]; None: nothing can.
+    shown: multi-hot labels of the words it shows, for a classifier of latents [n]; None: unknown.
     """
 
     latents: torch.Tensor
@@ -113,13 +114,12 @@ def draw_sample(
     profile: LayoutProfile,
     like: WeaverSample | None = None,
 ) -> WeaverSample:
-    """One sample; the same for the same state of ``rng``.
+    """One sample; the same for the same state of `rng`.
 
     like: take its mode, its numbers of frames and keyframes and whether its caches were dropped, so that both fit into
     one pass.
 
-    Raises:
-        CacheError: no shot is long enough for a mode that is asked for.
+    Raises CacheError: no shot is long enough for a mode that is asked for.
     """
     mode = like.mode if like else Mode(rng.choices((1, 2, 3, 4), curriculum.modes)[0])
     history, cast = mode in (Mode.TEMPORAL, Mode.FULL), mode in (Mode.SHOT, Mode.FULL)
@@ -190,8 +190,7 @@ def save_scene(scene: TrainingScene, path: Path) -> None:
 def load_scenes(folder: Path) -> list[TrainingScene]:
     """All scenes of a folder, in float32, by name.
 
-    Raises:
-        CacheError: there is none, a file is no scene, or they were made by several VAEs or text encoders.
+    Raises CacheError: there is none, a file is no scene, or they were made by several VAEs or text encoders.
     """
     scenes: list[TrainingScene] = []
     for path in sorted(folder.glob("*.safetensors")):
@@ -229,7 +228,7 @@ def _choose_keyframes(
     profile: LayoutProfile,
     count: int = 0,
 ) -> list[tuple[int, int, int]]:
-    """(scene, shot, number) of one to ``profile.keyframes`` slots, in random order, some from other scenes.
+    """(scene, shot, number) of one to `profile.keyframes` slots, in random order, some from other scenes.
 
     count: of slots, 0 to draw it.
     """

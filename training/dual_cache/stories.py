@@ -1,8 +1,8 @@
 """Stories of the small world filmed chunk by chunk with both caches, many stories in one pass.
 
-A story is five shots with one character. Only the first prompt says who that is; the others say "the same character",
-so that the keyframes alone can tell. The camera is still, so that the character can be cut out of a frame by its
-difference to the empty place.
+A story is five shots with one character. Only the first prompt names it; the others say "the same character", so that
+only the keyframes identify it. The camera is still, so that the character can be cut out of a frame by its difference
+to the empty place.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CHANNELS, _SIZE = 16, (SIZE // 8, SIZE // 8)
 
 @dataclass(frozen=True)
 class StoryShot:
-    """What should be seen, and what is said of it."""
+    """A shot to be filmed, and its caption."""
 
     scene: Scene
     prompt: str
@@ -51,8 +51,8 @@ class StoryShot:
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """What films and what judges. ``vae`` as the miniature's trainer has it; ``guidance`` by the keyframes, 1: none;
-    ``renoise``: guesses are noised anew in place of Euler steps.
+    """What films and what judges. `vae` as the miniature's trainer has it; `guidance` by the keyframes, 1: none;
+    renoise: predictions are re-noised in place of Euler steps.
     """
 
     matcher: WeaverMatcher
@@ -96,7 +96,7 @@ class Variant:
 
 @dataclass(frozen=True, eq=False)
 class FilmedShot:
-    """Frames [T, H, W, 3], and the embeddings of the keyframes that the shot was told of."""
+    """Frames [T, H, W, 3], and the embeddings of the keyframes that conditioned the shot."""
 
     shot: StoryShot
     frames: torch.Tensor
@@ -104,7 +104,7 @@ class FilmedShot:
 
 
 def draw_story(rng: random.Random, shots: int = SHOTS) -> tuple[StoryShot, ...]:
-    """One character, of those that the LoRA has seen, through places that half of the time stay."""
+    """One character, of those that the LoRA was trained on, through places that half of the time stay."""
     while is_new(lead := random_character(rng)):
         pass
     place, drawn = rng.choice(PLACES), []

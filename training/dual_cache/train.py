@@ -1,13 +1,13 @@
-"""FilmWeaver's LoRA: a text-to-video Wan learns to read keyframes and earlier frames, in stages, on the shared loop.
+"""FilmWeaver's LoRA: a text-to-video Wan is trained to condition on keyframes and earlier frames, in stages, on the
+shared loop.
 
-Stage 1 knows the temporal cache only, stage 2 all four modes, and an optional stage 3 is given histories that the model
-itself has filmed, so that it forgives its own errors. A run's folder holds ``weaver.ckpt`` (to resume),
-``weaver.jsonl`` and ``loss.png`` (its curve), ``recipe.json``, ``step-<n>.safetensors`` now and then, and in the end
-``weaver.safetensors`` with averaged weights and the layout profile. KeyboardInterrupt saves and stops; the same call
-goes on, on a CPU to the bit.
+Stage 1 trains the temporal cache only, stage 2 all four modes, and an optional stage 3 conditions on histories that the
+model itself has sampled, against the drift of rollouts. A run's folder holds `weaver.ckpt` (to resume), `weaver.jsonl`
+and `loss.png` (its curve), `recipe.json`, `step-<n>.safetensors` now and then, and in the end `weaver.safetensors` with
+averaged weights and the layout profile. KeyboardInterrupt saves and stops; the same call goes on, on a CPU to the bit.
 
 x = (1 - sigma) * clean + sigma * noise, and the model learns the velocity noise - clean of the target's tokens alone.
-Source: shared/research/filmweaver.md 1.5 to 1.8, 8.4.
+Source: FilmWeaver, arXiv 2512.11274; docs/methods/filmweaver.md, training.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _OWN_STEPS = 4
 
 @dataclass(frozen=True)
 class WeaverRecipe:
-    """A run. Defaults are the brief's for a real base (8.4).
+    """A run. Defaults are for a real base: docs/methods/filmweaver.md, training.
 
-    ``first_steps`` updates of stage 1 under ``first``, ``steps`` of stage 2 under ``second``, ``rollout_steps`` of
-    stage 3, in which a history is the model's own with probability ``rollout_share``. Each update sees ``batch``
-    samples, ``at_once`` of them in one pass: those are of one mode and size. ``muon_rate``: of Muon, which trains the
-    matrices where it is not 0; AdamW trains the rest at ``rate``. ``average``: decay of the moving average.
-    ``final_share``: of the rate, at the end of a cosine; 1 keeps it constant. ``subject``: how much more than scenery
-    the subjects weigh in the loss, where scenes say where they are; 0 is the paper's. ``precision``: "auto" is bf16 on
-    a GPU that has it, else float32. ``checkpointing`` recomputes blocks in the backward pass: a quarter more time for a
-    fraction of the memory. ``save_every``, ``sample_every``: steps, 0 never.
+    `first_steps` updates of stage 1 under `first`, `steps` of stage 2 under `second`, `rollout_steps` of stage 3, in
+    which a history is the model's own with probability `rollout_share`. Each update sees `batch` samples, `at_once` of
+    them in one pass: those are of one mode and size. muon_rate: of Muon, which trains the matrices where it is not 0;
+    AdamW trains the rest at `rate`. average: decay of the moving average. final_share: of the rate, at the end of a
+    cosine; 1 keeps it constant. subject: how much more than scenery the subjects weigh in the loss, where scenes say
+    where they are; 0 is the paper's. precision: "auto" is bf16 on a GPU that has it, else float32. `checkpointing`
+    recomputes blocks in the backward pass: a quarter more time for a fraction of the memory. save_every, sample_every:
+    steps, 0 never.
     """
 
     profile: LayoutProfile = FILMWEAVER
@@ -123,7 +123,7 @@ class WeaverMatcher:
     def velocity(
         self, x: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor, payloads: Sequence[Payload]
     ) -> torch.Tensor:
-        """Predicted velocity [B, C, T, h, w], float32, of chunks at noise levels ``sigma`` [B]."""
+        """Predicted velocity [B, C, T, h, w], float32, of chunks at noise levels `sigma` [B]."""
         from ...host.wan.cache_tokens import told
 
         time = sigma.to(self.device) * 1000
@@ -133,8 +133,8 @@ class WeaverMatcher:
     def loss(
         self, samples: Sequence[WeaverSample], sigma: torch.Tensor, noise: torch.Tensor, subject: float = 0.0
     ) -> torch.Tensor:
-        """Mean squared error of the velocity of the targets, known subjects weighing 1 + ``subject`` times as much,
-        and what is read off the guesses; samples of one pass (see ``draw_pass``).
+        """Mean squared error of the velocity of the targets, known subjects weighing 1 + `subject` times as much, plus
+        the auxiliary loss on the predicted clean latents; samples of one pass (see `draw_pass`).
         """
         clean = torch.stack([sample.target for sample in samples]).to(self.device, torch.float32)
         level = sigma.to(self.device)[:, None, None, None, None]
@@ -145,7 +145,7 @@ class WeaverMatcher:
         error = (v - (noise - clean)).square().mean(dim=1)
         value = weighted_mse(error, [one.subject for one in samples], subject)
         if self.critic:
-            # whom nothing tells of, no guess can show
+            # neither text nor cache names the character: no label for the classifier
             told = [None if one.text is None or one.payload is None else one.shown for one in samples]
             value = value + self.critic.loss(noised - level * v, told)
         return value
@@ -163,10 +163,10 @@ class WeaverMatcher:
         guidance: float = 1.0,
         renoise: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Chunks [B, C, chunk, h, w] by Euler steps from ``noise`` of that shape.
+        """Chunks [B, C, chunk, h, w] by Euler steps from `noise` of that shape.
 
-        guidance: away from what is filmed when ``without`` is all that is told; 1 for none. renoise: noises each guess
-        anew instead, as models made for few steps want it.
+        guidance: classifier-free guidance scale, with the payloads `without` as the unconditional pass; 1 for none.
+        renoise: re-noises each prediction of the clean latents instead of an Euler step, for few-step models.
         """
         text = self.texts(texts)
         x = noise.to(self.device, torch.float32)
@@ -194,18 +194,16 @@ def train_weaver(
     tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
+    """Train a LoRA for `dit` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
-    ``empty``: the encoded empty caption [L, D]. ``start_from``: a finished LoRA of the same layers and rank.
-    ``critic``: a further loss, for scenes that say what they show.
-    ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far,
-    ``tick(step)`` before every step; either may stop the run. Of many processes (see training/core/loop.py) the first
-    calls them and writes; each learns from a batch of its own.
+    empty: the encoded empty caption [L, D]. start_from: a finished LoRA of the same layers and rank. critic: a further
+    loss, for scenes that say what they show. `sample(step, matcher)` is called every `recipe.sample_every` steps with
+    what has been learned so far, `tick(step)` before every step; either may stop the run. Of many processes (see
+    training/core/loop.py) the first calls them and writes; each learns from a batch of its own.
 
-    Raises:
-        LoraError: no scenes, a model that cannot take cache tokens, or a folder with another recipe's run.
-        CacheError: the scenes are too short for a mode that is asked for.
-        KeyboardInterrupt, ComfyUI's InterruptProcessingException: passed on, after everything is saved.
+    Raises LoraError: no scenes, a model that cannot take cache tokens, or a folder with another recipe's run;
+    CacheError: the scenes are too short for a mode that is asked for; KeyboardInterrupt, ComfyUI's
+    InterruptProcessingException: passed on, after everything is saved.
     """
     from comfy.model_management import InterruptProcessingException
 
@@ -241,7 +239,7 @@ def train_weaver(
 def draw_pass(
     scenes: Sequence[TrainingScene], recipe: WeaverRecipe, step: int, name: str, count: int
 ) -> list[WeaverSample]:
-    """``count`` samples of one mode and size: what runs in one pass of update ``step``. name: of the pass, its seed."""
+    """`count` samples of one mode and size: what runs in one pass of update `step`. name: of the pass, its seed."""
     rng = random.Random(f"{recipe.seed}/{name}")
     curriculum = recipe.curriculum(step)
     first = draw_sample(scenes, rng, curriculum, recipe.profile)
@@ -251,7 +249,7 @@ def draw_pass(
 def _update_loss(
     matcher: WeaverMatcher, scenes: Sequence[TrainingScene], recipe: WeaverRecipe, step: int, draw: int
 ) -> tuple[torch.Tensor, Metrics]:
-    """The mean loss of a batch, the ``draw``-th of all; the gradients of all passes but the last are already there when
+    """The mean loss of a batch, the `draw`-th of all; the gradients of all passes but the last are already there when
     this returns.
     """
     counts = [recipe.at_once] * (recipe.batch // recipe.at_once)
@@ -283,7 +281,7 @@ def roll_out_history(
     recipe: WeaverRecipe,
     name: str,
 ) -> list[WeaverSample]:
-    """The samples, with probability ``recipe.rollout_share`` with the newest frames of their histories filmed by the
+    """The samples, with probability `recipe.rollout_share` with the newest frames of their histories filmed by the
     model itself, from what lies before them in the shot. Samples whose history is shorter than a chunk stay as they
     are.
     """
@@ -315,7 +313,7 @@ def _taken(scenes: Sequence[TrainingScene], one: WeaverSample, start: int, stop:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What ``plan_memory`` reads of a sample."""
+    """What `plan_memory` reads of a sample."""
 
     latents: torch.Tensor
 
@@ -333,7 +331,7 @@ def _largest(scenes: Sequence[TrainingScene], profile: LayoutProfile) -> torch.T
 
 def _check(dit: nn.Module, scenes: Sequence[TrainingScene], recipe: WeaverRecipe) -> None:
     """Refuse, before anything is computed, what cannot be trained."""
-    from ...host.wan.cache_tokens import PLAIN
+    from ...host.families.wan import PLAIN
 
     if not scenes:
         raise LoraError("There is nothing to learn from: encode at least one scene.")

@@ -1,8 +1,8 @@
 """Scenes of the small world for FilmWeaver: a few shots that share people and, mostly, a place, with exact captions.
 
 In two scenes of three one character is in every shot, and after the first shot captions often say only "the same
-character": who that is stands in the keyframes alone. In the others two characters take turns under their full
-descriptions, so that many keyframes show somebody else.
+character": only the keyframes identify it. In the others two characters take turns under their full descriptions, so
+that many keyframes show another one.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class WorldModels:
 
 
 def encode_world(models: WorldModels, count: int, folder: Path, *, seed: int = 0) -> None:
-    """Write ``count`` scenes under ``folder``, one file each; those already there are kept."""
+    """Write `count` scenes under `folder`, one file each; those already there are kept."""
     for index in range(count):
         path = folder / f"scene-{index:04}.safetensors"
         if not path.exists():

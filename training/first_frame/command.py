@@ -1,4 +1,4 @@
-"""Two commands: ``cast-data`` builds a first-frame dataset, ``cast-lora`` trains a LoRA from one."""
+"""Two commands: `cast-data` builds a first-frame dataset, `cast-lora` trains a LoRA from one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KEPT = 512
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """``cast-data``'s."""
+    """`cast-data`'s."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--clips", type=Path, help="JSON list of own clips (see training/first_frame/sources.py)")
     source.add_argument("--world", type=int, metavar="N", help="N clips of the miniature's small world")
@@ -42,7 +42,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_data(chosen: argparse.Namespace) -> None:
-    """``cast-data``."""
+    """`cast-data`."""
     start_comfyui()
     small = chosen.clips is None
     usual = CastSettings()
@@ -62,7 +62,7 @@ def run_data(chosen: argparse.Namespace) -> None:
 
 
 def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
-    """``cast-lora``'s. What is left out is FFGo's for real models, and lighter for the miniature."""
+    """`cast-lora`'s. What is left out is FFGo's for real models, and lighter for the miniature."""
     usual = LoraRecipe()
     parser.add_argument("--data", type=Path, required=True, help="a dataset made by cast-data, or a published one")
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints, curve, samples and the LoRA (resumed)")
@@ -114,7 +114,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
-    """``cast-lora``. ``weights``: where the miniature's files are."""
+    """`cast-lora`. weights: where the miniature's files are."""
     small = chosen.model is None
     with _one_sentence():
         processes()  # ComfyUI takes the GPU that is this process's own
@@ -184,7 +184,7 @@ def _open(chosen: argparse.Namespace, weights: Path) -> Encoders:
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """What a person can change is told in one sentence, without a traceback; so is a stop by hand."""
+    """Errors that a user can correct are printed as one sentence, without a traceback; so is a stop by hand."""
     try:
         yield
     except (CastDataError, LoraError, FirstFrameError, ProcessError) as error:

@@ -1,14 +1,14 @@
 """A first-frame (FFGo) dataset: clips, canvases, cut-outs, plates and captions in the published folder layout.
 
-``train_data.json`` is the published metadata (a list of ``file_path``, ``text``, ``image_path``, ``type``), with paths
-relative to its folder; it is all that training needs, so a published folder can be trained on as it is. Beside it lie
-``combined_images/video_<id>/combined.png`` (the canvas), ``train_materials/video_<id>/`` with ``main_entity.png`` (the
-plate) and ``object.png`` or ``object_<k>.png`` (cut-outs, RGBA), ``videos/<id>.mp4``, our records ``items/<id>.json``,
-where a source knows ``subjects/<id>.mp4`` (white where the cast is, or red, green and blue where each of it is), and
-``contact_sheet.png`` for a human check.
+`train_data.json` is the published metadata (a list of `file_path`, `text`, `image_path`, `type`), with paths relative
+to its folder; it is all that training needs, so a published folder can be trained on as it is. Beside it lie
+`combined_images/video_<id>/combined.png` (the canvas), `train_materials/video_<id>/` with `main_entity.png` (the plate)
+and `object.png` or `object_<k>.png` (cut-outs, RGBA), `videos/<id>.mp4`, our records `items/<id>.json`, where a source
+knows `subjects/<id>.mp4` (white where the cast is, or red, green and blue where each of it is), and `contact_sheet.png`
+for a human check.
 
-Building is resumable: a clip whose record matches its source is kept, everything else is made again.
-Source: shared/research/ffgo.md 1.2 (canvas), 2.2 (layout).
+Building is resumable: a clip whose record matches its source is kept, everything else is made again. Source: FFGo's
+released data; docs/methods/ffgo.md, canvas and dataset folder.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class CastSettings:
 
 @dataclass(frozen=True, eq=False)
 class CastClip:
-    """What a source gives of one clip: its frames [T, H, W, 3] in 0..1 and frames per second, what is seen in it, an
-    empty scene [H, W, 3] or None, what happens, and where its cast is [T, H, W, n] in 0..1, if that is known: all
-    together (n = 1), or up to three subjects apart, of which ``owners`` says for every reference whom it shows.
+    """One clip of a source: its frames [T, H, W, 3] in 0..1 and frames per second, its references, an empty scene [H,
+    W, 3] or None, what happens, and where its cast is [T, H, W, n] in 0..1, if that is known: all together (n = 1), or
+    up to three subjects apart, of which `owners` assigns one to every reference.
     """
 
     frames: torch.Tensor
@@ -82,7 +82,7 @@ class CastClip:
 class CastSource:
     """A clip that can be made: its name in the dataset, what changes when it changes, and how to load it.
 
-    ``load`` raises CastDataError or FirstFrameError for input that cannot be used.
+    `load` raises CastDataError or FirstFrameError for input that cannot be used.
     """
 
     id: str
@@ -92,9 +92,9 @@ class CastSource:
 
 @dataclass(frozen=True)
 class CastItem:
-    """One finished line of a dataset. ``plate``: whether the place is pictured, as it is wherever nothing says so;
-    ``subjects``: a video that is white where the cast is, or red, green and blue where each of it is; ``boxes``: where
-    the canvas shows the references, if known; ``owners``: which of the subjects each of them shows.
+    """One finished line of a dataset. plate: whether the place is pictured, as it is wherever nothing says so;
+    subjects: a video that is white where the cast is, or red, green and blue where each of it is; boxes: where the
+    canvas shows the references, if known; owners: which of the subjects each of them shows.
     """
 
     clip: Path
@@ -119,12 +119,11 @@ def build_dataset(
     keep_others: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[CastItem]:
-    """Make or complete the dataset in ``folder``; clips that cannot be used are named and left out.
+    """Make or complete the dataset in `folder`; clips that cannot be used are named and left out.
 
-    ``keep_others``: clips that were built there earlier stay in it, before those of ``sources``.
+    keep_others: clips that were built there earlier stay in it, before those of `sources`.
 
-    Raises:
-        CastDataError: no source, two of one name, or none can be used.
+    Raises CastDataError: no source, two of one name, or none can be used.
     """
     if len({source.id for source in sources}) != len(sources):
         raise CastDataError("Two clips have the same id: give each its own.")
@@ -156,7 +155,7 @@ def build_dataset(
 
 
 def contact_sheet(items: Sequence[CastItem], folder: Path) -> Path:
-    """The picture of every clip's canvas, frames and caption in ``folder``, drawn anew if the metadata is newer."""
+    """The picture of every clip's canvas, frames and caption in `folder`, drawn anew if the metadata is newer."""
     path = folder / "contact_sheet.png"
     newest = max(listed.stat().st_mtime_ns for listed in folder.glob("train_data*.json"))
     if not path.exists() or path.stat().st_mtime_ns < newest:
@@ -165,16 +164,15 @@ def contact_sheet(items: Sequence[CastItem], folder: Path) -> Path:
 
 
 def _earlier(folder: Path, renewed: Container[str]) -> list[dict[str, Any]]:
-    """The records of clips built in ``folder``, but for those of the ids ``renewed``."""
+    """The records of clips built in `folder`, but for those of the ids `renewed`."""
     paths = sorted((folder / "items").glob("*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.stem not in renewed]
 
 
 def load_dataset(folder: Path) -> list[CastItem]:
-    """The clips of a dataset, ours or the published one, whose absolute paths are found again inside ``folder``.
+    """The clips of a dataset, ours or the published one, whose absolute paths are found again inside `folder`.
 
-    Raises:
-        CastDataError: no metadata, or a file that it names is missing.
+    Raises CastDataError: no metadata, or a file that it names is missing.
     """
     found = sorted(folder.glob("train_data*.json"))
     if not found:
@@ -203,11 +201,10 @@ def canvas_of(clip: CastClip, settings: CastSettings) -> Composition:
 def read_frames(
     path: Path, count: int | None = None, size: tuple[int, int] | None = None
 ) -> tuple[torch.Tensor, float]:
-    """The first ``count`` frames [T, H, W, 3] in 0..1 of a video file, in ``size`` (width, height) or their own, its
-    aspect ignored as the published loader does; and the frames per second.
+    """The first `count` frames [T, H, W, 3] in 0..1 of a video file, in `size` (width, height) or their own, its aspect
+    ignored as the published loader does; and the frames per second.
 
-    Raises:
-        CastDataError: the file is no video, or has fewer frames.
+    Raises CastDataError: the file is no video, or has fewer frames.
     """
     frames: list[torch.Tensor] = []
     try:
@@ -246,7 +243,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _build(source: CastSource, settings: CastSettings, folder: Path) -> dict[str, Any]:
-    from ...host.files.video import VideoWriter  # imports ComfyUI, which must first be told about devices
+    from ...host.files.video import VideoWriter  # imports ComfyUI, whose devices must be chosen first
 
     clip = source.load()
     if len(clip.frames) < settings.frames:

@@ -1,10 +1,10 @@
 """Films that the base makes of the small world's casts put together anew, for it to learn filming them off pictures.
 
-Forty clips show a few dozen of all pairs, and what a LoRA makes of them it learns by heart. But the base films anybody
-from words. So characters of different clips share a scene, the base is told in words how each looks and films it, and
-behind a canvas of these pictures, under a caption that does not say colours, its film becomes one more example: what
-words can do, pictures shall do (the idea of context distillation: Askell et al., "A General Language Assistant", 2021,
-section 2.1). Nothing is seen that is not in the clips but what the base knows already.
+Self-distillation: forty clips hold a few dozen of all pairs, and a LoRA overfits to them. But the base generates any
+character from a caption. So characters of different clips are recombined in one scene, the base films it from a full
+caption, and behind a canvas of their pictures, under a caption without colours, its film becomes one more example: the
+LoRA learns to reach by pictures what the base reaches by text (context distillation: Askell et al., "A General Language
+Assistant", 2021, section 2.1). Nothing is added to the clips but what the base has learned already.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ...film.first_frame import build_prompt
 from ...film.kv_memory import MEMFLOW
 from ...miniature.stories import describe, is_held_out
 from ...miniature.world import ACTIONS, FPS, Actor, Beat, Scene, render
-from ..core.objectives.flow_matching import Example
 from ..causal.films import film_together
+from ..core.objectives.flow_matching import Example
 from ..miniature.evaluate import schedule
 from .dataset import CastDataError, CastItem, fingerprint_of
 from .encode import Encoders, coverage_of, encode_video, remembered
@@ -34,8 +34,7 @@ _TOGETHER = 60
 def casts_of(items: Sequence[CastItem]) -> list[CastScene]:
     """What the clips of a dataset of the small world show.
 
-    Raises:
-        CastDataError: they are other clips.
+    Raises CastDataError: they are other clips.
     """
     casts = draw_casts(LEARNED, len(items))
     if [_asked(cast) for cast in casts] != [item.text for item in items]:
@@ -45,8 +44,8 @@ def casts_of(items: Sequence[CastItem]) -> list[CastScene]:
 
 
 def recast(casts: Sequence[CastScene], count: int, *, seed: int = 0) -> list[CastScene]:
-    """``count`` scenes like those of ``casts``, one after the other, with characters out of all of them and other
-    actions; no combination of character and place that training may not show.
+    """`count` scenes like those of `casts`, one after the other, with characters out of all of them and other actions;
+    no combination of character and place that training may not show.
     """
     characters = [actor.character for cast in casts for actor in cast.scene.actors]
 
@@ -68,8 +67,8 @@ def recast(casts: Sequence[CastScene], count: int, *, seed: int = 0) -> list[Cas
 def self_distill(
     casts: Sequence[CastScene], encoders: Encoders, frames: int, folder: Path, *, say: Callable[[str], None] = print
 ) -> list[Example]:
-    """``frames`` frames of each cast, filmed in four steps block by block by the base that is told everything, behind
-    its canvas. Films that ``folder`` has already are kept while cast, length and models stay the same.
+    """`frames` frames of each cast, filmed in four steps block by block by the base from full captions, behind its
+    canvas. Films that `folder` has already are kept while cast, length and models stay the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     examples = []
@@ -94,7 +93,7 @@ def self_distill(
 
 @torch.inference_mode()
 def _filmed(casts: Sequence[CastScene], first: int, encoders: Encoders, frames: int) -> list[torch.Tensor]:
-    """Latents [16, F, h, w], in the model's space, of casts that are numbered from ``first``."""
+    """Latents [16, F, h, w], in the model's space, of casts that are numbered from `first`."""
     import comfy.model_management
 
     from ...host.wan.forward import kv_layout

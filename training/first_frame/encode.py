@@ -31,14 +31,14 @@ _MOST_SUBJECTS = 3
 """One for each channel of the film that says where they are."""
 _PALEST = 0.8
 RECOLOURED = 6
-"""How many times a clip is recoloured if nobody says: each has to be encoded."""
+"""How many times a clip is recoloured by default: each has to be encoded."""
 
 
 @dataclass(frozen=True)
 class Encoders:
     """What ComfyUI's loaders give: MODEL (for its latent scale), CLIP and VAE.
 
-    ``name``: the base's, written into the LoRA. ``mark``: tells these models from others of that name.
+    name: the base's, written into the LoRA. mark: distinguishes these models from others of that name.
     """
 
     model: Any
@@ -50,42 +50,42 @@ class Encoders:
 
 @dataclass(frozen=True)
 class Tint:
-    """How colours change: by ``hue``, in parts of the whole circle, then ``pale``, 0 to 1, towards white as bright.
-    Black, white and grey stay as they are.
+    """How colours change: by `hue`, in parts of the whole circle, then `pale`, 0 to 1, towards white as bright. Black,
+    white and grey stay as they are.
     """
 
     hue: float = 0.0
     pale: float = 0.0
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """``pixels`` [..., H, W, 3] of 0..1 tinted."""
+        """`pixels` [..., H, W, 3] of 0..1 tinted."""
         turned = adjust_hue(pixels.movedim(-1, -3), (self.hue + 0.5) % 1 - 0.5).movedim(-3, -1) if self.hue else pixels
         return turned.lerp(turned.amax(dim=-1, keepdim=True), self.pale)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How a clip is learned once more: ``tints``, those of its colours, clip and canvas alike, or of its cast's alone
-    where the dataset says where that is, each subject in its own. ``mirrored``: the clip left to right (its canvas as
-    it was), with the caption's left and right exchanged.
+    """How a clip is learned once more: `tints`, those of its colours, clip and canvas alike, or of its cast's alone
+    where the dataset says where that is, each subject in its own. mirrored: the clip left to right (its canvas as it
+    was), with the caption's left and right exchanged.
     """
 
     tints: tuple[Tint, ...] = (Tint(),)
     mirrored: bool = False
 
     def fits(self, plate: bool, subjects: bool) -> bool:
-        """Whether the canvas still tells all: the colours of a place that change with its cast's (its ``subjects`` are
-        not told apart from it) have to be pictured (``plate``), and which way round a place is must not be.
+        """Whether canvas and caption still determine the clip: the colours of a place that change with its cast's (its
+        `subjects` are not separated from it) have to be pictured (`plate`), and which way round a place is must not be.
         """
         return not plate if self.mirrored else plate or subjects or self == Variant()
 
     def frames(self, pixels: torch.Tensor, subjects: torch.Tensor | None = None) -> torch.Tensor:
-        """The clip [T, H, W, 3]; ``subjects`` [T, H, W, 3] are 1 where each subject is, or all where any is."""
+        """The clip [T, H, W, 3]; `subjects` [T, H, W, 3] are 1 where each subject is, or all where any is."""
         changed = self.canvas(pixels, subjects)
         return changed.flip(2) if self.mirrored else changed
 
     def canvas(self, pixels: torch.Tensor, subjects: torch.Tensor | None = None) -> torch.Tensor:
-        """The canvas [H, W, 3]; ``subjects`` [H, W, 3] are 1 where it shows references of each subject."""
+        """The canvas [H, W, 3]; `subjects` [H, W, 3] are 1 where it shows references of each subject."""
         if subjects is None:
             return self.tints[0](pixels)
         changed, others = pixels, torch.ones_like(subjects[..., :1])
@@ -105,7 +105,7 @@ PLAIN = (Variant(),)
 
 
 def variants(recoloured: int, mirrored: bool) -> tuple[Variant, ...]:
-    """Each clip as it is, ``recoloured`` times in other colours, half of them paler, and left to right; of each clip
+    """Each clip as it is, `recoloured` times in other colours, half of them paler, and left to right; of each clip
     those that fit.
     """
     rng = random.Random("tints")
@@ -129,13 +129,12 @@ def encode_dataset(
     shown: Sequence[Variant] = PLAIN,
     say: Callable[[str], None] = print,
 ) -> list[Example]:
-    """Encode every clip's first ``frames`` frames at ``size`` (width, height; None: the canvas's own) into ``folder``.
+    """Encode every clip's first `frames` frames at `size` (width, height; None: the canvas's own) into `folder`.
 
-    ``cut``: how the canvas becomes the clip. Files already there are kept while clip, caption, size and models stay the
-    same. ``shown``: the ways in which each is learned that fits them; all clips in the first way come first.
+    cut: how the canvas becomes the clip. Files already there are kept while clip, caption, size and models stay the
+    same. shown: the ways in which each is learned that fits them; all clips in the first way come first.
 
-    Raises:
-        CastDataError: a clip is too short, or a side is no multiple of 16.
+    Raises CastDataError: a clip is too short, or a side is no multiple of 16.
     """
     folder.mkdir(parents=True, exist_ok=True)
     examples = []
@@ -162,8 +161,8 @@ def encode_dataset(
 def remembered(
     path: Path, mark: str, make: Callable[[], Mapping[str, torch.Tensor]]
 ) -> tuple[dict[str, torch.Tensor], bool]:
-    """The tensors in the file ``path``, in fp32, and whether they had to be made: if there is no such file, or it has
-    another ``mark``.
+    """The tensors in the file `path`, in fp32, and whether they had to be made: if there is no such file, or it has
+    another `mark`.
     """
     made = not path.exists() or _mark_of(path) != mark
     if made:
@@ -227,7 +226,7 @@ def _encode(
 
 
 def _cells(item: CastItem, size: tuple[int, int]) -> torch.Tensor:
-    """[H, W, 3], 1 where the canvas of ``size`` (width, height) shows references of each subject."""
+    """[H, W, 3], 1 where the canvas of `size` (width, height) shows references of each subject."""
     cells = torch.zeros(*size[::-1], 3)
     for box, owner in zip(item.boxes, item.owners, strict=True):
         cells[box.y : box.y + box.height, box.x : box.x + box.width, owner] = 1
@@ -241,8 +240,7 @@ def encode_video(encoders: Encoders, video: torch.Tensor) -> torch.Tensor:
 
 
 def coverage_of(masks: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Where masks [T, H, W] are in latents of ``shape`` (F, h, w), the first of which is one picture: [F, h, w] of
-    0..1.
+    """Where masks [T, H, W] are in latents of `shape` (F, h, w), the first of which is one picture: [F, h, w] of 0..1.
     """
     frames, *size = shape
     first = F.adaptive_max_pool2d(masks[:1], size)

@@ -1,8 +1,8 @@
-"""How well the miniature films a cast with a LoRA and without: the attribute probe looks for every reference.
+"""Evaluation of a cast LoRA on the miniature, with and without it: the attribute probe detects every reference.
 
-The probe knows films of one character. Of two, which the small world keeps left and right, each half is shown to it by
-itself, its inner edge drawn out to the width of a frame. What the probe makes of the true clips, cut the same way, is
-the best that any film can reach; it stands in the table.
+The probe classifies films of one character. Of two, which the small world keeps left and right, it classifies each half
+by itself, its inner edge drawn out to the width of a frame. What the probe makes of the true clips, cut the same way,
+is the best that any film can reach; it stands in the table.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def right_attributes(probe: Probe, film: torch.Tensor, cast: CastScene) -> dict[
 def judge_casts(
     film_of: Callable[[CastScene, int], torch.Tensor], probe: Probe, count: int, *, seed: int = 0
 ) -> dict[str, float]:
-    """Shares over ``count`` casts that training never shows, of 1, 2, 3, 4, 1, ... references.
+    """Shares over `count` casts that training never shows, of 1, 2, 3, 4, 1, ... references.
 
-    ``film_of(cast, seed)`` gives the frames without the collage. "every reference" is the share of films in which all
-    are right, by number of references and over all; "each" the share of references that are; "colour", "body",
-    "headgear" and "place" say what of them.
+    `film_of(cast, seed)` gives the frames without the collage. "every reference" is the share of films in which all are
+    right, by number of references and over all; "each" the share of references that are; "colour", "body", "headgear"
+    and "place" say what of them.
     """
     films: dict[int, list[bool]] = {number: [] for number in range(1, MOST_REFERENCES + 1)}
     each: list[bool] = []
@@ -91,8 +91,8 @@ def model_film(
     renoise: bool = False,
     trigger: str = MINIATURE_TRIGGER,
 ) -> torch.Tensor:
-    """What the model films from the cast's canvas and caption behind ``trigger``, without the collage. ``renoise``: as
-    of ``FlowMatcher.sample``.
+    """What the model films from the cast's canvas and caption behind `trigger`, without the collage. renoise: as of
+    `FlowMatcher.sample`.
     """
     model = models.model.model
     first = model.process_latent_in(models.vae.encode(canvas_picture(cast)))[0]
@@ -107,7 +107,7 @@ def model_film(
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
-    """``cast-judge``'s."""
+    """`cast-judge`'s."""
     parser.add_argument("--lora", type=Path, help="a LoRA that cast-lora trained on the miniature; default the base")
     parser.add_argument("--trigger", default=MINIATURE_TRIGGER, help="first sentence of every prompt")
     parser.add_argument("--casts", type=int, default=100, help="held-out combinations to film, with and without it")
@@ -119,8 +119,8 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
-    """``cast-judge``: tables of what the LoRA does for casts and to ordinary prompts, beside what the base can draw at
-    all: everything told in words, block by block, with the trigger in front and without.
+    """`cast-judge`: tables of what the LoRA does for casts and to ordinary prompts, beside what the base can draw at
+    all: every look in the caption, rolled out block by block, with the trigger in front and without.
     """
     start_comfyui()
     import comfy.model_management

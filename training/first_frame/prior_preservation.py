@@ -1,8 +1,8 @@
-"""What a LoRA leaves as it was: ordinary prompts, without a first frame, are denoised as by the base alone.
+"""Prior preservation: ordinary prompts, without a first frame, are to be denoised as by the base alone.
 
-The base films two blocks of a prompt in four steps by itself; somewhere on the way the adapted model is asked the same
-question and should give the same answer. So nothing is needed but prompts, and what is kept is what the base films, not
-what a dataset shows (the idea of prior preservation: Ruiz et al., "DreamBooth", 2023, section 3.3).
+The base samples two blocks of a prompt in four steps by itself; at one of these steps the adapted model should predict
+the same. So only prompts are needed, and the reference is the base's own output, not a dataset (prior preservation:
+Ruiz et al., "DreamBooth", 2023, section 3.3).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Flow(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PriorPreservation:
-    """``base``: the model without the adapter. texts: [N, L, D], encoded prompts. size: channels, height and width of
+    """base: the model without the adapter. texts: [N, L, D], encoded prompts. size: channels, height and width of
     latents. batch: prompts of an update.
     """
 
@@ -48,7 +48,7 @@ class PriorPreservation:
 
     @torch.no_grad()
     def _denoised(self, text: torch.Tensor, before: torch.Tensor, done: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``before`` and a block more after ``done`` of four steps, noised for the next one, and their times."""
+        """`before` and a block more after `done` of four steps, noised for the next one, and their times."""
         block: Any = torch.zeros(len(text), self.size[0], BLOCK, *self.size[1:])
         for step, level in enumerate((*FEW_STEPS, 0.0)):
             noised = (1 - level) * block + level * torch.randn(block.shape).to(block)

@@ -38,13 +38,12 @@ def train_cast(
     recast: Sequence[CastScene] = (),
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Encode the dataset and train; returns the LoRA's file. Everything lies in ``folder``, and a run that was stopped
-    goes on there. ``frames``: of each clip; ``kept``: prompts of which the LoRA should change nothing; ``recast``:
-    casts of the small world that the base films itself, learned as clips are; the other arguments as
-    ``encode_dataset`` and ``train_lora`` have them.
+    """Encode the dataset and train; returns the LoRA's file. Everything lies in `folder`, and a run that was stopped
+    goes on there. frames: of each clip; kept: prompts of which the LoRA should change nothing; recast: casts of the
+    small world that the base films itself, learned as clips are; the other arguments as `encode_dataset` and
+    `train_lora` have them.
 
-    Raises:
-        CastDataError, LoraError: a dataset, model or recipe that does not fit; the message says what to change.
+    Raises CastDataError, LoraError: a dataset, model or recipe that does not fit; the message says what to change.
     """
     model = encoders.model
     first_frame = first_frame_of(model.model.diffusion_model, model.model.latent_format.latent_channels)

@@ -5,10 +5,10 @@ The list is a JSON file, all paths relative to it:
     [{"id": "kitchen", "clip": "kitchen.mp4", "caption": "A hand lifts the mug ...", "plate": "kitchen-empty.png",
       "entities": [{"name": "mug", "description": "a white enamel mug", "mask": "kitchen-mug.png"}]}]
 
-An entity has one of ``picture`` (a cut-out with transparency), ``mask`` (white marks it on the clip's first frame) or
-``box`` ([x, y, width, height] on the first frame). Cut-outs, masks, plates and captions come from whatever made them:
-a segmentation, image-edit or text-generation workflow, or a person. ``plate`` may be left out; ``subjects`` may name a
-video as long as the clip that is white where the cast is, so that it weighs more in training.
+An entity has one of `picture` (a cut-out with transparency), `mask` (white marks it on the clip's first frame) or `box`
+([x, y, width, height] on the first frame). Cut-outs, masks, plates and captions come from whatever made them: a
+segmentation, image-edit or text-generation workflow, or a person. `plate` may be left out; `subjects` may name a video
+as long as the clip that is white where the cast is, so that it weighs more in training.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def given_clip(
 ) -> CastSource:
     """A clip whose frames [T, H, W, 3] in 0..1 and cut-outs are at hand, as in a graph.
 
-    Raises:
-        CastDataError: the name cannot be a file's, or there is no reference.
+    Raises CastDataError: the name cannot be a file's, or there is no reference.
     """
     if not re.fullmatch(_NAME, name):
         raise CastDataError(f"A clip has the name '{name}': use letters, digits, - and _.")
@@ -61,8 +60,7 @@ def given_clip(
 def list_clips(path: Path, settings: CastSettings) -> list[CastSource]:
     """The clips that the list names.
 
-    Raises:
-        CastDataError: it is no such list.
+    Raises CastDataError: it is no such list.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """Few-shot LoRA on an image-to-video Wan: flow matching inside one band of noise, on the shared loop.
 
-A run's folder holds ``lora.ckpt`` (to resume), ``lora.jsonl`` and ``loss.png`` (its curve), ``recipe.json``,
-``step-<n>.safetensors`` now and then, and in the end ``lora.safetensors`` with averaged weights. KeyboardInterrupt
-saves and stops; the same call goes on, on a CPU to the bit.
+A run's folder holds `lora.ckpt` (to resume), `lora.jsonl` and `loss.png` (its curve), `recipe.json`,
+`step-<n>.safetensors` now and then, and in the end `lora.safetensors` with averaged weights. KeyboardInterrupt saves
+and stops; the same call goes on, on a CPU to the bit.
 """
 
 from __future__ import annotations
@@ -34,17 +34,16 @@ _NAME = "lora"
 
 @dataclass(frozen=True)
 class LoraRecipe:
-    """A run. Defaults are FFGo's for one expert of Wan 2.2 I2V A14B (brief 2.4).
+    """A run. Defaults are FFGo's for one expert of Wan 2.2 I2V A14B (docs/methods/ffgo.md, training).
 
-    ``steps`` updates of ``batch`` examples each, ``at_once`` of them in one pass. ``muon_rate``: of Muon, which trains
-    the matrices where it is not 0; AdamW trains the rest at ``rate``. ``average``: decay of the moving average.
-    ``final_share``: of the rate, at the end of a cosine; 1 keeps it constant. ``subject``: how much more than scenery
-    the cast weighs in the loss, where examples say where it is; 0 is the paper's. ``few``, ``own_steps``: for bases
-    made for few steps; the share of examples at the noise levels of four-step sampling, and the share of updates that
-    go on denoising what four-step sampling has denoised so far. ``keep``: the share of updates that hold ordinary
-    prompts where the base has them (see keeping.py). ``precision``: "auto" is bf16 on a
-    GPU that has it, else float32. ``checkpointing`` recomputes blocks in the backward pass: a quarter more time for a
-    fraction of the memory. ``save_every``, ``sample_every``: steps, 0 never.
+    `steps` updates of `batch` examples each, `at_once` of them in one pass. muon_rate: of Muon, which trains the
+    matrices where it is not 0; AdamW trains the rest at `rate`. average: decay of the moving average. final_share: of
+    the rate, at the end of a cosine; 1 keeps it constant. subject: how much more than scenery the cast weighs in the
+    loss, where examples say where it is; 0 is the paper's. few, own_steps: for bases made for few steps; the share of
+    examples at the noise levels of four-step sampling, and the share of updates that go on denoising what four-step
+    sampling has denoised so far. keep: the share of updates that hold ordinary prompts where the base has them (see
+    keeping.py). precision: "auto" is bf16 on a GPU that has it, else float32. `checkpointing` recomputes blocks in the
+    backward pass: a quarter more time for a fraction of the memory. save_every, sample_every: steps, 0 never.
     """
 
     rank: int = 128
@@ -117,16 +116,15 @@ def train_lora(
     sample: Callable[[int, FlowMatcher], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Train a LoRA for ``dit`` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
+    """Train a LoRA for `dit` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
-    ``sample(step, matcher)`` is called every ``recipe.sample_every`` steps with what has been learned so far and
-    may stop the run. Of many processes (see training/core/loop.py) the first calls it and writes; each learns from
-    a batch of its own. ``critic``: a further loss. ``kept``: encoded prompts [N, L, D] for ``recipe.keep``.
+    `sample(step, matcher)` is called every `recipe.sample_every` steps with what has been learned so far and may stop
+    the run. Of many processes (see training/core/loop.py) the first calls it and writes; each learns from a batch of
+    its own. critic: a further loss. kept: encoded prompts [N, L, D] for `recipe.keep`.
 
-    Raises:
-        LoraError: no examples, a model that cannot be given a first frame, a folder with another recipe's run, or
-            prompts to be kept that are missing or of a model that always wants a first frame.
-        KeyboardInterrupt: passed on, after everything is saved.
+    Raises LoraError: no examples, a model that cannot be given a first frame, a folder with another recipe's run, or
+    prompts to be kept that are missing or of a model that always wants a first frame; KeyboardInterrupt: passed on,
+    after everything is saved.
     """
     if not examples:
         raise LoraError("There is nothing to learn from: build a dataset with at least one clip.")
@@ -208,7 +206,7 @@ def _batch_loss(matcher: FlowMatcher, batch: list[Example], recipe: LoraRecipe) 
 
 
 def _passes(batch: Sequence[Example], at_once: int) -> list[list[int]]:
-    """Indices in order, cut into runs of at most ``at_once`` examples of one shape."""
+    """Indices in order, cut into runs of at most `at_once` examples of one shape."""
     passes: list[list[int]] = []
     for index, example in enumerate(batch):
         last = passes[-1] if passes else []
@@ -223,10 +221,9 @@ def _passes(batch: Sequence[Example], at_once: int) -> list[list[int]]:
 
 
 def remember_recipe(told: Mapping[str, Any], folder: Path) -> None:
-    """Write a run's settings down, or check them against those of the run in ``folder`` that is to be continued.
+    """Write a run's settings down, or check them against those of the run in `folder` that is to be continued.
 
-    Raises:
-        LoraError: one of them differs that a run cannot change on its way.
+    Raises LoraError: one of them differs that a run cannot change on its way.
     """
     free = {"steps", "rollout_steps", "save_every", "sample_every"}
     mine = json.loads(json.dumps({key: value for key, value in told.items() if key not in free}))

@@ -1,4 +1,4 @@
-"""Cast clips of the small world, where cut-outs, plates and who is who are exact: the dataset that runs as shipped.
+"""Cast clips of the small world, where cut-outs, plates and identities are exact: the dataset that runs as shipped.
 
 A scene has two actors at most, so a cast of up to four counts everything that is pictured: characters, the place (as
 the plate), and a headgear cut out by itself that a bareheaded character puts on (FFGo calls that element insertion).
@@ -6,8 +6,8 @@ One reference is a character; two are two characters, or one and its place; thre
 bareheaded character, its headgear and their place; four are two characters, one bareheaded, the headgear and the
 place. On the canvas a headgear follows its wearer.
 
-Captions say of everybody what it is, a ball with a crown, and not its colour: that, only the picture tells. They do not
-say how the cast is laid out.
+Captions name what each character is, a ball with a crown, and not its colour, which only the picture determines. They
+do not describe the layout.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class CastScene:
 
 
 def draw_cast(rng: random.Random, references: int, *, held_out: bool = False) -> CastScene:
-    """A one-beat scene with 1 to 4 things pictured; combinations of character and place as ``random_scene`` has it."""
+    """A one-beat scene with 1 to 4 things pictured; combinations of character and place as `random_scene` has it."""
     actors, bare = {1: [(1, 0)], 2: [(2, 0), (1, 0)], 3: [(2, 0), (1, 1)], 4: [(2, 1)]}[references][
         rng.randrange(1 if references in (1, 4) else 2)
     ]
@@ -68,15 +68,15 @@ def draw_cast(rng: random.Random, references: int, *, held_out: bool = False) ->
 
 
 def draw_casts(kind: str, count: int, *, seed: int = 0, held_out: bool = False) -> list[CastScene]:
-    """``count`` casts with 1, 2, 3, 4, 1, ... references; those held out show no combination that the others may.
-    Another ``kind``, other draws.
+    """`count` casts with 1, 2, 3, 4, 1, ... references; those held out show no combination that the others may. Another
+    `kind`, other draws.
     """
     draws = [random.Random(f"cast {kind} {seed} {index}") for index in range(count)]
     return [draw_cast(rng, index % MOST_REFERENCES + 1, held_out=held_out) for index, rng in enumerate(draws)]
 
 
 def world_clips(count: int, settings: CastSettings, *, seed: int = 0, held_out: bool = False) -> list[CastSource]:
-    """``count`` clips of casts to learn from, or held out."""
+    """`count` clips of casts to learn from, or held out."""
     kind = HELD_OUT if held_out else LEARNED
 
     def source(index: int, cast: CastScene) -> CastSource:
@@ -130,7 +130,7 @@ def cut_outs(cast: CastScene) -> list[Reference]:
 
 @lru_cache(maxsize=8)
 def headgear_mask(headgear: str) -> torch.Tensor:
-    """[128, 128], where a sprite shows its headgear: there it looks the same whoever wears it."""
+    """[128, 128], the part of a sprite that is its headgear, which does not depend on the wearer."""
     sprites = torch.stack([sprite(colour, body, headgear) for colour, body in zip(COLOURS, BODIES, strict=False)])
     same = (sprites - sprites[:1]).abs().amax(dim=(0, 1)) < 1e-4
     same &= sprites[0, 3] > 0
@@ -147,7 +147,7 @@ def _reference(picture: torch.Tensor, name: str, description: str) -> Reference:
 
 
 def empty_place(scene: Scene) -> torch.Tensor:
-    """The place [64, 64, 3] at the first moment, without anybody: from two takes with somebody left and right."""
+    """The place [64, 64, 3] at the first moment, without characters: from two takes with one left and one right."""
 
     def take(position: str) -> tuple[torch.Tensor, torch.Tensor]:
         somebody = Actor(Character("white", "ball", "beanie"), position)

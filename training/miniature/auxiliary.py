@@ -1,4 +1,4 @@
-"""Who else looks at what a LoRA of the miniature guesses, while it is trained: options and what they ask for."""
+"""Auxiliary losses of the miniature's LoRAs: command-line options and the losses they add."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .vae import VaeRecipe, build_vae
 
 
 def add_auxiliary_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--reading`` and ``--sight``."""
+    """`--reading` and `--sight`."""
     parser.add_argument("--reading", type=float, default=0.3, help="miniature only: weight of the loss made of what a "
                         "reader sees in guessed latents, 0 for none")  # fmt: skip
     parser.add_argument("--sight", type=float, default=0.0, help="miniature only: weight of the loss made of what an "
@@ -25,7 +25,7 @@ def add_auxiliary_arguments(parser: argparse.ArgumentParser) -> None:
 def open_auxiliary_losses(
     weights: Path, reading: float, sight: float, most: int = 4, device: torch.device | str = "cpu"
 ) -> AuxiliaryLoss | None:
-    """Those of weight above 0, of the files under ``weights``, on ``device``. ``most``: sequences of a batch that the
+    """Those of weight above 0, of the files under `weights`, on `device`. `most`: sequences of a batch that the
     eye looks at.
     """
     parts: list[AuxiliaryLoss] = []

@@ -64,7 +64,7 @@ _NONE, _ONE = torch.zeros(16, 1, 1, 1), torch.ones(16, 1, 1, 1)
 
 @dataclass(frozen=True)
 class BudgetRecipe:
-    """``minutes`` of time from the call on, pictures of ``size`` pixels, and the stages' recipes, whose steps the clock
+    """`minutes` of time from the call on, pictures of `size` pixels, and the stages' recipes, whose steps the clock
     counts.
     """
 
@@ -135,9 +135,9 @@ def train_within(
     keep: Collection[str] = (),
     skip: Collection[str] = (),
 ) -> list[str]:
-    """Run all stages in ``folder``, write the finished files under ``weights`` and the curves as ``curves``. ComfyUI has
-    been started. ``start_from``: finished files whose VAE, DiT and text encoder are trained on; ``keep``: of "probe",
-    "eye", "vae" and "reader", what is taken from there as it is; ``skip``: stages from "sight" on that are left out.
+    """Run all stages in `folder`, write the finished files under `weights` and the curves as `curves`. ComfyUI has
+    been started. `start_from`: finished files whose VAE, DiT and text encoder are trained on; `keep`: of "probe",
+    "eye", "vae" and "reader", what is taken from there as it is; `skip`: stages from "sight" on that are left out.
     Returns the stages that failed.
     """
     device = prepare_device()
@@ -306,7 +306,7 @@ def _tune(
     folder: Path,
     seconds: float,
 ) -> None:
-    """Streaming long tuning (``training.causal.train``) on the takes' prompts, with batches of the base in between."""
+    """Streaming long tuning (`training.causal.train`) on the takes' prompts, with batches of the base in between."""
     from ..causal.long_data import LongTakes
     from ..causal.long_tuning import CausalRecipe, tune
 

@@ -1,8 +1,8 @@
 """The miniature's CLIP: which picture goes with which sentence of the small world, as open_clip publishes its models.
 
-Pictures are rendered frames and characters cut out of them. Sentences say all of a scene, or only who is in it, or what
-the same characters do elsewhere: that last pair is a keyframe and the prompt of a later shot, so that a prompt finds
-its characters whatever else it says.
+Pictures are rendered frames and characters cut out of them. Sentences describe all of a scene, or only who is in it, or
+what the same characters do elsewhere: that last pair is a keyframe and the prompt of a later shot, so that a prompt
+finds its characters whatever else it says.
 
 Source: CLIP, arXiv 2103.00020 (symmetric cross-entropy over a batch, learned temperature).
 """
@@ -46,7 +46,7 @@ _CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """A pool of ``scenes`` is drawn once; each step shows ``batch`` frames and half as many cut-out characters."""
+    """A pool of `scenes` is drawn once; each step shows `batch` frames and half as many cut-out characters."""
 
     scenes: int = 6000
     steps: int = 800
@@ -96,7 +96,7 @@ def cut_out(frame: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor
 
 
 def train_clip(recipe: ClipRecipe, folder: Path, weights: Path) -> Path:
-    """Train from nothing, resuming from ``folder``, and write the model under ``weights``; returns its file."""
+    """Train from nothing, resuming from `folder`, and write the model under `weights`; returns its file."""
     pool = _draw_pool(recipe)
     torch.manual_seed(recipe.seed)
     model = build_clip()
@@ -128,7 +128,7 @@ def train_clip(recipe: ClipRecipe, folder: Path, weights: Path) -> Path:
 
 
 def export_clip(model: nn.Module, folder: Path) -> Path:
-    """Weights, description and tokenizer, as ``host.media.embedder`` and open_clip read them."""
+    """Weights, description and tokenizer, as `host.media.embedder` and open_clip read them."""
     from ...host.media.embedder import CONFIG_FILE
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def _sentence(scene: Scene, time: float, rng: random.Random) -> str:
         place = rng.choice(PLACES)
         beat = Beat(0.0, tuple(rng.choice(ACTIONS) for _ in scene.actors))
     told = describe(Scene(place, scene.actors, (beat,)), place_first=rng.random() < 0.25)
-    # Where somebody stood at first is not where they are now.
+    # The caption's position is that of the first frame, not of this one.
     return re.sub(r" (on the left|on the right|in the middle)\b", "", told) if rng.random() < 0.5 else told
 
 

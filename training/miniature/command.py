@@ -1,4 +1,4 @@
-"""Two commands: ``miniature`` trains the small world's models from scratch, ``evaluate`` judges them."""
+"""Two commands: `miniature` trains the small world's models from scratch, `evaluate` judges them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CURVES = Path(__file__).resolve().parents[2] / "docs" / "images" / "miniature-lo
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """``miniature``'s."""
+    """`miniature`'s."""
     parser.add_argument(
         "--folder", type=Path, default=Path("miniature-training"), help="checkpoints and logs (resumed)"
     )
@@ -27,8 +27,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=1.0, help="scales the DiT's learning rates: what is trained on "
                         "wants less")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="another seed is other stories and another run")
-    parser.add_argument("--minutes", type=float, default=0, help="a time budget in place of steps: long takes, drawn on "
-                        "the device, with long tuning (docs/miniature.md)")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=0, help="a time budget in place of steps: long takes, drawn "
+                        "on the device, with long tuning (docs/miniature.md)")  # fmt: skip
     parser.add_argument("--size", type=int, default=64, choices=(64, 128), help="of pictures; with --minutes")
     parser.add_argument("--dim", type=int, default=192, help="width of the DiT, 64 for each head; with --minutes")
     parser.add_argument("--layers", type=int, default=8, help="of the DiT; with --minutes")
@@ -37,7 +37,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_training(chosen: argparse.Namespace, weights: Path) -> None:
-    """``miniature``. ``weights``: where the finished files go, unless named."""
+    """`miniature`. `weights`: where the finished files go, unless named."""
     if chosen.minutes:
         _run_within(chosen, chosen.weights or weights)
         return
@@ -52,7 +52,7 @@ def run_training(chosen: argparse.Namespace, weights: Path) -> None:
 
 
 def _run_within(chosen: argparse.Namespace, weights: Path) -> None:
-    """``miniature --minutes``."""
+    """`miniature --minutes`."""
     start_comfyui()
     from . import budget
 
@@ -78,7 +78,7 @@ def _run_within(chosen: argparse.Namespace, weights: Path) -> None:
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
-    """``evaluate``'s."""
+    """`evaluate`'s."""
     parser.add_argument("--weights", type=Path, help="the files to judge; default the miniature's")
     parser.add_argument("--prompts", type=int, default=200, help="films of 5 s to make")
     parser.add_argument("--openings", type=int, default=0, help="first blocks to make, told by action")
@@ -93,7 +93,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
-    """``evaluate``: tables of what films and reconstructions show. ``weights``: the miniature's, unless named."""
+    """evaluate: tables of what films and reconstructions show. weights: the miniature's, unless named."""
     start_comfyui()
     if chosen.long is not None:
         judge_long(chosen, chosen.weights or weights)
@@ -124,7 +124,7 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
 
 
 def scaled(recipe: MiniatureRecipe, effort: float) -> MiniatureRecipe:
-    """The same recipe with ``effort`` times the steps."""
+    """The same recipe with `effort` times the steps."""
 
     def times(steps: int) -> int:
         return max(round(steps * effort), 1)

@@ -44,8 +44,8 @@ _BROKEN = ("bent", "smeared", "row", "erased", "faint", "bent pair")
 
 @dataclass(frozen=True)
 class CounterRecipe:
-    """A pool of ``frames`` drawn frames and ``clips`` clips of 21 frames through the VAE is drawn once; each step shows
-    ``batch`` of them.
+    """A pool of `frames` drawn frames and `clips` clips of 21 frames through the VAE is drawn once; each step shows
+    `batch` of them.
     """
 
     frames: int = 12000
@@ -58,7 +58,7 @@ class CounterRecipe:
 
 
 def random_pose(rng: random.Random, x: float) -> Pose:
-    """Any moment of any action at ``x``."""
+    """Any moment of any action at `x`."""
     action = rng.choice(("stands", "jumps", "spins", "sways", "stretches"))
     facing = rng.choice((1.0, -1.0))
     if action == "jumps":
@@ -139,7 +139,7 @@ def _over(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def draw_frame(rng: random.Random, kind: str) -> torch.Tensor:
-    """A frame [3, 64, 64] in 0..1 of a class of ``COUNTS``, any place, camera and characters."""
+    """A frame [3, 64, 64] in 0..1 of a class of `COUNTS`, any place, camera and characters."""
     far, near = backdrop(rng.choice(PLACES))
     zoom = rng.choice((1.0, 1.0, rng.uniform(1.0, 1.4)))
     scroll = rng.uniform(-3, 3)
@@ -210,7 +210,7 @@ def _clips(recipe: CounterRecipe, vae: Any) -> list[tuple[torch.Tensor, torch.Te
 def train_counter(
     recipe: CounterRecipe, counter: Counter, pool: tuple[torch.Tensor, torch.Tensor], folder: Path
 ) -> None:
-    """Train ``counter`` in place on ``draw_pool``'s frames, on the device it is on, resuming from ``folder``."""
+    """Train `counter` in place on `draw_pool`'s frames, on the device it is on, resuming from `folder`."""
     device = next(counter.parameters()).device
     frames, numbers = pool
 
@@ -225,14 +225,14 @@ def train_counter(
 
 
 def export_counter(counter: Counter, folder: Path) -> Path:
-    """Write the counter under ``folder``."""
+    """Write the counter under `folder`."""
     path = folder / FILES["counter"]
     write(counter.state_dict(), path)
     return path
 
 
 def read_counter(counter: Counter, folder: Path) -> None:
-    """Load what ``export_counter`` wrote into ``counter``."""
+    """Load what `export_counter` wrote into `counter`."""
     counter.load_state_dict({key: value.float() for key, value in load_file(folder / FILES["counter"]).items()})
 
 
@@ -256,7 +256,7 @@ def accuracy(counter: Counter, seed: int, frames: int = 400) -> dict[str, float]
 
 
 def add_counter_arguments(parser: argparse.ArgumentParser) -> None:
-    """``counter``'s."""
+    """`counter`'s."""
     usual = CounterRecipe()
     parser.add_argument("--folder", type=Path, required=True, help="pool, checkpoint and curve (resumed)")
     parser.add_argument("--weights", type=Path, help="of the VAE, and where the file goes; default the pack's own")
@@ -269,7 +269,7 @@ def add_counter_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_counter(chosen: argparse.Namespace, weights: Path) -> None:
-    """``counter``. ``weights``: the miniature's, unless named."""
+    """`counter`. `weights`: the miniature's, unless named."""
     from .export import read_vae
     from .pipeline import start_comfyui
     from .vae import VaeRecipe, build_vae

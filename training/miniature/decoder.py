@@ -1,16 +1,16 @@
-"""The VAE's decoder once more, alone: on the latents that the DiT makes, and by what a probe sees.
+"""Finetuning of the VAE's decoder alone: on the latents that the DiT makes, with a perceptual loss by a probe.
 
 A VAE learned on rendered clips draws what turns and jumps softly, and a sampler's latents, which are a little wrong,
-more so. A body's outline is a few of a frame's pixels, so the squared error hardly notices; an ``eye`` does, a probe
-whose activations for decoded and for true pictures should agree (Johnson et al., "Perceptual Losses for Real-Time
-Style Transfer", 2016). It is not the one that judges. The encoder stays as it is, and with it everything that was
-trained on its latents.
+more so. A body's outline is a few of a frame's pixels, so the squared error hardly changes with it; the features of an
+`eye` do, a probe whose activations for decoded and for true pictures should agree (Johnson et al., "Perceptual Losses
+for Real-Time Style Transfer", 2016). It is not the one that judges. The encoder stays as it is, and with it everything
+that was trained on its latents.
 
 Four kinds of samples: rendered clips of any moment through the encoder, those that turn, sway, jump and stretch more
-often; openings and starts of takes that the DiT has finished from a noise level at which their content is still told;
-and films that it has made of nothing. Of these there is no true picture, but it is known whom they were to show, and
-the eye should find that: an outline that the latents hold and the decoder leaves soft costs as much as a wrong one.
-The decoder cannot invent it, as it reads no prompt.
+often; openings and starts of takes that the DiT has denoised from a noise level at which their content is still
+determined; and films that it has sampled from noise. The latter have no ground truth, but their prompts name a
+character, and the eye's classification of it is a loss: an outline that the latents hold and the decoder leaves soft
+costs as much as a wrong one. The decoder cannot invent it, as it reads no prompt.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .sequences import FEW_STEPS
 from .vae import draw, encode, psnr
 
 _MOVING = {"spins": 0.35, "sways": 0.2, "jumps": 0.15, "stretches": 0.15, "walks": 0.1, "stands": 0.05}
-"""How often a rendered clip shows each action: what is drawn softly is shown more."""
+"""Sampling weight of each action in rendered clips: those that are decoded softly are drawn more often."""
 _SECONDS = 8.0
 _CHARACTER_WEIGHT = 6.0
 _TAKE = 9
@@ -50,9 +50,9 @@ the decoder takes the first for the film's first.
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """``steps`` updates, each of ``clips`` rendered clips of ``frames`` pictures out of a pool of ``pool``, of
-    ``openings`` openings, of ``takes`` takes or of parts of ``takes`` films out of ``films``. ``own``: shares of the
-    last three. ``likeness`` weighs how the eye sees, ``told`` what it reads off films.
+    """`steps` updates, each of `clips` rendered clips of `frames` pictures out of a pool of `pool`, of `openings`
+    openings, of `takes` takes or of parts of `takes` films out of `films`. own: shares of the last three. `likeness`
+    weighs the eye's features, `told` its classification of films.
     """
 
     steps: int = 1800
@@ -80,7 +80,7 @@ class Drawn:
 
     @classmethod
     def of(cls, scenes: list[tuple[Scene, float]], frames: int, latents: torch.Tensor) -> Drawn:
-        """``frames`` pictures of each scene from a moment on."""
+        """`frames` pictures of each scene from a moment on."""
         drawn = [render(scene, start + torch.arange(frames) / FPS) for scene, start in scenes]
         return cls(
             torch.stack([one.frames.transpose(0, 1) * 2 - 1 for one in drawn]),
@@ -107,8 +107,8 @@ def draw_pool(vae: Any, recipe: DecoderRecipe) -> Drawn:
 
 @dataclass(frozen=True)
 class Films:
-    """What the finished miniature films: latents [N, 16, 15, 8, 8], and whom and where its prompts name [N, 2, 4], as
-    ``onlooker.numbers`` has it.
+    """Films of the finished miniature: latents [N, 16, 15, 8, 8], and the labels of its prompts [N, 2, 4], as
+    `onlooker.numbers` has it.
     """
 
     latents: torch.Tensor
@@ -138,7 +138,7 @@ def draw_films(models: Models, count: int, seed: int) -> Films:
 
 
 def _moving(rng: random.Random, seconds: float) -> tuple[Scene, float]:
-    """A scene in whose first beat somebody does what was drawn, and a moment of that beat; often its first."""
+    """A scene in whose first beat a character performs the drawn action, and a moment of that beat; often its first."""
     action = rng.choices(list(_MOVING), list(_MOVING.values()))[0]
     while action not in (scene := random_scene(rng, _SECONDS, held_out=rng.random() < 0.2)).beats[0].actions:
         pass
@@ -148,7 +148,7 @@ def _moving(rng: random.Random, seconds: float) -> tuple[Scene, float]:
 
 @torch.no_grad()
 def finished(model: Miniature, clean: torch.Tensor, tokens: torch.Tensor, done: int) -> torch.Tensor:
-    """Latents [B, 16, F, h, w] noised to what four-step sampling has after ``done`` steps, and sampled to the end under
+    """Latents [B, 16, F, h, w] noised to what four-step sampling has after `done` steps, and sampled to the end under
     tokens [B, 48].
     """
     device = clean.device
@@ -175,9 +175,9 @@ def train_decoder(
     seed: int,
     folder: Path,
 ) -> None:
-    """Train the decoder of ``vae`` in place, on the device it is on, resuming from ``folder``; it ends with averaged
-    weights. ``vae``'s latents are those of ``stories`` and ``openings``, which were drawn with ``seed``, and of
-    ``films``, which ``model`` has made.
+    """Train the decoder of `vae` in place, on the device it is on, resuming from `folder`; it ends with averaged
+    weights. `vae`'s latents are those of `stories` and `openings`, which were drawn with `seed`, and of `films`, which
+    `model` has made.
     """
     device = next(vae.parameters()).device
     for name, parameter in vae.named_parameters():

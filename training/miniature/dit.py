@@ -1,7 +1,7 @@
 """The miniature's Wan DiT and its text encoder, trained together once in mixed modes.
 
 One network serves text-to-video, causal rollout and a given first frame, because Wan takes a noise level per frame;
-``training.miniature.sequences`` says what a training sequence is. A tenth of the sequences reads no prompt, which gives
+`training.miniature.sequences` says what a training sequence is. A tenth of the sequences reads no prompt, which gives
 core's sampler a negative to guide with.
 """
 
@@ -31,9 +31,9 @@ _WORDLESS = 0.1
 class DitRecipe:
     """Sizes and schedule of the DiT and the text encoder.
 
-    ``reading`` weighs what the reader sees in the guessed latents (see reader.py). ``own_context`` is the share of
-    sequences that go on from what the model itself makes of the frames before, ``own_steps`` the share of batches that
-    go on denoising what it has denoised itself.
+    `reading` weighs the reader's loss on the predicted clean latents (see reader.py). `own_context` is the share of
+    sequences that go on from what the model itself makes of the frames before, `own_steps` the share of batches that go
+    on denoising what it has denoised itself.
     """
 
     dim: int = 192
@@ -65,7 +65,7 @@ class Miniature(nn.Module):
 
 
 def build_dit(recipe: DitRecipe) -> Any:
-    """ComfyUI's ``CausalWanModel`` in float32, initialised as in the Wan paper's code: Xavier matrices, zero head."""
+    """ComfyUI's `CausalWanModel` in float32, initialised as in the Wan paper's code: Xavier matrices, zero head."""
     import comfy.ops
     from comfy.ldm.wan.ar_model import CausalWanModel
 
@@ -96,7 +96,7 @@ def build_dit(recipe: DitRecipe) -> Any:
 
 
 def _angles(dit: Any, position: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine [B, 1, F * h * w, head_dim / 2] of the rotary embedding for frames at ``position`` [B, F]."""
+    """Cosine and sine [B, 1, F * h * w, head_dim / 2] of the rotary embedding for frames at `position` [B, F]."""
     d = dit.dim // dit.num_heads
     axes = (d - 4 * (d // 6), 2 * (d // 6), 2 * (d // 6))
     b, f = position.shape
@@ -129,13 +129,12 @@ def predict(
     reads: torch.Tensor | None = None,
     keys: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> torch.Tensor:
-    """The velocity [B, 16, F, h, w] that ``dit`` predicts, with masks that its own forward does not take.
+    """The velocity [B, 16, F, h, w] that `dit` predicts, with masks that its own forward does not take.
 
-    Args:
-        x: latents [B, 16, F, h, w]. time: noise levels [B, F] in 0..1000. text: rows [B, L, text_dim].
-        position: time position of every frame [B, F]. sees: [F, F], [B, F, F] or None for all.
-        reads: [B, F, L], the text rows that each frame reads, or None for all.
-        keys: takes each layer's rotated keys [B, H, F * n, d] and its keys of the text [B, H, L, d].
+    x: latents [B, 16, F, h, w]. time: noise levels [B, F] in 0..1000. text: rows [B, L, text_dim]. position: time
+    position of every frame [B, F]. sees: [F, F], [B, F, F] or None for all. reads: [B, F, L], the text rows that each
+    frame reads, or None for all. keys: takes each layer's rotated keys [B, H, F * n, d] and its keys of the text [B, H,
+    L, d].
     """
     import comfy.ldm.wan.model as wan
 
@@ -209,14 +208,14 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tenso
 
 
 def _bias(mask: torch.Tensor | None, n: int, like: torch.Tensor) -> torch.Tensor | None:
-    """Zero where a frame's tokens may look and minus infinity elsewhere; ``n`` tokens a frame."""
+    """An additive attention mask: zero where a frame's tokens attend, minus infinity elsewhere; `n` tokens a frame."""
     if mask is None:
         return None
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, -torch.inf).repeat_interleave(n, -2)
 
 
 def velocity(model: Miniature, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
-    """What ``model`` predicts for ``batch`` under ``tokens`` [B, C, 48], of which each frame reads its caption."""
+    """What `model` predicts for `batch` under `tokens` [B, C, 48], of which each frame reads its caption."""
     b, captions, length = tokens.shape
     with mixed_precision(tokens.device):
         rows = model.text(tokens.flatten(0, 1)).reshape(b, captions * length, -1)
@@ -233,11 +232,11 @@ def loss(v: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.T
 
 
 def with_self_context(model: Miniature, batch: Batch, share: float) -> Batch:
-    """``batch`` in which, for ``share`` of the sequences, clean frames are what ``model`` guesses of them from noise.
+    """`batch` in which, for `share` of the sequences, clean frames are `model`'s own predictions of them from noise.
 
-    A rollout goes on from its own pictures, which are a little wrong. Who has learned from rendered frames only takes
-    a ball with corners for a box and goes on from there; who has seen own frames follows the prompt (Guo et al.,
-    "End-to-End Training for Autoregressive Video Diffusion via Self-Resampling", 2025).
+    A rollout goes on from its own pictures, which are a little wrong. Who has learned from rendered frames only takes a
+    ball with corners for a box and goes on from there; a model trained on its own frames follows the prompt (Guo et
+    al., "End-to-End Training for Autoregressive Video Diffusion via Self-Resampling", 2025).
     """
     learned = batch.sigma.amax(dim=0) > 0
     chosen = torch.rand(len(batch.tokens), device=batch.clean.device) < share
@@ -254,12 +253,12 @@ def with_self_context(model: Miniature, batch: Batch, share: float) -> Batch:
 
 @torch.no_grad()
 def with_self_rollout(model: Miniature, batch: Batch, done: int) -> Batch:
-    """``batch`` as four-step sampling has it after ``done`` steps: its noisy frames are what ``model`` made of noise
-    until then, noised anew to the next level.
+    """`batch` as four-step sampling has it after `done` steps: its noisy frames are what `model` made of noise until
+    then, noised anew to the next level.
 
     Nothing of the rendered frames is left in them, so only what a reader reads off can be learned from: a shape that
-    came out of the first step undecided is decided by the prompt, not by what it happens to look like (Xu et al.,
-    "ImageReward", 2023, section 4, teach samplers so).
+    the first step left ambiguous is decided by the prompt and not by its accidental content (Xu et al., "ImageReward",
+    2023, section 4, teach samplers so).
     """
     learned = batch.sigma > 0
     for level in FEW_STEPS[:done]:
@@ -280,9 +279,9 @@ def train_dit(
     onlooker: DecodedProbeLoss | None = None,
     name: str = "dit",
 ) -> None:
-    """Train ``model`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``; it ends with
-    averaged weights. ``reader`` is a trained one (latent_classifier.py); an ``onlooker`` looks at what came of own
-    steps, too. name: of its files in ``folder``.
+    """Train `model` in place as `recipe` says, on the device it is on, resuming from `folder`; it ends with averaged
+    weights. `reader` is a trained one (`training.miniature.latent_classifier`); an `onlooker` adds its loss to
+    self-rollout steps, too. name: of its files in `folder`.
     """
     device = next(model.parameters()).device
     reader.requires_grad_(False).eval()

@@ -16,7 +16,7 @@ _MOVING = ("spins", "spins", "sways", "jumps", "stretches")
 
 
 class DrawnClips:
-    """``vae.Clips`` out of ``world``, the same for the same seed and step. cuts: share of clips that cut to another
+    """`vae.Clips` out of `world`, the same for the same seed and step. cuts: share of clips that cut to another
     scene somewhere, also within a latent frame; moving: of those that show a moving action from its start.
     """
 
@@ -39,7 +39,7 @@ class DrawnClips:
         return pictures.transpose(1, 2) * 2 - 1, 1 + 3 * masks[:, None]
 
     def images(self, step: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for single pictures, four moments of each of ``batch`` / 4 scenes: [B, 3, 1, h, w] and weights."""
+        """The same for single pictures, four moments of each of `batch` / 4 scenes: [B, 3, 1, h, w] and weights."""
         rng = random.Random(f"{self.seed}/image/{step}")
         scenes = [self._scene(rng) for _ in range(batch // 4)]
         times = torch.tensor([[rng.uniform(0, _SECONDS) for _ in range(4)] for _ in scenes])

@@ -1,8 +1,7 @@
 """What the miniature can do, in numbers: the attribute probe reads films of held-out prompts and reconstructions of
 the VAE.
 
-``python -m longreel.training evaluate`` prints the tables of ``docs/miniature.md`` and writes strips of frames to
-look at.
+`python -m longreel.training evaluate` prints the tables of `docs/miniature.md` and writes strips of frames.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Models:
 
 
 def load(weights: Path) -> Models:
-    """Open the exported files under ``weights``."""
+    """Open the exported files under `weights`."""
     import comfy.sd
     import comfy.utils
 
@@ -100,7 +99,7 @@ def film(
     """
     import comfy.sample
 
-    from ...host.media.streaming_vae import StreamingDecoder
+    from ...host.families import of_vae
 
     if causal:
         latents = film_latents(models.model, models.clip, prompt, latent_frames, seed, steps=steps)
@@ -121,7 +120,7 @@ def film(
             disable_pbar=True,
             seed=seed,
         )
-    return torch.cat(list(StreamingDecoder(models.vae).decode(latents)))
+    return torch.cat(list(of_vae(models.vae).decoder().decode(latents)))
 
 
 def write_strip(rows: Iterable[torch.Tensor], path: Path) -> None:
@@ -145,7 +144,7 @@ def evaluate_prompts(
     strip: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Share of frames (windows, for the action) read as the prompt says, over ``count`` held-out one-character
+    """Share of frames (windows, for the action) read as the prompt says, over `count` held-out one-character
     prompts.
     """
     rng = random.Random(f"prompts {seed}")
@@ -170,9 +169,9 @@ def evaluate_prompts(
 def evaluate_openings(
     models: Models, count: int, *, steps: int | None = 4, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Share of frames read as the prompt says in first blocks alone, over ``count`` held-out one-character prompts:
-    what was learned of words, before any drift. By action, and over "all" of them. ``steps`` None: the same scenes
-    rendered, through the VAE alone, which no film surpasses.
+    """Share of frames read as the prompt says in first blocks alone, over `count` held-out one-character prompts: what
+    was learned of words, before any drift. By action, and over "all" of them. `steps` None: the same scenes rendered,
+    through the VAE alone, which no film surpasses.
     """
     rng = random.Random(f"openings {seed}")
     rows: dict[str, list[dict[str, float]]] = {"all": [], **{action: [] for action in ACTIONS}}
@@ -205,7 +204,7 @@ def evaluate_vae(
     """Probe accuracy on held-out rendered clips and on their reconstructions, over the whole clip and its first and
     last 2 s.
 
-    Also ``psnr`` of the reconstruction, in decibels, for the same parts.
+    Also `psnr` of the reconstruction, in decibels, for the same parts.
     """
     rng = random.Random(f"reconstructions {seed}")
     frames = 1 + 4 * round(seconds * FPS / 4)

@@ -74,7 +74,7 @@ def export_vae(vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, folder:
 
 
 def read_vae(vae: nn.Module, folder: Path) -> None:
-    """Load what ``export_vae`` wrote into ``vae``, with latents of zero mean and unit variance as its raw ones."""
+    """Load what `export_vae` wrote into `vae`, with latents of zero mean and unit variance as its raw ones."""
     import comfy.latent_formats
 
     wan = comfy.latent_formats.Wan21()
@@ -100,7 +100,7 @@ def export_dit(model: Miniature, recipe: DitRecipe, folder: Path) -> tuple[Path,
 
 
 def read_sizes(folder: Path) -> DitRecipe:
-    """The sizes of the DiT that ``export_dit`` wrote."""
+    """The sizes of the DiT that `export_dit` wrote."""
     with safe_open(folder / FILES["dit"], "pt") as file:
         told = json.loads(file.metadata()["config"])["transformer"]
         layers = {key.split(".")[1] for key in file.keys() if key.startswith("blocks.")}  # noqa: SIM118
@@ -109,7 +109,7 @@ def read_sizes(folder: Path) -> DitRecipe:
 
 
 def read_dit(model: Miniature, folder: Path) -> None:
-    """Load what ``export_dit`` wrote into ``model``."""
+    """Load what `export_dit` wrote into `model`."""
     for module, name in ((model.dit, "dit"), (model.text, "text")):
         module.load_state_dict({key: value.float() for key, value in load_file(folder / FILES[name]).items()})
 
@@ -122,7 +122,7 @@ def export_probe(probe: Probe, folder: Path, name: str = "probe") -> Path:
 
 
 def read_probe(probe: Probe, folder: Path, name: str = "probe") -> None:
-    """Load what ``export_probe`` wrote into ``probe``."""
+    """Load what `export_probe` wrote into `probe`."""
     probe.load_state_dict({key: value.float() for key, value in load_file(folder / FILES[name]).items()})
 
 
@@ -134,7 +134,7 @@ def export_latent_classifier(reader: LatentClassifier, folder: Path) -> Path:
 
 
 def read_latent_classifier(folder: Path) -> LatentClassifier:
-    """What ``export_latent_classifier`` wrote, frozen."""
+    """What `export_latent_classifier` wrote, frozen."""
     reader = LatentClassifier(LatentClassifierRecipe().width)
     reader.load_state_dict({key: value.float() for key, value in load_file(folder / FILES["reader"]).items()})
     return reader.requires_grad_(False).eval()

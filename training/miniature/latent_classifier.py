@@ -1,10 +1,10 @@
 """A small network that reads from one latent frame which of the world's words it shows, and the loss made of it.
 
 The squared error of the velocity hardly notices whether a ball has corners: a body's outline is a few of a latent
-frame's thousand numbers. What the reader sees in the DiT's guess of the clean latents weighs outlines as an onlooker
-does (a perceptual loss in the latents, as in Kang et al., "Distilling Diffusion Models into Conditional GANs", 2024,
-section 3.3, with words in place of a distance). It is trained on clean latents only and is not the attribute probe,
-which judges decoded films and has never seen a latent.
+frame's thousand numbers. The reader's loss on the DiT's predicted clean latents weighs outlines as a viewer does (a
+perceptual loss in the latents, as in Kang et al., "Distilling Diffusion Models into Conditional GANs", 2024, section
+3.3, with words in place of a distance). It is trained on clean latents only and is not the attribute probe, which
+classifies decoded films and is never trained on a latent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NOISE = 0.4
 
 
 class AuxiliaryLoss(Protocol):
-    """A further loss of a recipe: what somebody makes of guessed latents [B, 16, F, h, w]."""
+    """An auxiliary loss of a recipe, on predicted clean latents [B, 16, F, h, w]."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -39,11 +39,11 @@ class AuxiliaryLoss(Protocol):
         ...
 
     def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """Each of the latents shows the words ``named``; None is not looked at."""
+        """Each of the latents shows the words `named`; None is not looked at."""
         ...
 
     def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """Nobody has named what they show, but they should look like ``clean``."""
+        """The loss without labels: against the features of `clean`."""
         ...
 
 
@@ -71,7 +71,7 @@ def weights_of(critic: AuxiliaryLoss | None) -> dict[str, float]:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What ``reader`` reads off guessed latents, weighing ``weight``: a ``AuxiliaryLoss``."""
+    """What `reader` reads off guessed latents, weighing weight: a `AuxiliaryLoss`."""
 
     reader: LatentClassifier
     weight: float
@@ -81,7 +81,7 @@ class Reading:
         return {"reading": self.weight}
 
     def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """Of latents ``guess`` [B, 16, F, h, w], each of which shows ``named``; None is not read."""
+        """The loss of latents `guess` [B, 16, F, h, w] with the labels `named`; None is skipped."""
         known = [index for index, words in enumerate(named) if words is not None]
         if not known:
             return guess.new_zeros(())
@@ -91,8 +91,8 @@ class Reading:
         return self.weight * latent_bce(self.reader, guess[known], told, every)
 
     def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """Where nobody has named what latents show: how differently the reader sees ``guess`` and ``clean``
-        [B, 16, F, h, w], in its last maps, which say where, and in its words.
+        """For latents without labels: the feature distance of `guess` and `clean` [B, 16, F, h, w], in its last maps,
+        which say where, and in its words.
         """
         maps = self.reader.maps(guess.transpose(1, 2).flatten(0, 1))
         with torch.no_grad():
@@ -104,7 +104,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class LatentClassifierRecipe:
-    """Width of the reader, and a run of ``steps``, or ``seconds``, on ``batch`` latent frames each."""
+    """Width of the reader, and a run of `steps`, or `seconds`, on `batch` latent frames each."""
 
     width: int = 64
     steps: int = 2000
@@ -115,7 +115,7 @@ class LatentClassifierRecipe:
 
 
 class LatentClassifier(nn.Module):
-    """Latent frames [N, 16, h, w] to logits [N, len(SHOWN)]: is the word shown, wherever in the frame."""
+    """Latent frames [N, 16, h, w] to logits [N, len(SHOWN)]: whether the word's object is anywhere in the frame."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -125,7 +125,7 @@ class LatentClassifier(nn.Module):
         self.words = nn.Linear(2 * width, len(VISIBLE_WORDS))
 
     def maps(self, x: torch.Tensor) -> torch.Tensor:
-        """What is seen where: [N, width, h, w]."""
+        """Features by place: [N, width, h, w]."""
         x = self.enter(x)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = x + layer(F.gelu(norm(x)))
@@ -142,18 +142,18 @@ class LatentClassifier(nn.Module):
 
 @cache
 def _tokens(device: torch.device) -> torch.Tensor:
-    """Of ``VISIBLE_WORDS``, sent to a device once: a GPU would be waited for."""
+    """Of `VISIBLE_WORDS`, sent to a device once: a GPU would be waited for."""
     return _TOKENS.to(device)
 
 
 def multi_hot_labels(tokens: torch.Tensor) -> torch.Tensor:
-    """Which of ``VISIBLE_WORDS`` the captions [..., 48] name: [..., len(SHOWN)] of 0 and 1."""
+    """Which of `VISIBLE_WORDS` the captions [..., 48] name: [..., len(SHOWN)] of 0 and 1."""
     return (tokens[..., None] == _tokens(tokens.device)).any(dim=-2).float()
 
 
 def latent_bce(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-    """How far ``reader`` is from reading ``named`` [B, F, len(SHOWN)] off the latents ``guess`` [B, 16, F, h, w], over
-    the frames that are ``learned`` [B, F].
+    """Binary cross-entropy of `reader` for the labels `named` [B, F, len(SHOWN)] on the latents `guess` [B, 16, F, h,
+    w], over the frames that are `learned` [B, F].
     """
     logits = reader(guess.transpose(1, 2)[learned])
     return F.binary_cross_entropy_with_logits(logits, named[learned])
@@ -179,8 +179,8 @@ def frames_of(stories: Stories, openings: Stories) -> Draw:
 
 
 def train_latent_classifier(recipe: LatentClassifierRecipe, reader: LatentClassifier, draw: Draw, folder: Path) -> None:
-    """Train ``reader`` in place on clean latents with a little noise, on the device it is on, resuming from
-    ``folder``.
+    """Train `reader` in place on clean latents with a little noise, on the device it is on, resuming from
+    `folder`.
     """
     device = next(reader.parameters()).device
     bodies = [VISIBLE_WORDS.index(body) for body in BODIES]

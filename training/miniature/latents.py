@@ -80,7 +80,7 @@ def coverage(masks: torch.Tensor) -> torch.Tensor:
 def _encode_take(
     vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, rng: random.Random, scene: Scene, latents: int
 ) -> dict[str, torch.Tensor]:
-    """The first ``latents`` latent frames of ``scene`` with everything ``Stories`` says of a take."""
+    """The first `latents` latent frames of `scene` with everything `Stories` says of a take."""
     drawn = render(scene, torch.arange(1 + 4 * (latents - 1)) / FPS)
     clip = (drawn.frames.transpose(0, 1)[None] * 2 - 1).to(shift.device, memory_format=torch.channels_last_3d)
     with torch.no_grad(), mixed_precision(shift.device):
@@ -105,12 +105,12 @@ def _stacked(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def story_scenes(seed: int, index: int) -> list[Scene]:
-    """The two scenes of story ``index`` of those that ``encode_stories`` draws with ``seed``."""
+    """The two scenes of story `index` of those that `encode_stories` draws with `seed`."""
     return _scene_pair(random.Random(_name(seed, index, SHARD)))
 
 
 def opening_scene(seed: int, index: int) -> Scene:
-    """The scene of opening ``index``, as above."""
+    """The scene of opening `index`, as above."""
     return random_scene(random.Random(f"opening {_name(seed, index, OPENING_SHARD)}"), 1.0)
 
 
@@ -121,8 +121,8 @@ def _name(seed: int, index: int, shard: int) -> str:
 def encode_stories(
     vae: nn.Module, shift: torch.Tensor, scale: torch.Tensor, shards: int, folder: Path, seed: int
 ) -> None:
-    """Write ``shards`` shards of 32 stories and as many of 256 openings under ``folder``; those already there are
-    kept, so a killed run goes on.
+    """Write `shards` shards of 32 stories and as many of 256 openings under `folder`; those already there are kept, so
+    a killed run goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -145,7 +145,7 @@ def encode_stories(
 
 
 def load_stories(folder: Path, kind: str = "stories") -> Stories:
-    """All shards of a ``kind`` ("stories" or "openings") found under ``folder``."""
+    """All shards of a `kind` ("stories" or "openings") found under `folder`."""
     shards = [load_file(path) for path in sorted(folder.glob(f"{kind}-*.safetensors"))]
     joined = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
     return Stories(joined["latents"], joined["weights"], joined["tokens"].long(), joined["change"])

@@ -1,5 +1,5 @@
 """Everything the miniature is made of, from nothing, in order: probe, VAE, latents, reader, DiT with text encoder, a
-second probe as an eye, before which the DiT and then the VAE's decoder learn once more, exported files.
+second probe for perceptual losses, DiT and then the VAE's decoder finetuned with them, exported files.
 
 Each stage resumes where it was killed and is skipped when it is done; a folder holds its checkpoints and logs.
 """
@@ -76,9 +76,9 @@ def prepare_device() -> torch.device:
 
 
 def once(path: Path, model: nn.Module, make: Callable[[], object], *, as_it_is: bool = False) -> None:
-    """Run ``make``, which trains ``model`` in place, and keep the result at ``path``; load it if it is there.
+    """Run `make`, which trains `model` in place, and keep the result at `path`; load it if it is there.
 
-    ``as_it_is``: keep the model untrained.
+    as_it_is: keep the model untrained.
     """
     if not path.exists():
         if not as_it_is:
@@ -97,9 +97,9 @@ def train_miniature(
     start_from: Path | None = None,
     keep: Collection[str] = (),
 ) -> None:
-    """Run all stages in ``folder`` on the GPU if there is one, write the finished files under ``weights`` and the loss
-    curves as ``curves``. ``start_from`` names finished files whose VAE, DiT and text encoder are trained on; those of
-    "probe", "vae", "reader" and "eye" that ``keep`` names are taken from there as they are; "sight" and "decoder" leave
+    """Run all stages in `folder` on the GPU if there is one, write the finished files under `weights` and the loss
+    curves as `curves`. `start_from` names finished files whose VAE, DiT and text encoder are trained on; those of
+    "probe", "vae", "reader" and "eye" that `keep` names are taken from there as they are; "sight" and "decoder" leave
     out what the DiT and the VAE learn in the end.
     """
     start_comfyui()

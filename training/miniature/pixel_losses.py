@@ -1,8 +1,8 @@
-"""A probe looks at what the DiT's guesses of clean latents become as pictures, and says whom it sees.
+"""Losses behind the VAE decoder: a probe classifies the decoded predictions of clean latents.
 
-The reader (latent_classifier.py) looks at latents and is content with some that the VAE's decoder draws as
-something else. An ``eye`` looks through the decoder, as everybody does who looks at a film. It is the decoder's teacher
-(``training.miniature.decoder``), another network than the probe that judges.
+The classifier of latents (`training.miniature.latent_classifier`) accepts latents that the VAE's decoder renders as
+something else. The `eye`, a probe, classifies pixels behind the decoder, as a viewer would. It is the decoder's teacher
+(`training.miniature.decoder`), another network than the probe that judges.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _LEAD = 2
 
 @dataclass(frozen=True, eq=False)
 class DecodedProbeLoss:
-    """``eye`` behind the decoder of ``vae``, both frozen; it looks at a few frames of ``most`` sequences of a batch and
-    its loss weighs ``weight``. A ``reader.AuxiliaryLoss``.
+    """`eye` behind the decoder of `vae`, both frozen; it classifies a few frames of `most` sequences of a batch and its
+    loss weighs `weight`. A `reader.AuxiliaryLoss`.
     """
 
     vae: Any
@@ -41,8 +41,8 @@ class DecodedProbeLoss:
         return {"sight": self.weight}
 
     def of_batch(self, batch: Batch, guess: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-        """Of one block of ``guess`` [B, 16, F, h, w]. Only of sequences that are ``told`` [B] their captions, and whose
-        captions name one character or two; of two each half of the pictures is looked at.
+        """Of one block of `guess` [B, 16, F, h, w]. Only of sequences that are conditioned on their captions (`told`
+        [B]), and whose captions name one character or two; of two each half of the pictures is looked at.
         """
         learned = (batch.sigma.amax(dim=0) > 0).nonzero().flatten()
         first = int(learned[int(torch.randint(len(learned) // BLOCK, ())) * BLOCK])
@@ -51,8 +51,8 @@ class DecodedProbeLoss:
         return self._told(_before(batch, guess, first), guess[:, :, first : first + BLOCK], named)
 
     def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """Of latents ``guess`` [B, 16, F, h, w], each of which shows one character and the words ``named``; None, and
-        words of two characters, are not looked at.
+        """Of latents `guess` [B, 16, F, h, w], each of which shows one character and the words `named`; None, and words
+        of two characters, are not looked at.
         """
         nobody = torch.zeros(len(VISIBLE_WORDS))
         alone = _classes(torch.stack([nobody if one is None else one.cpu() for one in named]) > 0).to(guess.device)
@@ -60,8 +60,7 @@ class DecodedProbeLoss:
         return self._told(lead, part, torch.stack([alone, torch.full_like(alone, -1)], dim=1))
 
     def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """Where nobody has named what latents show: how differently the eye sees ``guess`` and ``clean``
-        [B, 16, F, h, w].
+        """For latents without labels: the feature distance of `guess` and `clean` [B, 16, F, h, w].
         """
         chosen, first = torch.randperm(len(guess))[: self.most], _somewhere(guess)
         made = self._pictures(*_block(guess[chosen], first))
@@ -76,12 +75,12 @@ class DecodedProbeLoss:
         return self.weight * attribute_loss(self.eye, self._pictures(lead[chosen], part[chosen]), named[chosen])
 
     def _pictures(self, lead: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        """What the decoder makes of ``part`` after ``lead``: [B, 3, T, H, W] in -1..1."""
+        """What the decoder makes of `part` after lead: [B, 3, T, H, W] in -1..1."""
         return draw(self.vae, torch.cat([lead, part], dim=2))[:, :, max(4 * lead.shape[2] - 3, 0) :]
 
 
 def numbers(tokens: torch.Tensor) -> torch.Tensor:
-    """Class numbers [B, 2, 4], in the order of ``ATTRIBUTES``, that captions [B, 48] name of their first and of their
+    """Class numbers [B, 2, 4], in the order of `ATTRIBUTES`, that captions [B, 48] name of their first and of their
     second character, and of the place of both; -1 where they name none or two values.
     """
     second = (tokens == _AND).cumsum(dim=1) > 0
@@ -104,8 +103,8 @@ def _classes(words: torch.Tensor) -> torch.Tensor:
 
 
 def attribute_loss(eye: Probe, made: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
-    """How far ``eye`` is from reading ``named`` [B, 2, 4], as ``numbers`` gives them, off every picture of clips
-    [B, 3, T, 64, 64] in -1..1.
+    """Cross-entropy of `eye` for the labels `named` [B, 2, 4], as `numbers` gives them, over every picture of clips [B,
+    3, T, 64, 64] in -1..1.
     """
     two = (named[:, 1] >= 0).all(dim=1)
     seen, wanted = [made[~two]], [named[~two, 0]]
@@ -118,8 +117,8 @@ def attribute_loss(eye: Probe, made: torch.Tensor, named: torch.Tensor) -> torch
 
 
 def feature_matching_loss(eye: Probe, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """How differently ``eye`` sees clips [B, 3, T, 64, 64] in -1..1: over its finer maps, and twice what it makes of
-    them all.
+    """Feature matching of `eye` over clips [B, 3, T, 64, 64] in -1..1: over its finer maps, and twice its deepest ones
+    all.
     """
 
     def seen(clips: torch.Tensor) -> list[torch.Tensor]:
@@ -146,13 +145,13 @@ def _somewhere(latents: torch.Tensor) -> int:
 
 
 def _block(latents: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most ``_LEAD`` frames of [B, 16, F, h, w] before the block at ``first``, and the block."""
+    """At most `_LEAD` frames of [B, 16, F, h, w] before the block at `first`, and the block."""
     return latents[:, :, max(first - _LEAD, 0) : first], latents[:, :, first : first + BLOCK]
 
 
 def _before(batch: Batch, guess: torch.Tensor, first: int) -> torch.Tensor:
-    """The latent frames [B, 16, n, h, w] just before the block at ``first``, at most ``_LEAD``: of a rollout's
-    sequences the clean ones, none before a take's first block; of whole clips what is guessed of them.
+    """The latent frames [B, 16, n, h, w] just before the block at `first`, at most _LEAD: of a rollout's sequences the
+    clean ones, none before a take's first block; of whole clips what is guessed of them.
     """
     if not (batch.twin >= 0).any():
         return _block(guess, first)[0]

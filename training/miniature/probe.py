@@ -1,7 +1,7 @@
 """The attribute probe's recipe: rendered one-character clips, some blurred or grainy so that it reads generated
 frames too.
 
-Drawing costs more than learning, so a pool of clips is drawn once and seen again shifted and mirrored. The action is
+Drawing costs more than learning, so a pool of clips is drawn once and reused shifted and mirrored. The action is
 learned from whole clips, the attributes from these and from single frames of many others.
 """
 
@@ -25,8 +25,8 @@ _SHIFT = 5
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """A pool of ``clips`` of 16 frames at 8 a second; each of ``steps`` (or as many as ``seconds`` allow) sees ``batch``
-    clips and ``frames`` single frames.
+    """A pool of `clips` of 16 frames at 8 a second; each of `steps` (or as many as `seconds` allow) sees `batch`
+    clips and `frames` single frames.
     """
 
     clips: int = 6000
@@ -40,7 +40,7 @@ class ProbeRecipe:
 
 
 def labels(scene: Scene, time: float) -> dict[str, int]:
-    """Class numbers of a one-character scene at ``time``."""
+    """Class numbers of a one-character scene at `time`."""
     character = scene.actors[0].character
     values = {"colour": character.colour, "body": character.body, "headgear": character.headgear, "place": scene.place}
     numbers = {name: ATTRIBUTES[name].index(value) for name, value in values.items()}
@@ -50,7 +50,7 @@ def labels(scene: Scene, time: float) -> dict[str, int]:
 def draw_clips(
     rng: random.Random, batch: int, *, held_out: bool = False, world: World | None = None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Clips [B, 16, 3, 64, 64] in 0..1, each within one beat, and their class numbers [B]; drawn by ``world``, if there
+    """Clips [B, 16, 3, 64, 64] in 0..1, each within one beat, and their class numbers [B]; drawn by `world`, if there
     is one, on its device.
     """
     scenes: list[Scene] = []
@@ -104,7 +104,7 @@ def _spoil(clips: torch.Tensor) -> torch.Tensor:
 def train_probe(
     recipe: ProbeRecipe, probe: Probe, folder: Path, name: str = "probe", world: World | None = None
 ) -> None:
-    """Train ``probe`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``. name: of its
+    """Train `probe` in place as `recipe` says, on the device it is on, resuming from `folder`. name: of its
     files there. world: draws the pool, if there is one.
     """
     device = next(probe.parameters()).device

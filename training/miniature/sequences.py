@@ -1,17 +1,17 @@
-"""What the miniature's DiT is trained on: sequences of clean and noisy latent frames, laid out as a rollout sees them.
+"""Training sequences of the miniature's DiT: clean and noisy latent frames, laid out as in a rollout.
 
 A training sequence is a list of latent frames, each clean (noise level 0, as the rollout's memory holds them) or noisy
-(what is learned), with a mask that says which frame sees which. Six layouts are mixed:
+(what is learned), with an attention mask between frames. Six layouts are mixed:
 
-* ``opening``: the first block of a take alone, many takes in a batch: what the words mean is learned here;
-* ``clip``: a whole take, every frame at the same noise level, everybody sees everybody (text to video, image to video);
-* ``cut``: a whole take after one clean frame of an earlier one, as a film's clip that begins just before a cut;
-* ``start``: a take from its first block on; noisy blocks see the clean sink, the clean window and themselves;
-* ``middle``: the same from the middle of a take whose sink lies any distance back;
-* ``story``: a new take after a cut; it sees the film's first block and remembered frames of an earlier take, no window.
+* opening: the first block of a take alone, many takes in a batch: what the words mean is learned here;
+* clip: a whole take, every frame at the same noise level, without a mask (text to video, image to video);
+* cut: a whole take after one clean frame of an earlier one, as a film's clip that begins just before a cut;
+* start: a take from its first block on; noisy blocks attend to the clean sink, the clean window and themselves;
+* middle: the same from the middle of a take whose sink lies any distance back;
+* story: a new take after a cut; it attends to the film's first block and remembered ones of an earlier take only.
 
-Clean frames see what they see in a rollout's clean pass. Their latents carry a little noise, so that a long rollout
-forgives its own errors (the cure of drift that needs no rollout in training).
+Clean frames attend to what a rollout's clean pass attends to. Their latents carry a little noise, so that a long
+rollout forgives its own errors (the cure of drift that needs no rollout in training).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _CHARACTER_WEIGHT = 4.0
 class Layout:
     """F frames of one training sequence.
 
-    ``take`` and ``frame`` say which latent frame of a story it is, ``position`` its place on the film's time axis,
-    ``noisy`` whether it is learned, ``fixed`` whether its caption stays as it was, ``sees`` [F, F] who reads whom,
-    ``twin`` where a clean frame stands a second time, as a noisy one (-1: nowhere).
+    `take` and `frame` say which latent frame of a story it is, `position` its place on the film's time axis, `noisy`
+    whether it is learned, `fixed` whether its caption stays as it was, `sees` [F, F] the attention mask, `twin` where a
+    clean frame stands a second time, as a noisy one (-1: nowhere).
     """
 
     take: torch.Tensor
@@ -63,7 +63,9 @@ class _Block:
 
 
 def _blocks_layout(blocks: list[_Block]) -> Layout:
-    """Who sees whom in a rollout: sink, first frames of bank blocks, the window's newest frames, and the own block."""
+    """The attention mask of a rollout: sink, first frames of bank blocks, the window's newest frames, and the own
+    block.
+    """
     take, frame, position, role, owner = [], [], [], [], []
     for index, block in enumerate(blocks):
         for offset in range(BLOCK):
@@ -145,14 +147,14 @@ FEW_STEPS = (1.0, 0.9375, 0.8333, 0.625)
 
 
 def noise_levels(shape: tuple[int, ...], few: float = 0.4) -> torch.Tensor:
-    """``few`` of them are those of four-step sampling, the others mostly lie where more steps look (shift 5)."""
+    """`few` of them are those of four-step sampling, the others are drawn with shift 5."""
     u = torch.rand(shape)
     spread = torch.where(torch.rand(shape) < 0.75, 5 * u / (1 + 4 * u), u)
     return mix_few_step_sigmas(spread, few)
 
 
 def mix_few_step_sigmas(levels: torch.Tensor, share: float) -> torch.Tensor:
-    """``levels`` of which a ``share`` are those of four-step sampling."""
+    """`levels` of which a `share` are those of four-step sampling."""
     device = levels.device
     among = torch.rand(levels.shape, device=device) < share
     return torch.where(among, _few_steps(device)[torch.randint(len(FEW_STEPS), levels.shape, device=device)], levels)
@@ -160,15 +162,15 @@ def mix_few_step_sigmas(levels: torch.Tensor, share: float) -> torch.Tensor:
 
 @cache
 def _few_steps(device: torch.device) -> torch.Tensor:
-    """``FEW_STEPS`` on a device, sent there once: a GPU would be waited for."""
+    """`FEW_STEPS` on a device, sent there once: a GPU would be waited for."""
     return torch.tensor(FEW_STEPS, device=device)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A training batch in the shape ``predict`` takes, with the clean latents, the noise and the loss weights.
+    """A training batch in the shape `predict` takes, with the clean latents, the noise and the loss weights.
 
-    ``named`` is ``tokens`` with everybody named where these say "the same character", ``twin`` as in ``Layout``.
+    `named` is `tokens` with every character named where these have "the same character", `twin` as in `Layout`.
     """
 
     clean: torch.Tensor
@@ -191,7 +193,7 @@ class Batch:
 
 
 def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: int) -> tuple[str, Batch]:
-    """A batch of one layout: ``size`` sequences of ``stories``, or as many frames of ``openings``. Uses torch's global
+    """A batch of one layout: `size` sequences of `stories`, or as many frames of `openings`. Uses torch's global
     generator for noise.
     """
     kind, layout = draw_layout(rng)

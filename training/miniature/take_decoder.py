@@ -1,7 +1,7 @@
 """The VAE's decoder once more, on latents that the DiT has made of long takes, whose true pictures are known.
 
-What ``training.miniature.decoder`` does with openings, starts of takes and films, here with takes filmed again from
-noised truth (``take_films.refilm``): latents with a sampler's errors, twenty seconds on, and the pictures that they
+What `training.miniature.decoder` does with openings, starts of takes and films, here with takes filmed again from
+noised truth (`take_films.refilm`): latents with a sampler's errors, twenty seconds on, and the pictures that they
 should have become.
 """
 
@@ -36,8 +36,8 @@ first for the film's first.
 
 @dataclass(frozen=True)
 class TakeDecoderRecipe:
-    """Updates of ``clips`` rendered clips of ``frames`` pictures, or, in ``own`` of the batches, of parts of ``clips``
-    takes of ``films`` that were filmed again. ``likeness``: weight of what the perceptual net sees.
+    """Updates of `clips` rendered clips of `frames` pictures, or, in `own` of the batches, of parts of `clips`
+    takes of `films` that were filmed again. `likeness`: weight of what the perceptual net sees.
     """
 
     steps: int = 10**9
@@ -61,8 +61,8 @@ def train_decoder_on_takes(
     world: World,
     folder: Path,
 ) -> None:
-    """Train the decoder of ``vae`` in place, on the device it is on, resuming from ``folder``; it ends with averaged
-    weights. ``vae``'s latents are those of ``sequences``.
+    """Train the decoder of `vae` in place, on the device it is on, resuming from `folder`; it ends with averaged
+    weights. `vae`'s latents are those of `sequences`.
     """
     device = sequences.device
     for name, parameter in vae.named_parameters():

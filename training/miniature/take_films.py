@@ -1,11 +1,10 @@
 """What the model itself makes of long takes, block by block out of its own frames, and training on sequences of them.
 
-A rollout goes on from its own pictures, and their errors add up over a minute. Films of nothing lose the take's truth
-within seconds: what should follow them nobody knows. So a take is filmed again from noised truth: each block is taken up
-at a noise level at which place and pose can still be told, and denoised behind the model's own sink and window, not the
-take's. Such films carry the errors of twenty seconds and keep time with the take, so that what follows is known, and the
-model learns to go on rightly from what it does wrongly (Ross et al., "DAgger", 2011; Guo et al., "End-to-End Training
-for Autoregressive Video Diffusion via Self-Resampling", 2025).
+A rollout goes on from its own frames, and their errors add up over a minute. A free rollout leaves the take within
+seconds, so its next frames have no target. Here each block of a take starts from its own latents at a noise level that
+still shows place and pose, and is denoised with the model's own sink and window as context, not the take's. Such frames
+carry the errors of twenty seconds and stay aligned with the take, so that the take's next block is the target (Ross et
+al., "DAgger", 2011; Guo et al., "End-to-End Training for Autoregressive Video Diffusion via Self-Resampling", 2025).
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ _LEAD = 3
 
 @dataclass(frozen=True)
 class TakeTraining:
-    """A run on batches of ``batch`` sequences. ``own_share``: of sequences that go on from own frames, once
-    ``refilmed`` takes are filmed again every ``every`` steps, from ``after`` of the run on; ``own_steps``: share of
-    batches that go on denoising what the model has denoised; ``reading``: weight of what a reader sees.
+    """A run on batches of `batch` sequences. `own_share`: of sequences that go on from own frames, once
+    `refilmed` takes are filmed again every `every` steps, from `after` of the run on; `own_steps`: share of
+    batches that go on denoising what the model has denoised; `reading`: weight of what a reader sees.
     """
 
     batch: int = 64
@@ -55,8 +54,8 @@ class TakeTraining:
 
 @torch.no_grad()
 def refilm(model: Miniature, sequences: TakeSequences, chosen: list[int], done: int) -> None:
-    """Film the ``chosen`` takes again into ``sequences.own``, each block from truth at the noise level that four-step
-    sampling has after ``done`` steps (1 to 3).
+    """Film the `chosen` takes again into `sequences.own`, each block from truth at the noise level that four-step
+    sampling has after `done` steps (1 to 3).
     """
     takes, device = sequences.footage.takes, sequences.device
     rows = torch.tensor(chosen, device=device)
@@ -90,7 +89,7 @@ def refilm(model: Miniature, sequences: TakeSequences, chosen: list[int], done: 
 
 
 def read_loss(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-    """``reader.reading_loss`` without asking the device which frames are ``learned`` [B, F]."""
+    """`reader.reading_loss` without asking the device which frames are `learned` [B, F]."""
     logits = reader(guess.transpose(1, 2).flatten(0, 1)).unflatten(0, guess.shape[:1] + guess.shape[2:3])
     each = F.binary_cross_entropy_with_logits(logits, named, reduction="none").mean(dim=-1)
     return (each * learned).sum() / learned.sum().clamp(min=1)
@@ -105,7 +104,7 @@ def step_loss(
     probe_loss: DecodedProbeLoss | None = None,
 ) -> tuple[torch.Tensor, Metrics]:
     """The loss of one batch: of the velocity and of what the reader reads; in some batches of own steps alone, where an
-    ``probe_loss`` looks, too.
+    `probe_loss` looks, too.
     """
     own = random.random() < recipe.own_steps
     if own:
@@ -136,9 +135,9 @@ def train_on_takes(
     probe_loss: DecodedProbeLoss | None = None,
     name: str = "dit",
 ) -> TakeSequences:
-    """Train ``model`` in place on the device it is on, for ``steps`` or ``seconds``, resuming from ``folder``; it ends
-    with averaged weights. ``reader``: a trained one
-    (``training.miniature.latent_classifier``). Returns the sequences with its films.
+    """Train `model` in place on the device it is on, for `steps` or `seconds`, resuming from `folder`; it ends
+    with averaged weights. `reader`: a trained one
+    (`training.miniature.latent_classifier`). Returns the sequences with its films.
     """
     reader.requires_grad_(False).eval()
     sequences = TakeSequences(footage, recipe.own_share)

@@ -1,13 +1,13 @@
 """Training sequences out of long takes, drawn on the device that trains: what a rollout sees, far from its start, too.
 
-Seven layouts are mixed. ``opening``, ``clip``, ``cut``, ``start`` and ``story`` are those of ``training.miniature.sequences``
+Seven layouts are mixed. `opening`, `clip`, `cut`, `start` and `story` are those of `training.miniature.sequences`
 (clips also begin in the middle of takes, cuts also lie inside a VAE's chunk). Two are of long takes:
 
-* ``far``: any place of a take, seen with sink, bank and window; positions as far on as films go;
-* ``switch``: the first blocks after a change of prompt, as a rollout makes them: the window's nine frames once more
+* `far`: any place of a take, seen with sink, bank and window; positions as far on as films go;
+* `switch`: the first blocks after a change of prompt, as a rollout makes them: the window's nine frames once more
   under the new prompt, seeing one another, then blocks that see what the window keeps of them.
 
-Clean frames are the takes' own, with a little noise, or what the model itself has made of them (``take_films``).
+Clean frames are the takes' own, with a little noise, or what the model itself has made of them (`take_films`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FARTHEST = 900
 
 @dataclass(frozen=True)
 class Pattern:
-    """The blocks of a layout: ``role`` "sink", "bank", "again" (recached), "past" or "noisy", and ``time``, which block
+    """The blocks of a layout: `role` "sink", "bank", "again" (recached), "past" or "noisy", and `time`, which block
     of its take it is, counted from the layout's first; of sink and bank it says nothing but that they are earlier.
     """
 
@@ -74,7 +74,7 @@ def _sees(me: Pattern, other: Pattern) -> bool:
 
 @cache
 def pattern(kind: str, bank: int) -> tuple[Pattern, ...]:
-    """The blocks of a ``kind`` of layout with ``bank`` remembered frames."""
+    """The blocks of a `kind` of layout with `bank` remembered frames."""
     lead = [Pattern("sink", -100), *[Pattern("bank", -50 + i) for i in range(bank)]]
     if kind == "start":
         blocks = [Pattern("sink", 0), *_row("past", 1, 4), *_row("noisy", 0, 5)]
@@ -92,15 +92,15 @@ def _row(role: str, first: int, end: int) -> list[Pattern]:
 
 
 def draw_levels(size: int, groups: int, device: torch.device, few: float = 0.4) -> torch.Tensor:
-    """Noise levels [size, groups], as ``sequences.noise_levels`` has them, drawn on the device."""
+    """Noise levels [size, groups], as `sequences.noise_levels` has them, drawn on the device."""
     u = torch.rand(size, groups, device=device)
     spread = torch.where(torch.rand(size, groups, device=device) < 0.75, 5 * u / (1 + 4 * u), u)
     return mix_few_step_sigmas(spread, few)
 
 
 class TakeSequences:
-    """Batches out of ``footage``. ``own``: what the model has made of the takes, [N, 16, F, h, w] bfloat16, with
-    ``refilmed``, the takes of which it has already (both are written to by ``take_films.refilm``); ``own_share``: of the
+    """Batches out of `footage`. `own`: what the model has made of the takes, [N, 16, F, h, w] bfloat16, with
+    `refilmed`, the takes of which it has already (both are written to by `take_films.refilm`); `own_share`: of the
     sequences that are shown it instead of the takes.
     """
 
@@ -115,7 +115,7 @@ class TakeSequences:
         ]
 
     def draw(self, rng: random.Random, size: int, kind: str | None = None) -> tuple[str, Batch]:
-        """A batch of one layout: ``size`` sequences, of openings seven times as many. Noise is of torch's global
+        """A batch of one layout: `size` sequences, of openings seven times as many. Noise is of torch's global
         generators.
         """
         kind = kind or rng.choices(list(KINDS), list(KINDS.values()))[0]
@@ -282,7 +282,7 @@ class TakeSequences:
         return self._patterns[kind, bank]
 
     def _spoiled(self, clean: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Frames that are ``context`` [C] with a little noise in four sequences of five."""
+        """Frames that are `context` [C] with a little noise in four sequences of five."""
         size = len(clean)
         share = CONTEXT_NOISE * torch.rand(size, 1, 1, 1, 1, device=self.device)
         share = share * (torch.rand(size, 1, 1, 1, 1, device=self.device) < 0.8)
@@ -293,7 +293,7 @@ class TakeSequences:
 
 
 def _gather(latents: torch.Tensor, rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """[B, 16, C, h, w] of latents [N, 16, F, h, w] at frames ``at`` [B, C] of takes ``rows`` [B]."""
+    """[B, 16, C, h, w] of latents [N, 16, F, h, w] at frames `at` [B, C] of takes `rows` [B]."""
     return latents[rows[:, None], :, at].transpose(1, 2)
 
 

@@ -40,8 +40,8 @@ _SHORTEST, _LONGEST = 3, 13
 
 @dataclass(frozen=True)
 class TakeRecipe:
-    """How much is drawn: ``takes`` of ``frames`` latent frames (whole blocks), ``openings`` of one block, ``spliced``
-    clips of ``clip`` frames.
+    """How much is drawn: `takes` of `frames` latent frames (whole blocks), `openings` of one block, `spliced`
+    clips of `clip` frames.
     """
 
     takes: int = 2048
@@ -57,7 +57,7 @@ class Takes:
     """N takes of F latent frames on one device.
 
     latents: normalised, [N, 16, F, h, w] bfloat16. coverage: where characters are, 0..1, [N, F, h, w] bfloat16. words:
-    token numbers of each prompt in each of ``WAYS``, [N, PROMPTS, WAYS, 48]; a take's last prompt fills up. caption:
+    token numbers of each prompt in each of `WAYS`, [N, PROMPTS, WAYS, 48]; a take's last prompt fills up. caption:
     which prompt is on, [N, F].
     """
 
@@ -81,7 +81,7 @@ class Takes:
 
 @dataclass(frozen=True)
 class Footage:
-    """Everything a DiT of the miniature learns from. ``scenes``: of the takes, in order."""
+    """Everything a DiT of the miniature learns from. `scenes`: of the takes, in order."""
 
     takes: Takes
     openings: Takes
@@ -90,7 +90,7 @@ class Footage:
 
 
 def take_scene(rng: random.Random, frames: int, lead: Scene | None = None) -> Scene:
-    """A scene for a take of ``frames`` latent frames whose prompts change at starts of blocks. ``lead``: a scene whose
+    """A scene for a take of `frames` latent frames whose prompts change at starts of blocks. `lead`: a scene whose
     first character is this one's, too. No combination of character and place is a held-out one.
     """
     scene = random_scene(rng, 1.0)
@@ -142,7 +142,7 @@ def latent_coverage(masks: torch.Tensor) -> torch.Tensor:
 
 
 def times(scenes: int, latents: int, start: float | Sequence[float] = 0.0) -> torch.Tensor:
-    """Moments [scenes, 4 latents - 3] of the pictures of as many latent frames, from ``start`` seconds on."""
+    """Moments [scenes, 4 latents - 3] of the pictures of as many latent frames, from `start` seconds on."""
     first = torch.as_tensor(start, dtype=torch.float64).reshape(-1, 1)
     return (first + torch.arange(4 * latents - 3) / FPS).expand(scenes, -1)
 
@@ -159,7 +159,7 @@ def encode_clips(vae: Any, shift: torch.Tensor, scale: torch.Tensor, frames: tor
 def film_world(
     recipe: TakeRecipe, world: World, vae: Any, shift: torch.Tensor, scale: torch.Tensor, *, pictures: int = 6000
 ) -> Footage:
-    """Draw and encode all of ``recipe`` on the world's device. pictures: drawn and encoded in one go, at most."""
+    """Draw and encode all of `recipe` on the world's device. pictures: drawn and encoded in one go, at most."""
     device = world.device
 
     def encoded(scenes: list[Scene], latents: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,7 +229,7 @@ def save_footage(footage: Footage, path: Path) -> None:
 
 
 def load_footage(path: Path, recipe: TakeRecipe, device: torch.device) -> Footage:
-    """What ``save_footage`` wrote of a ``recipe``."""
+    """What `save_footage` wrote of a `recipe`."""
     kept = torch.load(path, weights_only=True)
     parts = {kind: Takes(**{key: value.to(device) for key, value in part.items()}) for kind, part in kept.items()}
     rng = random.Random(f"takes {recipe.seed}")

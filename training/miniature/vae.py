@@ -1,13 +1,13 @@
 """The miniature's Wan 2.1 VAE, trained from scratch on rendered clips.
 
-ComfyUI's ``WanVAE`` runs a clip in chunks of two frames with a cache per convolution. ``reconstruct`` computes the same
+ComfyUI's `WanVAE` runs a clip in chunks of two frames with a cache per convolution. `reconstruct` computes the same
 numbers for a whole clip at once (every convolution is causal in time), several times faster and with bfloat16
-convolutions in channels-last order, which is what makes training on two CPU cores possible; ``tests/training`` hold
-the two equal.
+convolutions in channels-last order, which is what makes training on two CPU cores possible; `tests/training` hold the
+two equal.
 
-Order of training: single images first, then clips with single images mixed in. The temporal convolutions start from
-the spatial ones (the taps that look back start at zero, the resampling ones copy and average frames), so that the
-first clip is already reconstructed as a sequence of its key pictures.
+Order of training: single images first, then clips with single images mixed in. The temporal convolutions start from the
+spatial ones (the taps on earlier frames start at zero, the resampling ones copy and average frames), so that the first
+clip is already reconstructed as a sequence of its key pictures.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ sampler's errors.
 
 @dataclass(frozen=True)
 class VaeRecipe:
-    """Sizes and schedule. ``image_steps`` of single images, then ``clip_steps`` of clips of ``frames`` pixel frames
-    (1 + 4 n). ``seconds``: a time budget in place of steps, of which the first ``images`` are the images'.
-    ``likeness``: weight of what a perceptual net sees (``feature_matching_loss``), where one is given.
+    """Sizes and schedule. `image_steps` of single images, then `clip_steps` of clips of `frames` pixel frames
+    (1 + 4 n). `seconds`: a time budget in place of steps, of which the first `images` are the images'.
+    `likeness`: weight of what a perceptual net sees (`feature_matching_loss`), where one is given.
     """
 
     width: int = 16
@@ -56,7 +56,7 @@ class VaeRecipe:
 
 
 def build_vae(width: int) -> Any:
-    """A ``WanVAE`` of the given width with initialised weights (ComfyUI's layers come uninitialised)."""
+    """A `WanVAE` of the given width with initialised weights (ComfyUI's layers come uninitialised)."""
     from comfy.ldm.wan.vae import Resample, WanVAE
 
     vae = WanVAE(dim=width, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True])
@@ -124,7 +124,7 @@ def by_planes(
 
 
 def _norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    """RMS norm over channels: ``F.normalize`` of the original, without its slow vector norm."""
+    """RMS norm over channels: `F.normalize` of the original, without its slow vector norm."""
     return x * (torch.rsqrt(x.square().sum(dim=1, keepdim=True) + 1e-6) * norm.scale) * norm.gamma
 
 
@@ -183,20 +183,20 @@ def _run(x: torch.Tensor, layers: Any) -> torch.Tensor:
 
 
 def encode(vae: Any, clip: torch.Tensor) -> torch.Tensor:
-    """Latents [B, 16, 1 + n, h/8, w/8] of a clip [B, 3, 1 + 4 n, h, w] in -1..1; equal to ``vae.encode``."""
+    """Latents [B, 16, 1 + n, h/8, w/8] of a clip [B, 3, 1 + 4 n, h, w] in -1..1; equal to `vae.encode`."""
     x = _conv(clip, vae.encoder.conv1)
     x = _run(_run(_run(x, vae.encoder.downsamples), vae.encoder.middle), vae.encoder.head)
     return _conv(x, vae.conv1)[:, :16]
 
 
 def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Clip [B, 3, 1 + 4 n, h, w] in about -1..1 of latents [B, 16, 1 + n, h/8, w/8]; equal to ``vae.decode``."""
+    """Clip [B, 3, 1 + 4 n, h, w] in about -1..1 of latents [B, 16, 1 + n, h/8, w/8]; equal to `vae.decode`."""
     x = _conv(_conv(latents, vae.conv2), vae.decoder.conv1)
     return _run(_run(_run(x, vae.decoder.middle), vae.decoder.upsamples), vae.decoder.head)
 
 
 def draw(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """``decode`` as training does it, on the latents' device in bfloat16 and channels-last; float32."""
+    """`decode` as training does it, on the latents' device in bfloat16 and channels-last; float32."""
     with mixed_precision(latents.device):
         clip: torch.Tensor = decode(vae, latents.contiguous(memory_format=torch.channels_last_3d)).float()
     return clip
@@ -221,7 +221,7 @@ class ClipSource:
         return torch.stack(pictures), torch.stack(weights)
 
     def images(self, step: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for single pictures, four moments of each of ``batch`` / 4 scenes: [B, 3, 1, 64, 64] and weights."""
+        """The same for single pictures, four moments of each of `batch` / 4 scenes: [B, 3, 1, 64, 64] and weights."""
         rng = random.Random(f"{self.seed}/image/{step}")
         drawn = [self._draw(rng, torch.tensor([rng.uniform(0, 8.0) for _ in range(4)])) for _ in range(batch // 4)]
         pictures = torch.cat([d.frames for d in drawn]) * 2 - 1
@@ -253,7 +253,7 @@ def decibels(mse: torch.Tensor) -> torch.Tensor:
 
 
 def psnr(mse: torch.Tensor) -> float:
-    """``decibels`` as a number."""
+    """`decibels` as a number."""
     return float(decibels(mse))
 
 
@@ -277,9 +277,9 @@ def train_vae(
     source: Clips | None = None,
     unlike: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
-    """Train ``vae`` in place as ``recipe`` says, on the device it is on, resuming from ``folder``; it ends with
+    """Train `vae` in place as `recipe` says, on the device it is on, resuming from `folder`; it ends with
     averaged weights. unlike: a further loss of decoded and true clips [B, 3, T, h, w] in -1..1, weighing
-    ``recipe.likeness``.
+    `recipe.likeness`.
     """
     device = next(vae.parameters()).device
     source = source or ClipSource(recipe.seed)

@@ -1,4 +1,4 @@
-"""The layout profile against the tables of the brief, and its way through files."""
+"""The layout profile against the tables of docs/methods/filmweaver.md, and its way through files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from longreel.film.dual_cache import FILMWEAVER, METADATA_KEY, Bucket, CacheError, LayoutProfile, check_profile
-from longreel.film.reel.reel import ReelLayout
+from longreel.film.reel.latent_space import LatentSpace
 
 HEIGHT, WIDTH = 60, 104  # 832x480 through an 8x VAE
 
 
 def test_tokens_at_832x480():
-    """filmweaver.md 1.2: the table of token counts."""
+    """docs/methods/filmweaver.md: the table of token counts."""
     per_frame = FILMWEAVER.tokens(HEIGHT, WIDTH, 0, 0) // 6
     assert per_frame == 1560
     assert FILMWEAVER.tokens(HEIGHT, WIDTH, 0, 0) == 9360
@@ -34,7 +34,7 @@ def test_tokens_through_a_16x_vae(height: int, width: int, frame: int):
 
 
 def test_ids_and_phases_at_832x480():
-    """filmweaver.md 1.3: the worked example."""
+    """docs/methods/filmweaver.md: the time ids of its table."""
     target = FILMWEAVER.target_ids(HEIGHT, WIDTH)
     assert target.shape == (9360, 3)
     assert [sorted(set(column.tolist())) for column in target.T] == [list(range(6)), list(range(30)), list(range(52))]
@@ -93,9 +93,9 @@ def test_rates_are_those_of_the_paper():
 
 
 def test_decoded_length_of_n_chunks():
-    """filmweaver.md 1.1: 24n - 3 frames."""
-    layout = ReelLayout(24.0, 832, 480, 16, 8, 4, "m", "v", {})
-    assert [layout.decoded_frames(FILMWEAVER.chunk * n) for n in (1, 2, 5)] == [21, 45, 117]
+    """docs/methods/filmweaver.md: 24n - 3 frames."""
+    clock = LatentSpace("wan", 16, 8, 4).grid(24.0)
+    assert [clock.frames(FILMWEAVER.chunk * n) for n in (1, 2, 5)] == [21, 45, 117]
 
 
 bucket_lists = st.lists(

@@ -11,7 +11,7 @@ from longreel.film.first_frame import Box, FirstFrameError, Reference, compose
 from PIL import Image
 
 SIZE = (1280, 720)
-# Opaque parts (left, top, width, height) of cut-outs on 1344 x 768: with 5 px around, sizes of brief 4.1.
+# Opaque parts (left, top, width, height) of cut-outs on 1344 x 768: with 5 px around, the published sizes.
 CASES = [
     [(70, 200, 1194, 163)],
     [(300, 300, 126, 128)],
@@ -46,7 +46,7 @@ def tensor(pixels: np.ndarray) -> torch.Tensor:
 
 
 def recipe(cut_outs: Sequence[np.ndarray], plate: np.ndarray, *, stretch: bool) -> np.ndarray:
-    """The published recipe, spelled out with Pillow's own thumbnail (brief 1.2)."""
+    """The published recipe, spelled out with Pillow's own thumbnail (docs/methods/ffgo.md, canvas)."""
     width, height = SIZE
     half, slot = width // 2, height // len(cut_outs)
     canvas = Image.new("RGB", SIZE, (255, 255, 255))

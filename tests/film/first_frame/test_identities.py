@@ -1,4 +1,4 @@
-"""Identities of the method (ffgo.md, section 8) that no other file here holds."""
+"""Identities of the method (docs/first-frame.md) that no other file here holds."""
 
 from __future__ import annotations
 

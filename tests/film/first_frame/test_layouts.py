@@ -15,7 +15,7 @@ from PIL import Image
 FULL = Size(1280, 720)
 PLATE = Size(1344, 768)
 
-# Cut-out sizes (opaque part + 5 px) and the boxes of the published training canvases: brief 4.1.
+# Cut-out sizes (opaque part + 5 px) and the boxes of the published training canvases.
 PUBLISHED = {
     "video_11": ([(1204, 173)], [(0, 314, 640, 92)], [0.532]),
     "video_12": ([(262, 166)], [(189, 277, 262, 166)], [1.0]),

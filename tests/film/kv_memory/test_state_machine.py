@@ -53,7 +53,7 @@ class Frame:
 
 
 class Naive:
-    """Sections 3.2, 4.2, 5 and 6.2 of shared/research/memflow.md, as lists."""
+    """The rules of docs/methods/memflow.md (eviction, bank, sparse activation, prompt changes), as lists."""
 
     def __init__(self, rules, frames_per_block):
         self.rules, self.f = rules, frames_per_block

@@ -17,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from longreel.film.reel import tensor_file
+from longreel.film.reel.groups import KVMemoryGroup
 from longreel.film.reel.reel import (
     FilmedShot,
     Reel,
@@ -77,15 +78,16 @@ def test_tensors_come_back_bit_for_bit_and_only_those_asked_for(reel: Reel) -> N
     latents, keys = torch.randn(1, 4, 6, 2, 4, generator=generator), torch.randn(3, 5, generator=generator).bfloat16()
     assert torch.equal(reel.latents(0), latents)
     assert torch.equal(reel.latents(0, 2, 4), latents[:, :, 2:4])
-    memory = reel.shots[0].memory()
+    group = KVMemoryGroup.of(reel.shots[0])
+    assert group is not None
+    memory = group.tensors()
     assert memory.keys() == {"k.0", "seen"}
     assert memory["k.0"].dtype == torch.bfloat16
     assert torch.equal(memory["k.0"], keys)
     assert memory["seen"].shape == ()
     assert memory["seen"].item() == 7
-    assert reel.shots[0].memory_meta == {"position": 6}
-    assert reel.shots[1].memory() == {}
-    assert reel.shots[1].memory_meta == {}
+    assert group.meta == {"position": 6}
+    assert KVMemoryGroup.of(reel.shots[1]) is None
     assert reel.shots[0].file.load(["memory.seen"]).keys() == {"memory.seen"}
     assert set(reel.shots[0].file.names) == {"latents", "memory.k.0", "memory.seen"}
 
@@ -106,8 +108,8 @@ def test_latents_are_kept_in_fp32_and_views_are_written_right(film: Film, tmp_pa
     assert filmed.latent_frames == 4
     assert filmed.latents().dtype == torch.float32
     assert torch.equal(filmed.latents(), latents.detach().float())
-    assert torch.equal(filmed.memory()["window"], window)
-    assert filmed.memory()["nothing"].shape == (0, 3)
+    assert torch.equal(filmed.file.group("memory")["window"], window)
+    assert filmed.file.group("memory")["nothing"].shape == (0, 3)
 
 
 def test_a_temporary_file_lives_as_long_as_a_reel_holds_it(layout: ReelLayout, film: Film, tmp_path: Path) -> None:

@@ -56,14 +56,14 @@ def test_a_pickle_is_converted_once_and_opens_as_a_causal_model(wide, models):
     model = load_causal("sf.pt")
     assert isinstance(model.model.diffusion_model, comfy.ldm.wan.ar_model.CausalWanModel)
     assert torch.allclose(q_weight(model), wide["blocks.0.self_attn.q.weight"], atol=1e-2)
-    made = models / "diffusion_models/longreel/sf.causal.safetensors"
+    (made,) = (models / "diffusion_models/longreel").glob("sf-*.causal.safetensors")
     first = made.stat().st_mtime_ns
     load_causal("sf.pt")
     assert made.stat().st_mtime_ns == first, "used again"
-    later = first + 10**9
+    later = first - 10**9
     os.utime(models / "diffusion_models/sf.pt", ns=(later, later))
     load_causal("sf.pt")
-    assert made.stat().st_mtime_ns != first, "the checkpoint is newer: converted again"
+    assert made.stat().st_mtime_ns != first, "another file under the name, if an older one: converted again"
 
 
 def test_a_lora_is_merged_or_patched(wide, models):
@@ -80,7 +80,34 @@ def test_a_lora_is_merged_or_patched(wide, models):
     patched.patch_model()
     assert torch.allclose(q_weight(patched), plain + 0.5 * change, atol=0.05)
     patched.unpatch_model()
-    assert (models / "diffusion_models/longreel/base+lora.causal.safetensors").exists()
+    assert list((models / "diffusion_models/longreel").glob("base+lora-*.causal.safetensors"))
+
+
+def test_files_of_one_name_never_exchange_weights(wide, models):
+    """The releases call their files alike: lora.pt of MemFlow and of LongLive, transformer/ of any diffusers folder."""
+    torch.save({"generator": wide}, models / "diffusion_models/base.pt")
+    changes = {}
+    for number, release in enumerate(("MemFlow", "LongLive")):
+        (models / "loras" / release).mkdir()
+        changes[release] = {name: value * (1 + number) for name, value in lora().items()}
+        torch.save({"generator_lora": changes[release]}, models / "loras" / release / "lora.pt")
+        other = {name: value * (2 + number) for name, value in wide.items()}
+        folder = models / "diffusion_models" / release / "transformer"
+        folder.mkdir(parents=True)
+        save_file(other, folder / "a.safetensors")
+        index = {"weight_map": dict.fromkeys(other, "a.safetensors")}
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    plain, name = wide["blocks.0.self_attn.q.weight"], "base_model.model.blocks.0.self_attn.q"
+    for _ in range(2):  # the second time from what was converted the first time
+        for number, release in enumerate(("MemFlow", "LongLive")):
+            change = changes[release][f"{name}.lora_B.weight"] @ changes[release][f"{name}.lora_A.weight"]
+            merged = load_causal("base.pt", f"{release}/lora.pt")
+            assert torch.allclose(q_weight(merged), plain + change, rtol=2e-2, atol=0.05)
+            patched = load_causal("base.pt", f"{release}/lora.pt", patch=True)
+            patched.patch_model()
+            assert torch.allclose(q_weight(patched), plain + change, rtol=2e-2, atol=0.05)
+            patched.unpatch_model()
+            assert torch.allclose(q_weight(load_causal(f"{release}/transformer/")), plain * (2 + number), atol=1e-2)
 
 
 def test_a_causal_file_is_opened_as_it_is(models):
@@ -105,6 +132,9 @@ def test_a_sharded_folder_is_one_choice(wide, models):
 def test_what_cannot_be_opened_gets_one_sentence(wide, models):
     with pytest.raises(CheckpointError, match=r"There is no gone\.pt"):
         load_causal("gone.pt")
+    (models / "diffusion_models/cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is damaged"):
+        load_causal("cut.safetensors")
     del wide["blocks.0.norm3.weight"]
     torch.save({"generator": wide}, models / "diffusion_models/part.pt")
     with pytest.raises(CheckpointError, match=r"lacks blocks\.0\.norm3\.weight"):

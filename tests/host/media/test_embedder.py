@@ -12,9 +12,9 @@ import open_clip
 import pytest
 import torch
 from longreel.film.dual_cache import ChoicePolicy
+from longreel.host.families import encode_image
 from longreel.host.media.embedder import EmbedderError, load_embedder
 from longreel.host.media.keyframes import decoded_frame, picture_keyframes, shot_keyframes
-from longreel.host.media.streaming_vae import encode_image
 from PIL import Image
 
 from ... import tiny_models

@@ -93,6 +93,14 @@ def test_the_model_that_was_cloned_stays_as_it_was(model):
     assert not model.wrappers
 
 
+@pytest.mark.parametrize("mode", ["shared", "zero"])
+def test_cache_tokens_are_made_outside_the_record_of_allocations(model, mode, paused):
+    profile = replace(FILMWEAVER, time_mode=mode)
+    sample(install(model, profile), payload(profile))
+    passes = len(SIGMAS) - 1
+    assert len(paused) == passes * (1 if mode == "shared" else 2), "the tokens, and their own modulation"
+
+
 @pytest.mark.parametrize("mode", ["shared", "own", "zero"])
 def test_every_part_of_the_payload_counts(model, mode):
     profile = replace(FILMWEAVER, time_mode=mode)
@@ -225,7 +233,7 @@ def test_at_832x480_full_caches_cost_five_frames_more():
 
 
 def test_positions_of_the_published_layout():
-    """The worked example of the brief, as the model's own embedder turns it into angles."""
+    """The worked example of docs/methods/filmweaver.md, as the model's own embedder turns it into angles."""
     model = load(1)
     dit = model.model.diffusion_model
     frame = Keyframe.of(torch.zeros(4, 4, 3), torch.zeros(16, 1, 60, 104), torch.ones(2))

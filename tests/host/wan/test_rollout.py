@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import comfy.ldm.modules.attention
 import comfy.lora
 import comfy.model_management
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -385,6 +386,23 @@ def test_works_in_a_stock_guider_with_one_prompt(load_tiny, conds):
     guider.set_cfg(3.0)
     with pytest.raises(RolloutError, match="set the guidance"):
         guider.sample(noise, zeros, RolloutSampler(), SIGMAS, seed=9)
+
+
+def test_a_joint_latent_is_refused(load_tiny, conds):
+    """As a model with a motion adapter makes it: a wrapper doubles the channels between guider and sampler."""
+
+    def joint(executor, guider, sigmas, extra_args, callback, noise, latent, *rest):
+        return executor(guider, sigmas, extra_args, callback, torch.cat([noise, noise], dim=1), latent, *rest)
+
+    model = load_tiny()
+    model.add_wrapper(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, joint)
+    with pytest.raises(RolloutError, match="joint latent"):
+        film(model, conds, 1)
+
+
+def test_the_memory_is_made_outside_the_record_of_allocations(tiny_wan, conds, paused):
+    film(tiny_wan, conds, 1)
+    assert len(paused) == len(SIGMAS), "each denoising pass, and the clean one"
 
 
 def foreign(dit):

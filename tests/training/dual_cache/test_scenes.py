@@ -127,7 +127,7 @@ def test_films_become_scenes_that_the_trainer_reads(films: Path, models: SceneMo
 
 
 def test_takes_are_encoded_whole(films: Path, models: SceneModels, tmp_path: Path):
-    from longreel.host.media.streaming_vae import encode_clip
+    from longreel.host.families import encode_clip
 
     build(films, tmp_path, models)
     frames = take_frames(films / "two.mp4", [number / FPS + 0.001 for number in range(21)], (32, 32))

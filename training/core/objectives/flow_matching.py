@@ -1,6 +1,6 @@
-"""Flow matching of a Wan model that is given its first frame: noise levels, what is predicted, losses and samples.
+"""Flow matching of a Wan model conditioned on its first frame: noise levels, predictions, losses and samples.
 
-x = (1 - sigma) * clean + sigma * noise, and the model learns the velocity noise - clean (Wan; FFGo brief 2.4).
+x = (1 - sigma) * clean + sigma * noise, and the model learns the velocity noise - clean (Wan; FFGo's released trainer).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..run import weighted_mse
 
 Expert = Literal["both", "high", "low"]
 FirstFrame = Literal["clean", "concat"]
-"""How a model is given its first frame: as a latent at noise level 0 among noisy ones (TI2V-5B, the miniature), or as
-extra input channels, mask and latents (I2V A14B).
+"""How a model is conditioned on its first frame: as a latent at noise level 0 among noisy ones (TI2V-5B, the
+miniature), or by extra input channels, mask and latents (I2V A14B).
 """
 _MASK_CHANNELS = 4
 
 
 @dataclass(frozen=True)
 class SigmaRange:
-    """The noise levels that are trained, ``low`` to ``high`` within 0..1, drawn as evenly as ``shift`` sees them."""
+    """The noise levels that are trained, `low` to `high` within 0..1, uniform in time before `shift`."""
 
     low: float = 0.0
     high: float = 1.0
@@ -36,7 +36,7 @@ class SigmaRange:
 
     @classmethod
     def of(cls, expert: Expert, boundary: float = 0.9, shift: float = 5.0) -> SigmaRange:
-        """An expert's own band: ``high`` works from 1 down to ``boundary``, ``low`` below; ``both`` is one model."""
+        """An expert's own band: `high` works from 1 down to `boundary`, `low` below; `both` is one model."""
         return cls(boundary if expert == "high" else 0.0, boundary if expert == "low" else 1.0, shift)
 
     @property
@@ -55,9 +55,9 @@ class SigmaRange:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One clip: normalised latents [C, F, h, w] whose first frame is given, the encoded caption [L, D], and for models
-    that take extra channels ``known`` [C, F, h, w], the latents of the first frame followed by mid-grey. ``subject``
-    [F, h, w]: where the cast is. ``clip``: its number; several examples of one clip take turns in its place.
+    """One clip: normalised latents [C, F, h, w] whose first frame is the condition, the encoded caption [L, D], and for
+    models that take extra channels `known` [C, F, h, w], the latents of the first frame followed by mid-grey. subject
+    [F, h, w]: where the cast is. clip: its number; several examples of one clip take turns in its place.
     """
 
     latents: torch.Tensor
@@ -68,10 +68,9 @@ class Example:
 
 
 def first_frame_of(dit: Any, channels: int) -> FirstFrame:
-    """How the model is given its first frame, by its input channels.
+    """How the model is conditioned on its first frame, by its input channels.
 
-    Raises:
-        LoraError: it is neither way, or it also wants CLIP-vision features.
+    Raises LoraError: it is neither way, or it also wants CLIP-vision features.
     """
     if getattr(dit, "img_emb", None) is not None:
         raise LoraError("Wan 2.1 image-to-video models need CLIP-vision features, which this recipe does not give: "
@@ -84,7 +83,7 @@ def first_frame_of(dit: Any, channels: int) -> FirstFrame:
 
 
 class FlowMatcher:
-    """A model, how it is given its first frame, the precision it runs in, and who else looks at its guesses."""
+    """A model, how its first frame is conditioned on, its precision, and an auxiliary loss."""
 
     def __init__(self, dit: nn.Module, first_frame: FirstFrame, bf16: bool, critic: AuxiliaryLoss | None = None):
         # Never adapted, and in the precision of the blocks (core keeps the patch embedding in float32).
@@ -95,7 +94,7 @@ class FlowMatcher:
         self.dtype = torch.bfloat16 if bf16 and not self.autocast else torch.float32
 
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
-        """Predicted velocity [B, C, F, h, w], float32, of latents ``x`` at noise levels ``sigma`` [B]."""
+        """Predicted velocity [B, C, F, h, w], float32, of latents `x` at noise levels `sigma` [B]."""
         text = torch.stack([example.text for example in examples])
         time = sigma.to(self.device)[:, None] * 1000
         if self.first_frame == "clean":
@@ -117,20 +116,20 @@ class FlowMatcher:
             return self.dit(*fed, transformer_options={}).float()
 
     def noised(self, sigma: torch.Tensor, noise: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
-        """The examples at ``sigma`` [B], first frames clean where the model takes them so."""
+        """The examples at `sigma` [B], first frames clean where the model takes them so."""
         clean = self._clean(examples)
         level = sigma.to(self.device)[:, None, None, None, None]
         return self._given((1 - level) * clean + level * noise, clean)
 
     def _given(self, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """``x`` with the first frames of ``clean``, where the model takes them so."""
+        """`x` with the first frames of `clean`, where the model takes them so."""
         return torch.cat([clean[:, :, :1], x[:, :, 1:]], dim=2) if self.first_frame == "clean" else x
 
     def loss(
         self, examples: Sequence[Example], sigma: torch.Tensor, noise: torch.Tensor, subject: float = 0.0
     ) -> torch.Tensor:
-        """Mean squared error of the velocity over what is not given, known subjects weighing 1 + ``subject`` times as
-        much, and what is read off the guesses there.
+        """Mean squared error of the velocity over what is not given, known subjects weighing 1 + `subject` times as
+        much, and the auxiliary loss there.
         """
         noised = self.noised(sigma, noise, examples)
         v = self.velocity(noised, sigma, examples)
@@ -139,7 +138,7 @@ class FlowMatcher:
         return self._seen(v - (noise - clean), guess, clean, examples, subject)
 
     def self_rollout_loss(self, examples: Sequence[Example], done: int, subject: float = 0.0) -> torch.Tensor:
-        """What the guess lacks of the clean latents after ``done`` of four steps from noise, as ``loss`` weighs it.
+        """The error of the predicted clean latents after `done` of four steps from noise, weighed as in `loss`.
 
         Nothing of the clip is left in the latents then: a colour that the first step took from the wrong reference is
         set right here, or not at all.
@@ -157,7 +156,7 @@ class FlowMatcher:
     def _seen(
         self, error: torch.Tensor, guess: torch.Tensor, clean: torch.Tensor, examples: Sequence[Example], subject: float
     ) -> torch.Tensor:
-        """Errors [B, C, F, h, w] weighed, and what the critic says of the guess."""
+        """Errors [B, C, F, h, w] weighed, plus the auxiliary loss of the prediction."""
         start = 1 if self.first_frame == "clean" else 0
         known = [None if one.subject is None else one.subject[start:] for one in examples]
         value = weighted_mse(error.square().mean(dim=1)[:, start:], known, subject)
@@ -169,8 +168,8 @@ class FlowMatcher:
     def sample(
         self, example: Example, band: SigmaRange, steps: int, seed: int, *, renoise: bool = False
     ) -> torch.Tensor:
-        """Latents [C, F, h, w] by Euler steps through the band, then at once to 0; no guidance. ``renoise``: each guess
-        is noised anew instead, as models made for few steps want it.
+        """Latents [C, F, h, w] by Euler steps through the band, then at once to 0; no guidance. renoise: each
+        prediction of the clean latents is re-noised instead, for few-step models.
 
         An expert that does not start from noise starts from the example at the top of its band.
         """
@@ -189,7 +188,7 @@ class FlowMatcher:
         examples: Sequence[Example],
         noise: Callable[[], torch.Tensor] | None,
     ) -> torch.Tensor:
-        """``x`` from the first of ``levels`` to the last, with ``noise`` drawn anew at each if it is given."""
+        """`x` from the first of `levels` to the last, with `noise` drawn anew at each if it is given."""
         clean = self._clean(examples)
         for here, there in pairwise(levels):
             v = self.velocity(x, torch.full((len(examples),), here), examples)
@@ -198,8 +197,8 @@ class FlowMatcher:
 
 
 def advance(x: torch.Tensor, v: torch.Tensor, here: float, there: float, noise: torch.Tensor | None) -> torch.Tensor:
-    """From noise level ``here`` to ``there`` along the velocity ``v``: Euler's step, or the guess of the clean latents
-    with ``noise`` (core's "lcm").
+    """From noise level `here` to `there` along the velocity v: an Euler step, or the predicted clean latents with
+    `noise` (core's "lcm").
     """
     if noise is None:
         return x + (there - here) * v

@@ -7,10 +7,10 @@
     checks    whether it is true of each shot                 a scene
     encoded   tensors, in encoded/<scene>.safetensors         a scene
 
-Beside the films may lie ``cuts.json`` (seconds), ``people.json`` (how many are seen in each shot) and ``captions.json``
-(of each shot, or as a model gives them; see scene_captions.py), each an object by the films' file names.
+Beside the films may lie `cuts.json` (seconds), `people.json` (how many are seen in each shot) and `captions.json` (of
+each shot, or as a model gives them; see scene_captions.py), each an object by the films' file names.
 
-Source: shared/research/filmweaver.md 1.9, 8.4.1.
+Source: FilmWeaver's data pipeline, docs/methods/filmweaver.md, training.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SceneSettings:
     """How films become scenes.
 
     width, height: of the encoded takes, multiples of 16. fps: that the model films at. cuts: who finds them. window,
-    threshold: see ``group_shots``. shortest, longest: seconds of a shot; a longer one is cut off. most_people: of a
+    threshold: see `group_shots`. shortest, longest: seconds of a shot; a longer one is cut off. most_people: of a
     scene. floor: least cosine of caption and pictures. keyframes: candidates a shot.
     """
 
@@ -70,7 +70,7 @@ class LearnedShot:
 
 @dataclass(frozen=True)
 class SceneReport:
-    """What was found. scenes: names of the encoded ones. learned: their shots. lines: sentences for a person."""
+    """The report. scenes: names of the encoded ones. learned: their shots. lines: sentences for the user."""
 
     scenes: tuple[str, ...]
     learned: tuple[LearnedShot, ...]
@@ -86,7 +86,7 @@ class _Film:
 
 
 class SceneBuilder:
-    """One dataset. ``folder`` holds all results; ``again``: stages to be made anew; ``say`` gets a line for each."""
+    """One dataset. `folder` holds all results; again: stages to be made anew; `say` gets a line for each."""
 
     def __init__(
         self,
@@ -107,10 +107,9 @@ class SceneBuilder:
         self.learned: list[LearnedShot] = []
 
     def build(self, until: str = "encoded") -> SceneReport:
-        """Run the stages up to ``until``; what is kept is not made again. Killed at any moment, it goes on.
+        """Run the stages up to `until`; what is kept is not made again. Killed at any moment, it goes on.
 
-        Raises:
-            SceneDataError: films, lists or settings that do not fit, or nothing is left to learn from.
+        Raises SceneDataError: films, lists or settings that do not fit, or nothing is left to learn from.
         """
         last = STAGES.index(until)
         found = [self._film(path, last) for path in list_films(self.films)]

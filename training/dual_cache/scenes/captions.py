@@ -1,9 +1,9 @@
-"""What is said of a scene's shots: asked of a vision-language model, all shots at once, and then checked shot by shot.
+"""Captions of a scene's shots: written by a vision-language model for all shots at once, then checked shot by shot.
 
-All at once, so that somebody who comes back is described by the same words: the answer names each person once and the
+All at once, so that a recurring character is described by the same words: the answer names each character once and the
 shots refer to them by a mark in square brackets.
 
-Source: shared/research/filmweaver.md 1.9.
+Source: FilmWeaver's data pipeline, docs/methods/filmweaver.md, training.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CHECK = "Look at the picture. Is this statement true of it? Answer with one wor
 @dataclass(frozen=True)
 class CheckedCaption:
     """A caption after its check. removed: statements that the model denied. kept: whether the shot is learned from; if
-    not, ``why``. score: cosine of caption and pictures by CLIP.
+    not, `why`. score: cosine of caption and pictures by CLIP.
     """
 
     caption: str
@@ -45,10 +45,9 @@ class CheckedCaption:
 
 
 def write_captions(writer: Writer, sheet: Tensor, count: int) -> list[str]:
-    """Captions of a scene's ``count`` shots, by a model that sees them on one sheet.
+    """Captions of a scene's `count` shots, by a model with all of them on one sheet.
 
-    Raises:
-        SceneDataError: it gave no usable answer in three tries.
+    Raises SceneDataError: it gave no usable answer in three tries.
     """
     problem = ""
     for seed in range(_TRIES):
@@ -62,8 +61,7 @@ def write_captions(writer: Writer, sheet: Tensor, count: int) -> list[str]:
 def read_answer(answer: str) -> Any:
     """The JSON object in an answer, whatever stands around it.
 
-    Raises:
-        SceneDataError: there is none.
+    Raises SceneDataError: there is none.
     """
     start = answer.find("{")
     while start >= 0:
@@ -79,8 +77,7 @@ def read_answer(answer: str) -> Any:
 def expand_captions(told: Any, count: int) -> list[str]:
     """One caption a shot, of a list of them or of the model's form with characters' marks put into words.
 
-    Raises:
-        SceneDataError: it is neither, or for another number of shots.
+    Raises SceneDataError: it is neither, or for another number of shots.
     """
     if isinstance(told, list):
         told = {"shots": told}
@@ -110,8 +107,7 @@ def check_caption(
 ) -> CheckedCaption:
     """A caption without the statements that the model denies. pictures: the shot's frames on one sheet [H, W, 3].
 
-    Args:
-        writer: None asks nothing. score: cosine of a caption with the shot's pictures. floor: the least of it.
+    writer: None for no check by a model. score: cosine of a caption with the shot's pictures. floor: the least of it.
     """
     statements = list(split_sentences(caption)) or [caption]
     removed = [

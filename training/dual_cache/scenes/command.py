@@ -1,4 +1,4 @@
-"""The command ``weaver-scenes``: own films to scenes that ``weaver-lora`` learns from."""
+"""The command `weaver-scenes`: own films to scenes that `weaver-lora` learns from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .world import write_world_films
 
 
 def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
-    """``weaver-scenes``'s. What is left out is for Wan 2.1, and for the miniature without --model's parts."""
+    """`weaver-scenes`'s. What is left out is for Wan 2.1, and for the miniature without --model's parts."""
     usual = SceneSettings()
     parser.add_argument("--films", type=Path, required=True, help="folder of videos; cuts.json, people.json and "
                         "captions.json may lie there too")  # fmt: skip
@@ -48,7 +48,7 @@ def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_scenes(chosen: argparse.Namespace, weights: Path) -> None:
-    """``weaver-scenes``. ``weights``: where the miniature's files are."""
+    """`weaver-scenes`. weights: where the miniature's files are."""
     start_comfyui()
     small = chosen.vae is None
     size = {"width": chosen.width or (64 if small else 832), "height": chosen.height or (64 if small else 480)}

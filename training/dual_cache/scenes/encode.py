@@ -25,7 +25,7 @@ _AT_ONCE = 32
 
 @dataclass(frozen=True, eq=False)
 class SceneModels:
-    """What looks, reads and encodes, as ComfyUI's loaders give it.
+    """The models that embed, caption and encode, as ComfyUI's loaders give them.
 
     embedder: the keyframe CLIP. clip, vae, latent_format: the video model's text encoder, VAE and latent scale. writer:
     a vision-language model as CLIP; None where captions are given.
@@ -63,8 +63,8 @@ class SceneModels:
 
 
 def frame_times(shot: Shot, fps: float, longest: float) -> list[float]:
-    """When a take's frames are seen: ``fps`` a second from the shot's start, 1 more than a multiple of 4 of them, in
-    the middle of each, so that rounded times of cuts show no neighbour's frame.
+    """Times of a take's frames: `fps` a second from the shot's start, 1 more than a multiple of 4 of them, in the
+    middle of each, so that rounded times of cuts show no neighbour's frame.
     """
     start, end = shot
     count = max(int((min(end - start, longest)) * fps + 1e-6), 1)
@@ -106,8 +106,7 @@ def encode_scene(
 ) -> None:
     """Write a scene's file: its shots' times and captions in, tensors out.
 
-    Raises:
-        UnsupportedVaeError: the VAE is none of Wan's.
+    Raises UnsupportedVaeError: the VAE is none of Wan's.
     """
     encoded = []
     for shot, caption in shots:
@@ -119,7 +118,7 @@ def encode_scene(
 def _encode_shot(
     frames: torch.Tensor, caption: str, models: SceneModels, width: int, height: int, keyframes: int
 ) -> SceneShot:
-    from ....host.media.streaming_vae import encode_clip
+    from ....host.families import encode_clip
 
     def latents(pictures: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = models.latent_format.process_in(encode_clip(models.vae, pictures, width, height))

@@ -1,8 +1,8 @@
 """Own films as shots: where the cuts are, and frames of a stretch of time.
 
-Cuts come from a list (``cuts.json`` beside the films: ``{"film.mp4": [2.5, 7.0]}``, in seconds), from PySceneDetect or
-from TransNetV2, whichever is installed, or else from our own measure of what motion does not explain
-(film/metrics/cuts.py), which finds hard cuts only. Nothing is downloaded.
+Cuts come from a list (`cuts.json` beside the films: `{"film.mp4": [2.5, 7.0]}`, in seconds), from PySceneDetect or from
+TransNetV2, whichever is installed, or else from our own measure of what motion does not explain (film/metrics/cuts.py),
+which finds hard cuts only. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ class SceneDataError(ValueError):
 def list_films(folder: Path) -> list[Path]:
     """The videos of a folder, by name.
 
-    Raises:
-        SceneDataError: there is none, or two share a name but for its ending.
+    Raises SceneDataError: there is none, or two share a name but for its ending.
     """
     films = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEOS)
     if not films:
@@ -50,8 +49,7 @@ def list_films(folder: Path) -> list[Path]:
 def read_list(path: Path) -> dict[str, Any]:
     """A JSON object with something for each film, by its file name; none if there is no such file.
 
-    Raises:
-        SceneDataError: the file is something else.
+    Raises SceneDataError: the file is something else.
     """
     if not path.exists():
         return {}
@@ -65,10 +63,9 @@ def read_list(path: Path) -> dict[str, Any]:
 
 
 def choose_method(method: CutMethod, listed: bool) -> CutMethod:
-    """What finds the cuts of a film; ``listed``: its cuts are in the list.
+    """What finds the cuts of a film; listed: its cuts are in the list.
 
-    Raises:
-        SceneDataError: not what is asked for.
+    Raises SceneDataError: not what is asked for.
     """
     present: dict[CutMethod, bool] = {
         "list": listed,
@@ -90,8 +87,7 @@ def choose_method(method: CutMethod, listed: bool) -> CutMethod:
 def find_shots(path: Path, method: CutMethod, cuts: Sequence[float] | None) -> list[Shot]:
     """The shots of a film by a chosen method, from its beginning to its end without gaps.
 
-    Raises:
-        SceneDataError: the file is no video, or its listed cuts are no rising numbers within it.
+    Raises SceneDataError: the file is no video, or its listed cuts are no rising numbers within it.
     """
     length = duration(path)
     if method == "list":
@@ -124,12 +120,11 @@ def duration(path: Path) -> float:
 
 
 def take_frames(path: Path, times: Sequence[float], cover: tuple[int, int]) -> torch.Tensor:
-    """The frames [T, H, W, 3] in 0..1 that are seen at these rising times in seconds.
+    """The frames [T, H, W, 3] in 0..1 displayed at these rising times in seconds.
 
     cover: width and height in pixels; larger frames are reduced until they only just cover it.
 
-    Raises:
-        SceneDataError: there are none at one of the times.
+    Raises SceneDataError: there are none at one of the times.
     """
     with _opened(path) as container:
         shown = [_pixels(picture, cover) for picture in _shown(container, times)]
@@ -152,7 +147,7 @@ def _shown(container: Any, times: Sequence[float]) -> Iterator[Image.Image]:
         if not wanted:
             return
         newest = frame
-    # The last frame is seen to the end of the film.
+    # The last frame is displayed to the end of the film.
     while wanted and newest is not None:
         yield newest.to_image()
         wanted.pop(0)

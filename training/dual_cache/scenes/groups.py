@@ -1,6 +1,6 @@
 """Which shots belong together, and which are of no use. Pure functions.
 
-Source: shared/research/filmweaver.md 1.9.
+Source: FilmWeaver's data pipeline, docs/methods/filmweaver.md, training.
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ def group_shots(embeddings: torch.Tensor, window: int = 3, threshold: float = 0.
     """Neighbouring shots as scenes: a shot joins the scene before it if its picture is like those of that scene's
     newest shots.
 
-    Args:
-        embeddings: unit vectors [shots, d] of the shots' middle frames, in order.
-        window: how many of the scene's newest shots are compared; more bridges cutaways, and joins what drifts.
-        threshold: least mean cosine.
+    embeddings: unit vectors [shots, d] of the shots' middle frames, in order. window: how many of the scene's newest
+    shots are compared; more bridges cutaways, and joins what drifts. threshold: least mean cosine.
     """
     scenes: list[list[int]] = []
     for number, own in enumerate(embeddings):
@@ -49,8 +47,7 @@ def filter_scenes(
 ) -> tuple[list[list[int]], list[LeftOut]]:
     """The scenes with what is too short or too crowded left out: (scenes, what was left out).
 
-    Args:
-        seconds: each shot's length. people: how many are seen in each; None: not known, nothing is crowded.
+    seconds: each shot's length. people: how many are seen in each; None: not known, nothing is crowded.
     """
     kept, out = [], []
     for scene in scenes:

@@ -1,4 +1,4 @@
-"""Films of the small world as files, with the lists that a person would write beside films of their own."""
+"""Films of the small world as files, with the lists that a user would write beside own films."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENLARGED = 4
 
 
 def write_world_films(count: int, folder: Path, *, seed: int = 0) -> None:
-    """Write ``count`` films of one scene each under ``folder``, with cuts.json and captions.json; films that are there
+    """Write `count` films of one scene each under `folder`, with cuts.json and captions.json; films that are there
     already are kept, others are removed.
     """
     from ....host.files.video import VideoWriter

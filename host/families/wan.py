@@ -1,6 +1,6 @@
-"""A Wan VAE used as a stream: latents in blocks of any size, frames out chunk by chunk.
+"""Wan: its sizes, and its VAE used as a stream: latents in blocks of any size, frames out chunk by chunk.
 
-ComfyUI's `VAE.decode` keeps the decoder's feature cache (the last two time steps seen by every causal convolution)
+ComfyUI's `VAE.decode` keeps the decoder's feature cache (the last two time steps of every causal convolution's input)
 only for the length of one call, so a film decoded in pieces would flicker at every seam. `StreamingDecoder` keeps the
 cache between calls. The frames are those of one `VAE.decode` over the whole take, and memory does not grow with the
 take's length.
@@ -13,58 +13,89 @@ every later one four.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from comfy import model_management
 from comfy.ldm.wan import vae as wan21
 from comfy.ldm.wan import vae2_2 as wan22
+from comfy.ldm.wan.ar_model import CausalWanModel
+from comfy.ldm.wan.model import WanModel
+from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
-from comfy.utils import common_upscale
 from torch import Tensor
+
+from ...film.reel.latent_space import WAN, LatentSpace
+from .family import UnsupportedVaeError, fit
+
+__all__ = ["MASK_CHANNELS", "PLAIN", "VAES", "StreamingDecoder", "WanFamily", "family_of", "is_plain"]
 
 # ComfyUI asks for less memory when a clip has four latent frames or fewer. With a cache that is already full, even a
 # short block costs what a chunk of a long clip costs, so the estimate is always taken for a clip of this length.
 _LONG_CLIP = 8
 
 
-class UnsupportedVaeError(ValueError):
-    """The VAE is not of a family that can be decoded as a stream. The message is one sentence for the user."""
+VAES = "a Wan VAE (wan_2.1_vae.safetensors, or wan2.2_vae.safetensors for Wan 2.2 TI2V 5B)"
+PLAIN = (WanModel, CausalWanModel)
+"""Wan's networks without inputs beside text, latents and pictures."""
+MASK_CHANNELS = 4
+"""An image-to-video Wan says which frames are known in so many channels, before those of the frames themselves."""
 
 
-def wan_vae_version(vae: VAE) -> Literal["2.1", "2.2"]:
-    """Tell which Wan VAE this is.
-
-    Args:
-        vae: what any VAE loader gives.
-
-    Returns:
-        "2.1" (16 latent channels, spatial compression 8) or "2.2" (48 channels, spatial compression 16).
-
-    Raises:
-        UnsupportedVaeError: for a VAE of another family, or a file that held no VAE.
-    """
-    model = vae.first_stage_model
-    if isinstance(model, wan21.WanVAE):
-        return "2.1"
-    if isinstance(model, wan22.WanVAE):
-        return "2.2"
-    found = "the file holds no VAE" if model is None else f"this one is a {type(model).__name__}"
-    raise UnsupportedVaeError(
-        f"Longreel needs a Wan VAE: wan_2.1_vae.safetensors, or wan2.2_vae.safetensors for Wan 2.2 TI2V 5B; {found}."
-    )
+def is_plain(model: ModelPatcher) -> bool:
+    """Whether a model is a Wan without inputs beside text, latents and pictures."""
+    return type(getattr(model.model, "diffusion_model", None)) in PLAIN
 
 
-def frames_in(latent_frames: int) -> int:
-    """Number of frames a take of `latent_frames` latent frames decodes to: 1 for the first, 4 for each later one."""
-    return 1 + 4 * (latent_frames - 1) if latent_frames > 0 else 0
+def family_of(vae: VAE) -> WanFamily | None:
+    """The family, if the VAE is one of Wan's two."""
+    return WanFamily(vae) if isinstance(vae.first_stage_model, (wan21.WanVAE, wan22.WanVAE)) else None
 
 
-def chunks_in(vae: VAE, latent_frames: int) -> int:
-    """Number of chunks `StreamingDecoder.decode` yields for a fresh take given in one call (for a progress bar)."""
-    if wan_vae_version(vae) == "2.2":
-        return latent_frames
-    return 1 + latent_frames // 2 if latent_frames > 0 else 0
+@dataclass(frozen=True, eq=False)
+class WanFamily:
+    """See Family. The Wan 2.1 VAE has 16 channels and 8 pixels to a side, the 2.2 TI2V 5B one 48 and 16."""
+
+    vae: VAE
+
+    @property
+    def latents(self) -> LatentSpace:
+        """Four frames to a latent frame."""
+        spatial, temporal = self.vae.spacial_compression_encode(), self.vae.temporal_compression_decode()
+        return LatentSpace(WAN, self.vae.latent_channels, spatial, temporal)
+
+    def decoder(self) -> StreamingDecoder:
+        """A stream over a take."""
+        return StreamingDecoder(self.vae)
+
+    def chunks(self, latent_frames: int) -> int:
+        """Exact for a take that is decoded in one call."""
+        if isinstance(self.vae.first_stage_model, wan22.WanVAE):
+            return latent_frames
+        return 1 + latent_frames // 2 if latent_frames > 0 else 0
+
+    def encode(self, frames: Tensor, width: int, height: int) -> Tensor:
+        """Of the frames after the first only whole groups of four are used: T = 1 + (n - 1) // 4."""
+        encoded: Tensor = self.vae.encode(fit(frames, width, height))
+        return encoded
+
+    def check(self, model: ModelPatcher) -> None:
+        """Latents of as many channels."""
+        channels = model.model.latent_format.latent_channels
+        if self.vae.latent_channels != channels:
+            fitting = "wan2.2_vae.safetensors" if channels == 48 else "wan_2.1_vae.safetensors"
+            raise UnsupportedVaeError(
+                f"The model's latents have {channels} channels and the VAE's {self.vae.latent_channels}: "
+                f"load {fitting} with this model."
+            )
+
+    def cell(self, model: ModelPatcher) -> int:
+        """A patch of the network."""
+        return int(self.latents.spatial * max(model.model.diffusion_model.patch_size[1:]))
+
+    def text_width(self, model: ModelPatcher) -> int:
+        """Of the text encoder's rows (umt5_xxl: 4096)."""
+        return int(model.model.diffusion_model.text_dim)
 
 
 class StreamingDecoder:
@@ -76,15 +107,11 @@ class StreamingDecoder:
     """
 
     def __init__(self, vae: VAE) -> None:
-        """Take the VAE as it is; nothing is loaded before the first `decode`.
-
-        Raises:
-            UnsupportedVaeError: see `wan_vae_version`.
-        """
+        """Take a Wan VAE as it is; nothing is loaded before the first `decode`."""
         self._vae = vae
-        self._version = wan_vae_version(vae)
+        self._is_22 = isinstance(vae.first_stage_model, wan22.WanVAE)
         decoder = vae.first_stage_model.decoder
-        count = wan21.count_cache_layers if self._version == "2.1" else wan22.count_conv3d
+        count = wan22.count_conv3d if self._is_22 else wan21.count_cache_layers
         self._cache: list[Tensor | str | None] | None = [None] * count(decoder)
         self.latent_frames = 0
         """Latent frames decoded so far in this take."""
@@ -92,17 +119,11 @@ class StreamingDecoder:
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Decode the next block of the take.
 
-        Args:
-            latents: [1, C, T, h, w], T >= 1, in the space of ComfyUI's LATENT type (what `VAE.decode` takes).
-
-        Yields:
-            [t, H, W, channels] in 0..1 on the VAE's output device, t = 1, 4 or 8. Only one chunk is alive at a time
-            unless the caller keeps more. The block is decoded as it is consumed.
-
-        Raises:
-            ValueError: latents of another shape than this VAE takes.
-            RuntimeError: an earlier chunk of this take failed.
-            comfy.model_management.InterruptProcessingException: checked before every chunk.
+        latents: [1, C, T, h, w], T >= 1, in the space of ComfyUI's LATENT type (what `VAE.decode` takes). Yields [t, H,
+        W, channels] in 0..1 on the VAE's output device, t = 1, 4 or 8. Only one chunk is alive at a time unless the
+        caller keeps more. The block is decoded as it is consumed. Raises ValueError: latents of another shape than this
+        VAE takes; RuntimeError: an earlier chunk of this take failed;
+        comfy.model_management.InterruptProcessingException: checked before every chunk.
         """
         channels = self._vae.latent_channels
         if latents.ndim != 5 or latents.shape[0] != 1 or latents.shape[1] != channels:
@@ -113,7 +134,7 @@ class StreamingDecoder:
         self._load(latents)
         start = 0
         while start < latents.shape[2]:
-            size = 1 if self.latent_frames == 0 or self._version == "2.2" else 2
+            size = 1 if self.latent_frames == 0 or self._is_22 else 2
             chunk = latents[:, :, start : start + size]
             model_management.throw_exception_if_processing_interrupted()
             yield self._decode_chunk(chunk)
@@ -153,17 +174,17 @@ class StreamingDecoder:
         cache, self._cache = self._held_cache(), None  # a layer that fails leaves a half-written cache: drop it
         with model_management.cuda_device_context(vae.device):
             z = vae.first_stage_model.conv2(latents.to(device=vae.device, dtype=vae.vae_dtype))
-            pixels = self._run_21(z, cache) if self._version == "2.1" else self._run_22(z, cache)
+            pixels = self._run_22(z, cache) if self._is_22 else self._run_21(z, cache)
             pixels = pixels[0].to(device=vae.output_device, dtype=vae.vae_output_dtype(), copy=True)
         self._cache = cache
         self.latent_frames += latents.shape[2]
         return vae.process_output(pixels).movedim(0, -1)
 
     def _run_21(self, z: Tensor, cache: list[Tensor | str | None]) -> Tensor:
-        # The decoder caches the last two frames *of the chunk*. It is only ever meant to see one frame at the start or
-        # at the very end, so after a one-frame chunk the layers that run at the latent frame rate remember one frame
-        # and would put zeros before it. Give them back the frame before. They are the layers at the latents' size: the
-        # first upsampling is both temporal and spatial.
+        # The decoder caches the last two frames *of the chunk*. It is only meant for one frame at the start or at the
+        # very end, so after a one-frame chunk the layers that run at the latent frame rate cache one frame and would
+        # put zeros before it. Give them back the frame before. They are the layers at the latents' size: the first
+        # upsampling is both temporal and spatial.
         earlier: dict[int, Tensor] = {}
         if z.shape[2] == 1:
             earlier = {
@@ -183,45 +204,3 @@ class StreamingDecoder:
         first = self.latent_frames == 0
         out = self._vae.first_stage_model.decoder(z, feat_cache=cache, feat_idx=[0], first_chunk=first)
         return wan22.unpatchify(out, patch_size=2)
-
-
-def encode_image(vae: VAE, image: Tensor, width: int, height: int) -> Tensor:
-    """Encode a picture as the first latent frame of a take.
-
-    Args:
-        image: [H, W, C] or [1, H, W, C] in 0..1; scaled to cover width x height and cropped around its centre.
-        width, height: size of the film in pixels.
-
-    Returns:
-        [1, C, 1, h, w] in the space of ComfyUI's LATENT type.
-
-    Raises:
-        UnsupportedVaeError: see `wan_vae_version`.
-        ValueError: more than one picture.
-    """
-    if image.ndim == 3:
-        image = image.unsqueeze(0)
-    if image.shape[0] != 1:
-        raise ValueError(
-            f"A shot starts from one picture, but a batch of {image.shape[0]} was given; pick one of them."
-        )
-    return encode_clip(vae, image, width, height)
-
-
-def encode_clip(vae: VAE, frames: Tensor, width: int, height: int) -> Tensor:
-    """Encode a clip as the beginning of a take.
-
-    Args:
-        frames: [T, H, W, C] in 0..1; scaled to cover width x height and cropped around the centre. Of the frames after
-            the first only whole groups of four are used.
-        width, height: size of the film in pixels.
-
-    Returns:
-        [1, C, 1 + (T - 1) // 4, h, w] in the space of ComfyUI's LATENT type.
-
-    Raises:
-        UnsupportedVaeError: see `wan_vae_version`.
-    """
-    wan_vae_version(vae)
-    scaled = common_upscale(frames[..., :3].movedim(-1, 1), width, height, "bicubic", "center").clamp(0, 1)
-    return vae.encode(scaled.movedim(1, -1))

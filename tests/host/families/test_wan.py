@@ -13,14 +13,8 @@ from comfy.ldm.wan import vae as wan21
 from comfy.ldm.wan import vae2_2 as wan22
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longreel.host.media.streaming_vae import (
-    StreamingDecoder,
-    UnsupportedVaeError,
-    chunks_in,
-    encode_clip,
-    encode_image,
-    frames_in,
-)
+from longreel.host.families import UnsupportedVaeError, encode_clip, encode_image, of_vae
+from longreel.host.families.wan import StreamingDecoder
 
 
 def _random_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -90,7 +84,7 @@ def test_any_partition_equals_one_shot_21(sizes: list[int]) -> None:
     latents, whole = _take("2.1", 8, 4, sum(sizes))
     decoder = StreamingDecoder(_vae("2.1", 8))
     streamed = _stream(decoder, latents, sizes)
-    assert streamed.shape == whole.shape == (frames_in(sum(sizes)), 32, 32, 3)
+    assert streamed.shape == whole.shape == (1 + 4 * (sum(sizes) - 1), 32, 32, 3)
     assert decoder.latent_frames == sum(sizes)
     torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=0)
 
@@ -105,7 +99,7 @@ def test_wider_and_larger(sizes: list[int]) -> None:
 def test_any_partition_equals_one_shot_22(sizes: list[int]) -> None:
     latents, whole = _take("2.2", 8, 2, sum(sizes))
     streamed = _stream(StreamingDecoder(_vae("2.2", 8)), latents, sizes)
-    assert streamed.shape == (frames_in(sum(sizes)), 32, 32, 3)
+    assert streamed.shape == (1 + 4 * (sum(sizes) - 1), 32, 32, 3)
     torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=0)
 
 
@@ -148,7 +142,7 @@ def test_interrupt_between_chunks_loses_nothing() -> None:
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         next(stream)
     got += list(decoder.decode(latents[:, :, decoder.latent_frames :]))
-    assert len(got) == chunks_in(_vae("2.1", 8), 6)
+    assert len(got) == of_vae(_vae("2.1", 8)).chunks(6)
     torch.testing.assert_close(torch.cat(got), whole, atol=1e-5, rtol=0)
 
 
@@ -172,7 +166,7 @@ def test_failed_chunk_ends_the_take(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_families_are_refused() -> None:
     vae = comfy.sd.VAE(sd={"nothing": torch.zeros(1)})
     with pytest.raises(UnsupportedVaeError, match="no VAE"):
-        StreamingDecoder(vae)
+        of_vae(vae)
     vae.first_stage_model = torch.nn.Linear(1, 1)
     with pytest.raises(UnsupportedVaeError, match="this one is a Linear"):
         encode_image(vae, torch.zeros(8, 8, 3), 8, 8)

@@ -1,0 +1,278 @@
+"""What every engine is: models, a frame size and rate, and what of them a reel must share to be continued.
+
+An engine is `EngineBase` and its difference: what it can do (`capabilities`), the settings that decide how its shots
+look, which shots it refuses, and `film`. Nodes and filming.py know only the protocol `Engine`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Protocol
+
+from comfy.latent_formats import LatentFormat
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+from torch import Tensor
+
+from ..film.reel.groups import GroupTensors
+from ..film.reel.reel import FilmedShot, Reel, ReelLayout
+from ..film.reel.takes import FrameGrid, ShotPlan
+from ..film.storyboard.shot import Shot
+from ..host.families import Family, of, of_vae
+from ..host.files.paths import spill_folder
+from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
+from ..host.progress import Previewer, Progress, film_previewer
+
+__all__ = ["Capabilities", "EditKind", "Engine", "EngineBase", "EngineError", "ShotInputs"]
+
+EditKind = Literal["kv_bank", "keyframes"]
+"""What a person can edit of what an engine remembers: frames of a KV memory bank, keyframes of a shot cache."""
+
+
+class EngineError(ValueError):
+    """An engine, or a shot for it, that cannot film; the message is one sentence that says what to change."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do, as nodes and user interfaces ask it.
+
+    continues: a shot can go on from the last frames of the one before. references: pictures that a shot may refer to,
+    at most. prompts_per_shot: at most, None for any number. start_image: a shot can be given its first frame. edits:
+    what can be edited of what it remembers.
+    """
+
+    continues: bool
+    references: int
+    prompts_per_shot: int | None
+    start_image: bool
+    edits: tuple[EditKind, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ShotInputs:
+    """What a shot is filmed from beside itself, loaded and checked.
+
+    picture: [n, H, W, 3] in 0..1, its first frame or its references, part of its fingerprint; None where there is none.
+    prompt: what the text encoder reads, where that is not the shot's own text. warnings: of what was made of them, a
+    sentence each.
+    """
+
+    picture: Tensor | None = None
+    prompt: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """What filming and editing need of an engine; see EngineBase for the meaning of each."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+    @property
+    def clock(self) -> FrameGrid: ...
+    def layout(self) -> ReelLayout: ...
+    def settings(self, picture: Tensor | None = None) -> dict[str, Any]: ...
+    def steps(self, plan: ShotPlan) -> int: ...
+    def previewer(self) -> Previewer: ...
+    def encode_frames(self, frames: Tensor) -> Tensor: ...
+    def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs: ...
+    def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel: ...
+
+
+@dataclass(frozen=True, eq=False)
+class EngineBase(ABC):
+    """A way to film: which models, at which size and rate.
+
+    models: one, or the high-noise and the low-noise expert that share the steps. width, height: pixels, multiples of
+    `cell`. fps: frames a second.
+    """
+
+    models: tuple[ModelPatcher, ...]
+    clip: CLIP
+    vae: VAE
+    width: int
+    height: int
+    fps: float
+
+    name: ClassVar[str]
+    """In settings, so it is part of every fingerprint."""
+
+    # What the engine is
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+
+    @property
+    def block(self) -> int:
+        """Latent frames that are filmed together; a shot is whole blocks."""
+        return 1
+
+    @property
+    def lead(self) -> int:
+        """Frames at the beginning of each take that are filmed and not shown."""
+        return 0
+
+    @property
+    def family(self) -> Family:
+        """What the models' family differs in."""
+        return of_vae(self.vae)
+
+    @property
+    def clock(self) -> FrameGrid:
+        """How this engine counts time."""
+        return self.family.latents.grid(self.fps, self.block, self.lead)
+
+    @property
+    def cell(self) -> int:
+        """Pixels to a side of one token: width and height are multiples of it."""
+        return self.family.cell(self.models[0])
+
+    @property
+    def latent_format(self) -> LatentFormat:
+        """Between LATENT and the model's own space."""
+        return self.models[0].model.latent_format
+
+    def latent_shape(self, frames: int) -> tuple[int, int, int, int, int]:
+        """[1, C, frames, h, w] of so many latent frames of the film."""
+        return self.family.latents.shape(frames, self.width, self.height)
+
+    def get_models(self) -> list[ModelPatcher]:
+        """ComfyUI asks this of values that hold models, so that it does not unload them in the middle of a film."""
+        return [*self.models, self.clip.patcher, self.vae.patcher]
+
+    def layout(self) -> ReelLayout:
+        """What a reel must have in common with this engine to be continued by it."""
+        latents = self.family.latents
+        return ReelLayout(
+            fps=self.fps,
+            width=self.width,
+            height=self.height,
+            latent_channels=latents.channels,
+            spatial_compression=latents.spatial,
+            temporal_compression=latents.temporal,
+            family=latents.family,
+            model=self.fingerprints["model"],
+            vae=self.fingerprints["vae"],
+            engine=self._memory_layout(),
+        )
+
+    def settings(self, picture: Tensor | None = None) -> dict[str, Any]:
+        """Everything but the shot itself that decides how it looks, JSON-able. picture: of its inputs."""
+        size = {"width": self.width, "height": self.height, "fps": self.fps}
+        settings = {"engine": self.name, **self.fingerprints, **size, **self._settings()}
+        return settings if picture is None else {**settings, "picture": fingerprint_image(picture)}
+
+    def previewer(self) -> Previewer:
+        """Makes a picture of what was filmed last."""
+        return film_previewer(self.models[0], self.vae)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the models, by what they are."""
+        return self._fingerprints()
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {
+            "model": self._join([fingerprint_model(model) for model in self.models]),
+            "clip": fingerprint_clip(self.clip),
+            "vae": fingerprint_vae(self.vae),
+        }
+
+    @abstractmethod
+    def steps(self, plan: ShotPlan) -> int:
+        """Steps of the progress bar that a shot costs."""
+
+    @abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """The part of `settings` that is this engine's own."""
+
+    def _memory_layout(self) -> dict[str, Any]:
+        """ReelLayout.engine: the layout of what this engine keeps on a reel, by its name. Without any, nothing is."""
+        return {}
+
+    def _join(self, fingerprints: Sequence[str]) -> str:
+        """The fingerprint of several models in a row; of one, its own."""
+        return " ".join(fingerprints)
+
+    # What it refuses before a GPU starts
+
+    def check_models(self) -> None:
+        """Refuse a VAE, or a size, that does not fit the models.
+
+        Raises UnsupportedVaeError or EngineError, ValueErrors of one sentence.
+        """
+        for model in self.models:
+            of(model, self.vae)
+        for name, pixels in (("width", self.width), ("height", self.height)):
+            if pixels < self.cell or pixels % self.cell:
+                near = max(1, round(pixels / self.cell)) * self.cell
+                raise EngineError(
+                    f"A {name} of {pixels} does not fit this model: set a multiple of {self.cell} such as {near}."
+                )
+
+    @abstractmethod
+    def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs:
+        """What a shot is filmed from, its files read; refuses a shot that this engine cannot film.
+
+        given: a picture [1, H, W, 3] in 0..1 to start from. Raises EngineError, the text encoder's own ValueError, or
+        one of a file that cannot be read, each of one sentence.
+        """
+
+    # Filming
+
+    @abstractmethod
+    def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
+        """Film one shot after those on the reel.
+
+        reel: one that this engine can go on with, see check_layout; it stays good. report: gets every step and what the
+        newest frames are. inputs: as from `shot_inputs`. Returns the reel with the shot on it, its tensors in a
+        temporary file. Raises TakeError, EngineError, ReelError for a file that is gone, and ComfyUI's
+        InterruptProcessingException.
+        """
+
+    def _filmed(
+        self,
+        reel: Reel,
+        shot: Shot,
+        plan: ShotPlan,
+        inputs: ShotInputs,
+        latents: Tensor,
+        *,
+        frames: int | None = None,
+        tensors: GroupTensors | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Reel:
+        """The reel with the shot on it, its latents and groups in a temporary file. frames: if not as planned."""
+        filmed = FilmedShot.store(
+            shot,
+            latents,
+            previous=reel.fingerprint,
+            settings=self.settings(inputs.picture),
+            take_start=plan.take_start,
+            frames=plan.frames if frames is None else frames,
+            tensors=tensors,
+            meta=meta,
+            folder=spill_folder(),
+            family=self.family.latents.family,
+        )
+        return reel.append(filmed)
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Frames [n, H, W, 3] in 0..1 of any size as latents [1, C, T, h, w] of this film."""
+        return self.family.encode(frames, self.width, self.height)
+
+    def encode_prompt(self, text: str) -> list[Any]:
+        """A prompt as ComfyUI's CONDITIONING. Raises EngineError for a text encoder of another model."""
+        conditioning: list[Any] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        given, wanted = conditioning[0][0].shape[-1], self.family.text_width(self.models[0])
+        if given != wanted:
+            raise EngineError(
+                f"The text encoder gives {given} numbers a word and the model reads {wanted}: "
+                "load the text encoder that belongs to the model."
+            )
+        return conditioning
