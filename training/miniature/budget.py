@@ -152,8 +152,6 @@ def train_within(
             model.load_state_dict(torch.load(path, weights_only=True, map_location=device))
         elif name in clock.shares:
             before = {key: value.clone() for key, value in model.state_dict().items()}
-            # kernels are chosen by trial where shapes stay the same
-            torch.backends.cudnn.benchmark = name == "vae"
             try:
                 make(clock.stage(name))
                 save_whole(path, model.state_dict())
@@ -162,7 +160,6 @@ def train_within(
                 print(f"{name} failed and is left out", flush=True)
                 failed.append(name)
                 model.load_state_dict(before)
-        torch.backends.cudnn.benchmark = False
         model.eval()
         clock.done(name)
 

@@ -95,8 +95,8 @@ def build_dit(recipe: DitRecipe) -> Any:
     return dit
 
 
-def _angles(dit: Any, position: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine [B, 1, F * h * w, head_dim / 2] of the rotary embedding for frames at `position` [B, F]."""
+def _angles(dit: Any, position: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The rotary embedding for frames at `position` [B, F], as complex numbers [B, F * h * w, 1, head_dim / 2]."""
     d = dit.dim // dit.num_heads
     axes = (d - 4 * (d // 6), 2 * (d // 6), 2 * (d // 6))
     b, f = position.shape
@@ -109,13 +109,23 @@ def _angles(dit: Any, position: torch.Tensor, height: int, width: int) -> tuple[
     for axis, index in zip(axes, ids, strict=True):
         omega = 10000.0 ** -(torch.arange(0, axis, 2, dtype=torch.float64, device=position.device) / axis)
         parts.append(index.flatten(1).double()[..., None] * omega)
-    angle = torch.cat(parts, dim=-1)[:, None]
-    return angle.cos().float(), angle.sin().float()
+    angle = torch.cat(parts, dim=-1)[:, :, None].float()
+    return torch.polar(torch.ones_like(angle), angle)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+def _rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """`x` [B, L, H, d] in float32, pairs of numbers turned by `turns` [B, L, 1, d / 2]."""
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(3, (-1, 2))) * turns).flatten(3)
+
+
+def _time_rows(dit: Any, time: torch.Tensor) -> torch.Tensor:
+    """Wan's sinusoidal embedding of noise levels. ComfyUI's copies its frequencies to the device at every call, which
+    waits for all that a GPU has been given to do.
+    """
+    half = dit.freq_dim // 2
+    frequency = 10000.0 ** -(torch.arange(half, device=time.device, dtype=torch.float32) / half)
+    angle = time.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
 def predict(
@@ -136,49 +146,49 @@ def predict(
     frame reads, or None for all. keys: takes each layer's rotated keys [B, H, F * n, d] and its keys of the text [B, H,
     L, d].
     """
-    import comfy.ldm.wan.model as wan
-
     b, _, f = x.shape[:3]
     rows, columns = (side // patch for side, patch in zip(x.shape[3:], dit.patch_size[1:], strict=True))
     n = rows * columns
     x = _patches(dit, x)
     heads, d = dit.num_heads, dit.dim // dit.num_heads
-    e = dit.time_embedding(wan.sinusoidal_embedding_1d(dit.freq_dim, time.flatten())).reshape(b, f, -1)
+    e = dit.time_embedding(_time_rows(dit, time.flatten())).reshape(b, f, -1)
     e0 = dit.time_projection(e).unflatten(2, (6, dit.dim))
     context = dit.text_embedding(text)
-    cos, sin = _angles(dit, position, rows, columns)
+    turns = _angles(dit, position, rows, columns)
     if sees is not None and sees.ndim == 3:
         sees = sees[:, None]
     frames_bias = None if sees is None else _bias(sees.repeat_interleave(n, -1), n, context)
     text_bias = None if reads is None else _bias(reads[:, None], n, context)
+    # 1 + scale of both norms, added to the small parameter once in place of every token
+    plus = torch.zeros(6, 1, device=x.device)
+    plus[1::3] = 1
 
     def split(y: torch.Tensor) -> torch.Tensor:
-        return y.unflatten(2, (heads, d)).transpose(1, 2)
+        return y.unflatten(2, (heads, d))
+
+    def modulated(norm: nn.Module, y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(shift, norm(y).unflatten(1, (f, n)), scale).flatten(1, 2)
+
+    def added(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(x.unflatten(1, (f, n)), y.unflatten(1, (f, n)), gate).flatten(1, 2)
 
     for block in dit.blocks:
-        m = [part[:, :, None] for part in (block.modulation[None] + e0).unbind(2)]
-
-        def modulated(norm: nn.Module, y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-            return (norm(y).unflatten(1, (f, n)) * (1 + scale) + shift).flatten(1, 2)
-
-        def gated(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-            return (y.unflatten(1, (f, n)) * gate).flatten(1, 2)
-
+        m = [part[:, :, None] for part in ((block.modulation + plus)[None] + e0).unbind(2)]
         a = block.self_attn
         y = modulated(block.norm1, x, m[0], m[1])
-        q = _rotate(split(a.norm_q(a.q(y))), cos, sin)
-        k = _rotate(split(a.norm_k(a.k(y))), cos, sin)
-        v = split(a.v(y))
+        # norms in float32 run in one kernel, in mixed precision in eight
+        q = _rotate(split(a.norm_q(a.q(y).float())), turns)
+        k = _rotate(split(a.norm_k(a.k(y).float())), turns).transpose(1, 2)
         frame_keys = k
-        y = _attend(q, k, v, frames_bias)
-        x = x + gated(a.o(y.transpose(1, 2).flatten(2)), m[2])
+        y = _attend(q.transpose(1, 2), k, split(a.v(y)).transpose(1, 2), frames_bias)
+        x = added(a.o(y.transpose(1, 2).flatten(2)), m[2])
         c = block.cross_attn
-        q, k, v = split(c.norm_q(c.q(block.norm3(x)))), split(c.norm_k(c.k(context))), split(c.v(context))
+        q, k = split(c.norm_q(c.q(block.norm3(x)).float())), split(c.norm_k(c.k(context).float())).transpose(1, 2)
         if keys is not None:
             keys.append((frame_keys, k))
-        y = _attend(q, k, v, text_bias)
+        y = _attend(q.transpose(1, 2), k, split(c.v(context)).transpose(1, 2), text_bias)
         x = x + c.o(y.transpose(1, 2).flatten(2))
-        x = x + gated(block.ffn(modulated(block.norm2, x, m[3], m[4])), m[5])
+        x = added(block.ffn(modulated(block.norm2, x, m[3], m[4])), m[5])
     return dit.unpatchify(dit.head(x, e), (f, rows, columns))
 
 
@@ -219,7 +229,8 @@ def velocity(model: Miniature, batch: Batch, tokens: torch.Tensor) -> torch.Tens
     b, captions, length = tokens.shape
     with mixed_precision(tokens.device):
         rows = model.text(tokens.flatten(0, 1)).reshape(b, captions * length, -1)
-        reads = F.one_hot(batch.caption, captions).bool().repeat_interleave(length, dim=2)
+        every = torch.arange(captions, device=tokens.device)
+        reads = (batch.caption[..., None] == every).repeat_interleave(length, dim=2)
         return predict(
             model.dit, batch.noised(), batch.sigma * 1000, rows, position=batch.position, sees=batch.sees, reads=reads
         ).float()
