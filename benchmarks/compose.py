@@ -1,4 +1,4 @@
-"""Seconds to compose a first frame: ``python benchmarks/compose.py``.
+"""Seconds to compose a first frame: `python benchmarks/compose.py`.
 
 Five references and a plate, photographs in size and detail (noise on smooth colours), on a canvas of 1280 x 720. Only
 Pillow works, on one core; the machine's other load counts in the wall clock and not in the processor's time.

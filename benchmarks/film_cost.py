@@ -146,7 +146,7 @@ def bare(storyboard: str, seeds: int) -> float:
 
 
 def overhead(repeats: int) -> None:
-    """The quick start through a real server, models warm, against the same work bare; medians of ``repeats``."""
+    """The quick start through a real server, models warm, against the same work bare; medians of `repeats`."""
     sys.path.insert(0, str(PACK / "tests" / "server"))
     from harness import make_server  # type: ignore[import-not-found]
 

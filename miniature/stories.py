@@ -10,7 +10,20 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .world import ACTIONS, BODIES, CAMERAS, COLOURS, HEADGEAR, PLACES, POSITIONS, Actor, Beat, Character, Scene
+from .world import (
+    ACTIONS,
+    BODIES,
+    CAMERAS,
+    COLOURS,
+    HEADGEAR,
+    PLACES,
+    POSITIONS,
+    Actor,
+    Beat,
+    Character,
+    Scene,
+    position_at,
+)
 
 PLACE_PHRASES = {
     "beach": "at the beach",
@@ -51,19 +64,24 @@ def describe(
     *,
     same: frozenset[int] = frozenset(),
     place_first: bool = False,
+    positions: bool = False,
     phrase: Callable[[Character], str] = character_phrase,
 ) -> str:
     """The sentence for what is on at `time`; actors whose index is in `same` are only called "the same character", the
     others by their `phrase`.
 
-    After the first beat positions are left out: the film so far decides them. Of a scene without actors it names the
-    place: "At the beach."
+    After the first beat positions are left out, as the film so far shows where everybody is; with `positions` they
+    say where everybody is when the beat begins. Of a scene without actors it names the place: "At the beach."
     """
     beat = scene.beat_at(time)
     clauses = []
     for index, (actor, action) in enumerate(zip(scene.actors, beat.actions, strict=True)):
         who = SAME if index in same else phrase(actor.character)
-        where = f" {POSITION_PHRASES[actor.position]}" if beat.at == 0 else ""
+        where = ""
+        if beat.at == 0:
+            where = f" {POSITION_PHRASES[actor.position]}"
+        elif positions:
+            where = f" {POSITION_PHRASES[position_at(scene, index, beat.at)]}"
         clauses.append(f"{who} {action}{where}")
     body, place = " and ".join(clauses), PLACE_PHRASES[scene.place]
     parts = [part for part in ((place, body) if place_first else (body, place)) if part]

@@ -35,14 +35,14 @@ GROUND = 0.86
 """Height of the line on which characters stand."""
 CHARACTER_HEIGHT = 0.46
 """Height of a character with its headgear: the body alone is a third of the frame."""
-_START_X = {"left": 0.26, "middle": 0.5, "right": 0.74}
-_BLEND = 0.3
-_PAN_SPEED = 0.16
-_PARALLAX_FAR = 0.4
-_ZOOM, _ZOOM_TIME = 1.4, 4.0
-_ZOOM_CENTRE = (0.5, 0.66)
-_WALK_SPEED = 0.28
-_SUPERSAMPLING = 2
+START_X = {"left": 0.26, "middle": 0.5, "right": 0.74}
+BLEND = 0.3
+PAN_SPEED = 0.16
+PARALLAX_FAR = 0.4
+ZOOM, ZOOM_TIME = 1.4, 4.0
+ZOOM_CENTRE = (0.5, 0.66)
+WALK_SPEED = 0.28
+SUPERSAMPLING = 2
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _walk(x: float, elapsed: float, low: float, high: float) -> tuple[float, flo
     """
     span = high - low
     first = 1.0 if high - x >= x - low else -1.0
-    travelled = _WALK_SPEED * elapsed
+    travelled = WALK_SPEED * elapsed
     # Unfold the reflections: a point on a circle of length 2 * span, going round.
     along = (x - low if first > 0 else 2 * span - (x - low)) + travelled
     along %= 2 * span
@@ -156,22 +156,35 @@ def _act(action: str, x: float, elapsed: float, low: float, high: float) -> _Pos
     raise ValueError(f"Nobody in the small world can do '{action}'; actions are {', '.join(ACTIONS)}.")
 
 
+def reach(scene: Scene, index: int) -> tuple[float, float]:
+    """How far left and right actor `index` walks: alone through the frame, of two each in its half."""
+    if len(scene.actors) == 1:
+        return 0.2, 0.8
+    return (0.16, 0.4) if scene.actors[index].position == "left" else (0.6, 0.84)
+
+
+def position_at(scene: Scene, index: int, time: float) -> str:
+    """The position in `POSITIONS` that actor `index` is nearest to at `time` seconds; of two the left one is on
+    the left wherever it walks.
+    """
+    if len(scene.actors) == 2:
+        return scene.actors[index].position
+    x = _pose(scene, index, time).x
+    return min(POSITIONS, key=lambda position: abs(START_X[position] - x))
+
+
 def _pose(scene: Scene, index: int, time: float) -> _Pose:
     """The pose of actor index: positions carry over from beat to beat, and a change of action takes 0.3 s."""
     actor = scene.actors[index]
-    centre = _START_X[actor.position]
-    if len(scene.actors) == 1:
-        low, high = 0.2, 0.8
-    else:
-        low, high = (0.16, 0.4) if actor.position == "left" else (0.6, 0.84)
-    x = min(max(centre + actor.nudge, low), high)
+    low, high = reach(scene, index)
+    x = min(max(START_X[actor.position] + actor.nudge, low), high)
     before: _Pose | None = None
     for beat, following in zip(scene.beats, [*scene.beats[1:], None], strict=True):
         over = following is None or following.at > time
         moment = time if over else following.at  # type: ignore[union-attr]
         pose = _act(beat.actions[index], x, moment - beat.at, low, high)
-        if before is not None and moment - beat.at < _BLEND:
-            pose = _between(before, pose, (moment - beat.at) / _BLEND)
+        if before is not None and moment - beat.at < BLEND:
+            pose = _between(before, pose, (moment - beat.at) / BLEND)
         if over:
             return pose
         before, x = pose, pose.x
@@ -197,15 +210,15 @@ def _between(a: _Pose, b: _Pose, share: float) -> _Pose:
 
 def _camera(scene: Scene, time: float) -> tuple[float, float]:
     """How far the background has scrolled (frame widths) and the zoom factor at `time`."""
-    scroll, zoom = 0.0, _ZOOM if scene.beats[0].camera == "zooms out" else 1.0
+    scroll, zoom = 0.0, ZOOM if scene.beats[0].camera == "zooms out" else 1.0
     for beat, following in zip(scene.beats, [*scene.beats[1:], None], strict=True):
         end = time if following is None or following.at > time else following.at
         elapsed = end - beat.at
         if beat.camera in ("pans left", "pans right"):
-            scroll += _PAN_SPEED * elapsed * (1 if beat.camera == "pans right" else -1)
+            scroll += PAN_SPEED * elapsed * (1 if beat.camera == "pans right" else -1)
         elif beat.camera in ("zooms in", "zooms out"):
-            goal = _ZOOM if beat.camera == "zooms in" else 1.0
-            share = min(elapsed / _ZOOM_TIME, 1.0)
+            goal = ZOOM if beat.camera == "zooms in" else 1.0
+            share = min(elapsed / ZOOM_TIME, 1.0)
             zoom += (goal - zoom) * share
         if end == time:
             break
@@ -223,7 +236,7 @@ def _sprite_matrix(pose: _Pose, zoom: float) -> torch.Tensor:
 
 
 def _zoom_matrix(zoom: float) -> torch.Tensor:
-    cx, cy = _ZOOM_CENTRE
+    cx, cy = ZOOM_CENTRE
     return torch.tensor([[zoom, 0, cx * (1 - zoom)], [0, zoom, cy * (1 - zoom)], [0, 0, 1.0]])
 
 
@@ -267,13 +280,13 @@ def render(scene: Scene, times: torch.Tensor, size: int = SIZE) -> Rendering:
     frame.
     """
     moments = [float(t) for t in times]
-    big = size * _SUPERSAMPLING
+    big = size * SUPERSAMPLING
     far, near = backdrop(scene.place)
 
     def maps(moment: float) -> list[torch.Tensor]:
         scroll, zoom = _camera(scene, moment)
         actors = [_sprite_matrix(_pose(scene, i, moment), zoom) for i in range(len(scene.actors))]
-        return [_scroll_matrix(scroll * _PARALLAX_FAR, zoom), _scroll_matrix(scroll, zoom), *actors]
+        return [_scroll_matrix(scroll * PARALLAX_FAR, zoom), _scroll_matrix(scroll, zoom), *actors]
 
     now = [torch.stack(layer) for layer in zip(*map(maps, moments), strict=True)]
     later = [torch.stack(layer) for layer in zip(*(maps(m + 1 / FPS) for m in moments), strict=True)]
@@ -284,7 +297,7 @@ def render(scene: Scene, times: torch.Tensor, size: int = SIZE) -> Rendering:
     flow = torch.zeros(len(moments), 2, size, size)
     masks: list[torch.Tensor] = []
     for (texture, wrap), here, there in zip(textures, now, later, strict=True):
-        layer = F.avg_pool2d(_sample(texture, here, big, wrap), _SUPERSAMPLING)
+        layer = F.avg_pool2d(_sample(texture, here, big, wrap), SUPERSAMPLING)
         alpha = layer[:, 3:]
         picture = picture * (1 - alpha) + layer[:, :3]
         masks = [mask * (1 - alpha) for mask in masks]

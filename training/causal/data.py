@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ...miniature.batch import World
 from ...miniature.stories import describe, is_held_out, random_character
 from ...miniature.text import pad, tokenize
-from ...miniature.world import ACTIONS, CAMERAS, FPS, PLACES, POSITIONS, Actor, Beat, Character, Scene, render
-from ..miniature.latents import coverage
-from ..miniature.vae import encode
+from ...miniature.world import ACTIONS, CAMERAS, PLACES, POSITIONS, Actor, Beat, Character, Scene
+from ..miniature.takes import encode_clips, latent_coverage, times
 
 VIEWS = 3
 """Frames of a character that an item remembers."""
@@ -57,18 +57,16 @@ def scene_of(rng: random.Random, character: Character | None, *, held_out: bool 
 
 
 def _item(
-    rng: random.Random, character: Character | None, see: Callable[[Scene, float, int], torch.Tensor]
+    rng: random.Random, character: Character | None, see: Callable[[Scene, float, int], tuple[torch.Tensor, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
     before = scene_of(rng, character)
     after = scene_of(rng, character) if character else before
-    take = see(after, 0.0, TARGET)
-    drawn = render(after, torch.arange(1 + 4 * (TARGET - 1)) / FPS).masks
-    shown = coverage(drawn) if character else torch.zeros(TARGET, 8, 8)
+    take, shown = see(after, 0.0, TARGET)
     same = frozenset({0}) if character else frozenset()
     prompts = [describe(before), describe(after), describe(after, same=same)]
     told, *tokens = [pad(tokenize(prompt)).to(torch.uint8) for prompt in prompts]
     return {
-        "views": see(before, rng.uniform(0.0, _LONGEST), VIEWS + 1)[1:],
+        "views": see(before, rng.uniform(0.0, _LONGEST), VIEWS + 1)[0][1:],
         "told": told,
         "take": take,
         "weights": shown.bfloat16(),
@@ -83,14 +81,12 @@ def encode_takes(
     already there are kept, so a killed run goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    world = World(shift.device)
 
-    @torch.no_grad()
-    def see(scene: Scene, start: float, latents: int) -> torch.Tensor:
-        frames = render(scene, start + torch.arange(1 + 4 * (latents - 1)) / FPS).frames
-        clip = (frames.transpose(0, 1)[None] * 2 - 1).to(shift.device, memory_format=torch.channels_last_3d)
-        with torch.autocast(shift.device.type, dtype=torch.bfloat16):
-            z = encode(vae, clip).float()
-        return ((z - shift) / scale)[0].transpose(0, 1).bfloat16().cpu().contiguous()
+    def see(scene: Scene, start: float, latents: int) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = world.render([scene], times(1, latents, start))
+        z = encode_clips(vae, shift, scale, drawn.frames)[0].transpose(0, 1)
+        return z.cpu().contiguous(), latent_coverage(drawn.masks)[0].cpu()
 
     def item(name: str, alone: bool) -> dict[str, torch.Tensor]:
         rng = random.Random(f"memory {name}")

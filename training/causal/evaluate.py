@@ -27,7 +27,7 @@ from ...miniature.world import Scene
 from ..core.loop import save_whole
 from ..miniature import evaluate
 from ..miniature.export import FILES, read_vae
-from ..miniature.pipeline import start_comfyui
+from ..miniature.pipeline import prepare_device, start_comfyui
 from ..miniature.vae import VaeRecipe, build_vae, draw
 from .data import scene_of
 
@@ -87,7 +87,7 @@ def film_stories(
             at = memory.bank.positions
             held.append(float(((at >= begins) & (at < begins + LENGTHS[LEAD])).any(dim=1).float().mean()))
 
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(models.model.load_device.type, torch.bfloat16):
         shots = film_together(
             models.model.model, kv_layout(models.model, 8, 8), encoded, LENGTHS, evaluate.schedule(4), seeds,
             settings=settings, on_block=look,
@@ -127,7 +127,8 @@ def read_stories(
 
 def _decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Pictures [T, 64, 64, 3] in 0..1 of latents [16, n, 8, 8]; the first two, which lack a past, are left out."""
-    return (draw(vae, latents[None])[0].permute(1, 2, 3, 0)[2:] / 2 + 0.5).clamp(0, 1)
+    device = next(vae.parameters()).device
+    return (draw(vae, latents[None].to(device))[0].permute(1, 2, 3, 0)[2:] / 2 + 0.5).clamp(0, 1)
 
 
 def _identity(reading: Reading, told: Mapping[str, str]) -> dict[str, float]:
@@ -155,7 +156,9 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         models = replace(models, model=_with_lora(models.model, path))
     vae = build_vae(VaeRecipe().width)
     read_vae(vae, weights)
-    vae.eval()
+    device = prepare_device()
+    vae.to(device).eval()
+    models.probe.to(device)
     stories = [draw_story(number) for number in range(chosen.stories)]
     rows: dict[str, list[Any]] = {name: [] for name in chosen.memories}
     for seed in chosen.seeds:

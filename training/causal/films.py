@@ -23,13 +23,19 @@ class FilmsMemory:
     """
 
     def __init__(
-        self, layout: KVLayout, settings: MemorySettings, films: int, frames_per_block: int, dtype: torch.dtype
+        self,
+        layout: KVLayout,
+        settings: MemorySettings,
+        films: int,
+        frames_per_block: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         if settings.positions != "absolute":
             raise ValueError("Films can only be made together with absolute positions.")
         self.films, self.settings, self.layers = films, settings, layout.layers
         rows = replace(layout, layers=layout.layers * films)
-        self.memory = KVMemory(rows, settings, frames_per_block=frames_per_block, dtype=dtype)
+        self.memory = KVMemory(rows, settings, frames_per_block=frames_per_block, dtype=dtype, device=device)
         self.layout, self.arena = layout, self.memory.arena
         self.k, self.v = (
             [x[0].expand(films, *x[0].shape[1:]).clone() for _ in range(layout.layers)]
@@ -102,8 +108,9 @@ def film_together(
     each shot the latents [B, C, T, h, w] in the model's own space.
     """
     dit, films = model.diffusion_model, len(prompts[0])
-    dtype = model.get_dtype_inference()
-    memory = FilmsMemory(layout, settings, films, frames_per_block, dtype)
+    dtype, device = model.get_dtype_inference(), dit.patch_embedding.weight.device
+    memory = FilmsMemory(layout, settings, films, frames_per_block, dtype, device)
+    sigmas = sigmas.to(device)
     state = CausalPass(memory)  # type: ignore[arg-type]
     side = 2 * round(layout.tokens**0.5)
     shots = []
@@ -111,6 +118,7 @@ def film_together(
         memory.memory.drop_window()
         memory.memory.forget_text()
         state.text = []
+        context = context.to(device)
         noise = [SeededNoise(seed) for seed in seeds[number]]
         blocks = []
 
@@ -121,13 +129,13 @@ def film_together(
             return x - flow.float() * sigma
 
         for block in range(length // frames_per_block):
-            clean = torch.zeros(films, model.latent_format.latent_channels, frames_per_block, side, side)
+            clean = torch.zeros(films, model.latent_format.latent_channels, frames_per_block, side, side, device=device)
             for step, sigma in enumerate(sigmas[:-1]):
-                fresh = torch.cat([source(block, step, (1, *clean.shape[1:])) for source in noise])
+                fresh = torch.cat([source(block, step, (1, *clean.shape[1:])) for source in noise]).to(device)
                 clean = forward(CallKind.DENOISE, sigma * fresh + (1 - sigma) * clean, sigma, context)
-            forward(CallKind.COMMIT, clean, torch.zeros(()), context)
+            forward(CallKind.COMMIT, clean, torch.zeros((), device=device), context)
             if on_block is not None:
                 on_block(number, memory.memory)
-            blocks.append(clean)
+            blocks.append(clean.cpu())
         shots.append(torch.cat(blocks, dim=2))
     return shots

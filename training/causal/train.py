@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from ..core.loop import Metrics, Schedule, train
 from ..core.lora import WAN_LAYERS, adapt, choose_layers, save_lora
 from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
-from ..miniature.dit import DitRecipe, Miniature, loss, predict
-from ..miniature.export import FILES, read_dit, read_vae
+from ..miniature.dit import Miniature, loss, predict
+from ..miniature.export import FILES, read_dit, read_sizes, read_vae
 from ..miniature.latent_classifier import multi_hot_labels
-from ..miniature.pipeline import start_comfyui
+from ..miniature.pipeline import prepare_device, start_comfyui
 from ..miniature.sequences import BLOCK, CONTEXT_NOISE, SINK, noise_levels
 from ..miniature.vae import VaeRecipe, build_vae
 from .data import Takes, encode_takes, load_takes
@@ -167,14 +167,16 @@ def _draw(people: Takes, places: Takes, rng: random.Random, second: bool) -> dic
     }
 
 
-def ranking_loss(keys: list[tuple[torch.Tensor, torch.Tensor]], shows: torch.Tensor) -> tuple[torch.Tensor, float]:
+def ranking_loss(
+    keys: list[tuple[torch.Tensor, torch.Tensor]], shows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """How far the bank is from keeping what it should, and the share of right decisions.
 
     keys: of `predict`; shows [B, BANK]. For each pair of remembered frames of which one has a character: the logistic
     loss of its lead in the bank's own score (film.kv_memory.MemoryBank), under the new take's prompt.
     """
     pair = shows[:, :, None] & ~shows[:, None]
-    total, right = keys[0][0].new_zeros((), dtype=torch.float32), 0.0
+    total = right = keys[0][0].new_zeros((), dtype=torch.float32)
     for frame_keys, text_keys in keys:
         _, heads, _, width = frame_keys.shape
         text = text_keys.float().unflatten(2, (_ROWS, -1))[:, :, -1].mean(dim=2)
@@ -183,22 +185,24 @@ def ranking_loss(keys: list[tuple[torch.Tensor, torch.Tensor]], shows: torch.Ten
         score = torch.einsum("bhd,bhfd->bf", text, means) / (heads * width**0.5)
         ahead = (score[:, :, None] - score[:, None])[pair]
         total = total + F.softplus(1 - 20 * ahead).mean()
-        right += float((ahead > 0).float().mean())
+        right = right + (ahead > 0).float().mean()
     return total / len(keys), right / len(keys)
 
 
 def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output: Path) -> Path:
     """Train the adapter for the miniature under `weights` on the takes in `folder`/takes, resuming there."""
     people, places = (load_takes(folder / "takes", kind) for kind in ("characters", "places"))
-    model = Miniature(DitRecipe())
+    model = Miniature(read_sizes(weights))
     read_dit(model, weights)
-    model.requires_grad_(False)
-    critic = open_auxiliary_losses(weights, recipe.reading, recipe.sight)
+    device = prepare_device()
+    model.to(device).requires_grad_(False)
+    critic = open_auxiliary_losses(weights, recipe.reading, recipe.sight, device=device)
     names = choose_layers(model.dit, WAN_LAYERS)
     tree, adapter = adapt(model.dit, names, recipe.rank, seed=recipe.seed)
 
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
         batch = draw_sequences(people, places, random.Random(f"{recipe.seed}/{step}"), recipe.batch, recipe.few)
+        batch = Sequences(**{part.name: getattr(batch, part.name).to(device) for part in fields(Sequences)})
         keys: list[tuple[torch.Tensor, torch.Tensor]] = []
         sigma = batch.sigma[:, None, :, None, None]
         noised = (1 - sigma) * batch.clean + sigma * batch.noise
@@ -208,7 +212,7 @@ def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output:
         seen = critic.loss(guess[:, :, -BLOCK:], list(batch.named)) if critic else value.new_zeros(())
         rank, right = ranking_loss(keys, batch.shows)
         kind = "first" if batch.clean.shape[2] == SINK + BANK + BLOCK else "second"
-        told = {kind: float(value.detach()), f"{kind} seen": float(seen.detach()), "rank": float(rank.detach())}
+        told = {kind: value.detach(), f"{kind} seen": seen.detach(), "rank": rank.detach()}
         return value + recipe.ranking * rank + seen, told | {"kept": right}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, warmup=30, average=0.99)
@@ -235,11 +239,11 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     recipe = MemoryRecipe(
         chosen.rank, chosen.steps, reading=chosen.reading, sight=chosen.sight, shards=chosen.shards, seed=chosen.seed
     )
-    vae = build_vae(VaeRecipe().width)
+    vae, device = build_vae(VaeRecipe().width), prepare_device()
     read_vae(vae, weights)
     # what read_vae gives has latents of zero mean and unit variance already
-    none, one = torch.zeros(16, 1, 1, 1), torch.ones(16, 1, 1, 1)
-    encode_takes(vae.eval(), none, one, recipe.shards, chosen.folder / "takes", recipe.seed)
+    none, one = torch.zeros(16, 1, 1, 1, device=device), torch.ones(16, 1, 1, 1, device=device)
+    encode_takes(vae.to(device).eval(), none, one, recipe.shards, chosen.folder / "takes", recipe.seed)
     print(train_memory_lora(recipe, weights, chosen.folder, weights / FILES["memory"]))
 
 

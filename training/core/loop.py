@@ -12,18 +12,25 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from .muon import BatchedMuon
 from .processes import average_gradients, from_all, from_main, processes
 
-Metrics = dict[str, float]
+Metrics = Mapping[str, float | torch.Tensor]
+"""Figures of a step; tensors stay on their device until they are logged, so that a GPU is never waited for."""
+
+
+class DivergedError(RuntimeError):
+    """The loss is no number any more; the message is one sentence that says what to change."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,14 @@ class TrainState:
     steps: int
     loss: float | None
     log: Path
+
+
+class Stateful(Protocol):
+    """What a run carries from step to step beside its weights."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 Callback = Callable[[TrainState], None]
@@ -56,8 +71,10 @@ def callbacks(callback: Callback) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and learning rate of a run. `rate` is AdamW's; matrices under Muon use `muon_rate` (0: AdamW for all).
-    accumulate: draws of each process in an update. bf16: the loss is computed under autocast.
+    """Length and learning rate of a run. `rate` is AdamW's; matrices under Muon use `muon_rate` (0: AdamW for
+    all). `accumulate`: draws of each process in an update. `bf16`: the loss is computed under autocast.
+    `seconds`: a time budget, earlier processes of the same run included; the run ends with it, and its learning rate
+    falls by the share of it that is spent, so that every machine ends with the lowest. `steps` is then the most.
     """
 
     steps: int
@@ -70,20 +87,24 @@ class Schedule:
     average: float = 0.999
     accumulate: int = 1
     bf16: bool = False
+    seconds: float = 0.0
 
-    def share(self, step: int) -> float:
-        """The share of the full rate at step: linear warm-up, then a cosine down to `final_share`."""
+    def share(self, step: int, spent: float = 0.0) -> float:
+        """The share of the full rate at `step`, after `spent` seconds: linear warm-up, then a cosine down to
+        `final_share`.
+        """
+        progress = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
+        if self.seconds:
+            progress = min(spent / self.seconds, 1.0)
         if step < self.warmup:
             return (step + 1) / self.warmup
-        progress = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
         return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class _Optimizers:
     """AdamW for vectors, embeddings and heads; Muon, when asked for, for the matrices and kernels inside.
 
-    torch's Muon takes matrices only; a convolution's kernel is handed to it as the matrix [out, in * taps] on the
-    same storage.
+    Muon takes matrices only; a convolution's kernel is handed to it as the matrix [out, in * taps] on the same storage.
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule):
@@ -95,12 +116,12 @@ class _Optimizers:
         decay = schedule.weight_decay
         self.all: list[torch.optim.Optimizer] = []
         if others:
-            self.all.append(torch.optim.AdamW(others, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=decay))
-        if inner:
-            matrices = [matrix for _, matrix in self.kernels]
+            fused = others[0].is_cuda
             self.all.append(
-                torch.optim.Muon(matrices, lr=schedule.muon_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+                torch.optim.AdamW(others, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=decay, fused=fused)
             )
+        if inner:
+            self.all.append(BatchedMuon([matrix for _, matrix in self.kernels], schedule.muon_rate, decay))
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.all]
 
     def step(self, share: float) -> None:
@@ -139,16 +160,19 @@ def train(
     seed: int = 0,
     save_every: float = 120.0,
     before: Callable[[int], None] | None = None,
+    further: Stateful | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, torch.Tensor]:
     """Train `model` in place and return the moving average of its weights.
 
     `loss_at(draw)` gives the loss and figures to log; with one process and nothing accumulated a draw's number is the
     step's. `before(step)` is called before every update, in the first process only; its random numbers do not change
-    what is learned. The first process writes into the folder: `<name>.ckpt` (replaced whole, every `save_every` seconds
-    and at the end) and `<name>.jsonl`. A checkpoint found there is continued. KeyboardInterrupt saves before it leaves.
+    what is learned. `further` is kept in the checkpoint, the first process's: others begin theirs anew when a run is
+    continued. The first process writes into the folder: `<name>.ckpt` (replaced whole, every `save_every`
+    seconds and at the end) and `<name>.jsonl`. A checkpoint found there is continued. KeyboardInterrupt saves before
+    it leaves.
 
-    Raises ProcessError: accelerate is not installed.
+    Raises ProcessError: accelerate is not installed; DivergedError: the loss is not finite.
     """
     group = processes()
     checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.jsonl"
@@ -164,13 +188,21 @@ def train(
     if state is not None or group.num_processes > 1:
         model.load_state_dict(from_main(model.state_dict()) if state is None else state["model"])
     average = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    before_now = 0.0
     if state is not None:
-        step = state["step"]
+        step, before_now = state["step"], state.get("seconds", 0.0)
         average = {key: value.to(device) for key, value in state["average"].items()}
         for optimizer, saved in zip(optimizers.all, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        if further is not None and group.is_main_process:
+            further.load_state_dict(state["further"])
         if group.is_main_process:
             say(f"{name}: continuing at step {step} of {schedule.steps}")
+
+    started = time.monotonic()
+
+    def spent() -> float:
+        return before_now + time.monotonic() - started
 
     def save() -> None:
         if group.is_main_process:
@@ -178,26 +210,34 @@ def train(
                 checkpoint,
                 {
                     "step": step,
+                    "seconds": spent(),
                     "model": model.state_dict(),
                     "average": average,
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers.all],
+                    **({} if further is None else {"further": further.state_dict()}),
                 },
             )
 
     trained = [p for p in model.parameters() if p.requires_grad]
+    floating = [(key, value) for key, value in model.state_dict().items() if value.is_floating_point()]
+    others = [(key, value) for key, value in model.state_dict().items() if not value.is_floating_point()]
     saved_at = logged_at = time.monotonic()
-    figures: dict[str, list[float]] = {}
+    figures: dict[str, list[float | torch.Tensor]] = {}
     updating = False
-    callback, newest = _callback.get(), None
+    callback = _callback.get()
+    newest: torch.Tensor | None = None
 
     def watch() -> None:
         if callback:
-            callback(TrainState(name, step, schedule.steps, newest, log))
+            callback(TrainState(name, step, schedule.steps, None if newest is None else newest.item(), log))
+
+    def over() -> bool:
+        return step >= schedule.steps or bool(schedule.seconds and spent() >= schedule.seconds)
 
     if state is None:
         save()
     try:
-        while step < schedule.steps:
+        while not over():
             watch()
             if before and group.is_main_process:
                 before(step)
@@ -207,23 +247,27 @@ def train(
                 with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bf16):
                     loss, metrics = loss_at(draw)
                 loss.backward()
-                newest = loss.item()
+                newest = loss.detach()
                 for key, figure in {"loss": newest, **metrics}.items():
                     figures.setdefault(key, []).append(figure)
             average_gradients(trained, schedule.accumulate)
             norm = nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], schedule.clip)
-            figures.setdefault("norm", []).append(norm.item())
+            figures.setdefault("norm", []).append(norm.detach())
             updating = True
-            optimizers.step(schedule.share(step))
+            optimizers.step(schedule.share(step, spent()))
             step += 1
             with torch.no_grad():
                 decay = min(schedule.average, (1 + step) / (10 + step))
-                for key, value in model.state_dict().items():
-                    average[key].lerp_(value, 1 - decay) if value.is_floating_point() else average[key].copy_(value)
+                torch._foreach_lerp_([average[key] for key, _ in floating], [value for _, value in floating], 1 - decay)
+                for key, value in others:
+                    average[key].copy_(value)
             updating = False
-            if len(figures["norm"]) == 50 or step == schedule.steps:
+            if len(figures["norm"]) == 50 or over():
+                numbers = {key: [float(figure) for figure in values] for key, values in figures.items()}
                 seconds = (time.monotonic() - logged_at) / len(figures["norm"])
-                line = {"step": step, "seconds_per_step": round(seconds, 3), **_means(from_all(figures))}
+                line = {"step": step, "seconds_per_step": round(seconds, 3), **_means(from_all(numbers))}
+                if not math.isfinite(line["loss"]):
+                    raise DivergedError(f"The loss of '{name}' is {line['loss']} at step {step}: lower the rate.")
                 if group.is_main_process:
                     with log.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
@@ -241,7 +285,7 @@ def train(
     return average
 
 
-def _means(figures: list[dict[str, list[float]]]) -> Metrics:
+def _means(figures: list[dict[str, list[float]]]) -> dict[str, float]:
     """The mean of each figure over all processes, in the order of the first."""
     joined: dict[str, list[float]] = {}
     for one in figures:

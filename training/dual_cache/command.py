@@ -17,7 +17,7 @@ from ..core.lora import WAN_LAYERS, WAN_SELF_ATTENTION, LoraError
 from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
 from ..miniature.clip import CLIP_FILE, ClipRecipe, train_clip
 from ..miniature.export import FILES, read_vae
-from ..miniature.pipeline import start_comfyui
+from ..miniature.pipeline import prepare_device, start_comfyui
 from ..miniature.vae import VaeRecipe, build_vae
 from .run import train_scenes
 from .samples import ALL_MODES, TEMPORAL_ONLY, Curriculum
@@ -63,7 +63,7 @@ def run_data(chosen: argparse.Namespace, weights: Path) -> None:
     vae = build_vae(VaeRecipe().width)
     read_vae(vae, weights)
     embedder = load_embedder(chosen.clip or weights / CLIP_FILE)
-    models = WorldModels(vae.eval(), load_miniature_clip(str(weights / FILES["text"])), embedder)
+    models = WorldModels(vae.to(prepare_device()).eval(), load_miniature_clip(str(weights / FILES["text"])), embedder)
     with torch.inference_mode():
         encode_world(models, chosen.scenes, chosen.folder, seed=chosen.seed)
     print(f"{chosen.scenes} scenes in {chosen.folder}.")
@@ -118,7 +118,8 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     path, vae, critic = chosen.model or weights / FILES["dit"], None, None
     if chosen.model is None:
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights / FILES["vae"])), dtype=torch.float32)
-        critic = open_auxiliary_losses(weights, chosen.reading, chosen.sight)
+        device = comfy.model_management.get_torch_device()
+        critic = open_auxiliary_losses(weights, chosen.reading, chosen.sight, device=device)
     try:
         model = comfy.sd.load_diffusion_model(str(path), model_options=options)
         print(train_scenes(model, chosen.data, recipe_of(chosen), chosen.folder, base=path.stem, vae=vae,

@@ -188,7 +188,7 @@ def open_studio(lora: Path, weights: Path, steps: int = 12, guidance: float = 1.
     vae = build_vae(VaeRecipe().width)
     read_vae(vae, weights)
     embedder = load_embedder(weights / CLIP_FILE)
-    return Studio(matcher, base.clip, embedder, vae.eval(), base.probe, steps, guidance, renoise)
+    return Studio(matcher, base.clip, embedder, vae.to(matcher.device).eval(), base.probe, steps, guidance, renoise)
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:

@@ -70,8 +70,9 @@ class Studio:
 
     def decoded(self, latents: torch.Tensor) -> torch.Tensor:
         """Frames [T, H, W, 3] in 0..1 of latents [16, F, h, w]."""
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            clip = decode(self.vae, latents[None])[0].float()
+        device = next(self.vae.parameters()).device
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            clip = decode(self.vae, latents[None].to(device))[0].float().cpu()
         return (clip.clamp(-1, 1) * 0.5 + 0.5).permute(1, 2, 3, 0)
 
     def keyframes(self, pictures: torch.Tensor, shot: int) -> tuple[Keyframe, ...]:

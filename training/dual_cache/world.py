@@ -136,6 +136,7 @@ def encode_shot(models: WorldModels, shot: WorldShot) -> SceneShot:
 
 def encode_frames(vae: nn.Module, frames: torch.Tensor) -> torch.Tensor:
     """Latents [16, F, h, w] in the model's space of frames [T, 3, H, W] in 0..1, T = 4 F - 3."""
-    clip = (frames.transpose(0, 1)[None] * 2 - 1).to(memory_format=torch.channels_last_3d)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return encode(vae, clip)[0].float()
+    device = next(vae.parameters()).device
+    clip = (frames.transpose(0, 1)[None] * 2 - 1).to(device, memory_format=torch.channels_last_3d)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        return encode(vae, clip)[0].float().cpu()

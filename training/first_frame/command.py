@@ -119,6 +119,8 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     with _one_sentence():
         processes()  # ComfyUI takes the GPU that is this process's own
         start_comfyui()
+        import comfy.model_management
+
         if not small and not (chosen.text and chosen.vae):
             raise LoraError("Your own --model needs its --text encoder and its --vae too.")
         usual = LoraRecipe()
@@ -148,7 +150,8 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         frames = chosen.frames or (81 if small else 21)
         size = tuple(chosen.size) if chosen.size else None
         shown = variants(chosen.recoloured, chosen.mirrored)
-        critic = open_auxiliary_losses(weights, chosen.reading, chosen.sight) if small else None
+        device = comfy.model_management.get_torch_device()
+        critic = open_auxiliary_losses(weights, chosen.reading, chosen.sight, device=device) if small else None
         cut: Transition = chosen.cut or ("latents" if small else "frames")
         made = train_cast(
             items, encoders, recipe, chosen.folder, frames, size=size, cut=cut, shown=shown, critic=critic,

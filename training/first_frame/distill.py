@@ -17,13 +17,18 @@ from pathlib import Path
 import torch
 
 from ...film.first_frame import build_prompt
+from ...film.kv_memory import MEMFLOW
 from ...miniature.stories import describe, is_held_out
 from ...miniature.world import ACTIONS, FPS, Actor, Beat, Scene, render
 from ..core.objectives.flow_matching import Example
-from ..miniature.evaluate import film_latents
+from ..causal.films import film_together
+from ..miniature.evaluate import schedule
 from .dataset import CastDataError, CastItem, fingerprint_of
 from .encode import Encoders, coverage_of, encode_video, remembered
 from .world import LEARNED, MINIATURE_TRIGGER, CastScene, canvas_picture, caption_of, draw_casts
+
+_TOGETHER = 60
+"""Casts that are filmed in one pass."""
 
 
 def casts_of(items: Sequence[CastItem]) -> list[CastScene]:
@@ -67,22 +72,50 @@ def self_distill(
     """
     folder.mkdir(parents=True, exist_ok=True)
     examples = []
-    for index, cast in enumerate(casts):
-        path = folder / f"recast-{index:04}.safetensors"
-        mark = fingerprint_of([repr(cast), frames, encoders.name + encoders.mark], [])
-        tensors, made = remembered(path, mark, partial(_film, cast, index, encoders, frames))
-        if made and (index + 1) % 20 == 0:
-            say(f"filmed {index + 1}/{len(casts)} casts put together anew")
-        examples.append(Example(tensors["latents"], tensors["text"], subject=tensors["subject"]))
+    for first in range(0, len(casts), _TOGETHER):
+        part = casts[first : first + _TOGETHER]
+        films: list[torch.Tensor] = []
+
+        def film(index: int, part: Sequence[CastScene] = part, first: int = first, films: list = films) -> torch.Tensor:
+            if not films:  # all of a part once one of it is missing
+                films += _filmed(part, first, encoders, frames)
+            return films[index - first]
+
+        for index, cast in enumerate(part, start=first):
+            path = folder / f"recast-{index:04}.safetensors"
+            mark = fingerprint_of([repr(cast), frames, encoders.name + encoders.mark], [])
+            tensors, _ = remembered(path, mark, partial(_example, cast, index, encoders, frames, film))
+            examples.append(Example(tensors["latents"], tensors["text"], subject=tensors["subject"]))
+        if films:
+            say(f"filmed {len(examples)}/{len(casts)} casts put together anew")
     return examples
 
 
 @torch.inference_mode()
-def _film(cast: CastScene, seed: int, encoders: Encoders, frames: int) -> dict[str, torch.Tensor]:
+def _filmed(casts: Sequence[CastScene], first: int, encoders: Encoders, frames: int) -> list[torch.Tensor]:
+    """Latents [16, F, h, w], in the model's space, of casts that are numbered from `first`."""
+    import comfy.model_management
+
+    from ...host.wan.forward import kv_layout
+
+    comfy.model_management.load_models_gpu([encoders.model], force_full_load=True)
     clip = encoders.clip
-    canvas = encode_video(encoders, canvas_picture(cast))
-    told = film_latents(encoders.model, clip, describe(cast.scene), 1 + (frames - 1) // 4, seed)
-    film = encoders.model.model.process_latent_in(told)[0]
+    rows = [clip.encode_from_tokens(clip.tokenize(describe(cast.scene)))[0] for cast in casts]
+    seeds = [list(range(first, first + len(casts)))]
+    made = film_together(
+        encoders.model.model, kv_layout(encoders.model, 8, 8), [torch.cat(rows)], [1 + (frames - 1) // 4],
+        schedule(4), seeds, settings=MEMFLOW,
+    )  # fmt: skip
+    return list(made[0])
+
+
+@torch.inference_mode()
+def _example(
+    cast: CastScene, index: int, encoders: Encoders, frames: int, filmed: Callable[[int], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    clip = encoders.clip
+    film = filmed(index)
+    canvas = encode_video(encoders, canvas_picture(cast)).to(film)
     masks = render(cast.scene, torch.arange(frames) / FPS).masks.amax(dim=1)
     seen = coverage_of(masks, film.shape[1:])
     return {

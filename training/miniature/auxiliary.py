@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from ...miniature.probe import Probe
 from .export import read_latent_classifier, read_probe, read_vae
 from .latent_classifier import AuxiliaryLoss, AuxiliaryLosses, Reading
@@ -20,17 +22,20 @@ def add_auxiliary_arguments(parser: argparse.ArgumentParser) -> None:
                         "eye behind the decoder sees, 0 for none; doubles a step's time")  # fmt: skip
 
 
-def open_auxiliary_losses(weights: Path, reading: float, sight: float, most: int = 4) -> AuxiliaryLoss | None:
-    """Those of weight above 0, of the files under `weights`. most: sequences of a batch that the perceptual loss
-    decodes.
+def open_auxiliary_losses(
+    weights: Path, reading: float, sight: float, most: int = 4, device: torch.device | str = "cpu"
+) -> AuxiliaryLoss | None:
+    """Those of weight above 0, of the files under `weights`, on `device`. `most`: sequences of a batch that the
+    eye looks at.
     """
     parts: list[AuxiliaryLoss] = []
     if reading:
-        parts.append(Reading(read_latent_classifier(weights), reading))
+        parts.append(Reading(read_latent_classifier(weights).to(device), reading))
     if sight:
         eye = Probe().eval().requires_grad_(False)
         read_probe(eye, weights, "eye")
         vae = build_vae(VaeRecipe().width)
         read_vae(vae, weights)
-        parts.append(DecodedProbeLoss(vae.eval().requires_grad_(False), eye, sight, most))
+        vae.to(device).eval().requires_grad_(False)
+        parts.append(DecodedProbeLoss(vae, eye.to(device), sight, most))
     return AuxiliaryLosses(tuple(parts)) if parts else None

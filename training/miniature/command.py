@@ -21,15 +21,25 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
     parser.add_argument("--effort", type=float, default=1.0, help="scales the number of steps; 1 is the full recipe")
     parser.add_argument("--start-from", type=Path, default=None, help="finished weights to train on instead of nothing")
-    parser.add_argument("--keep", nargs="*", choices=("probe", "vae", "reader", "eye", "sight", "decoder"),
+    parser.add_argument("--keep", nargs="*", choices=("probe", "vae", "reader", "eye", "sight", "causal", "decoder"),
                         default=[], help="taken from there as they are")  # fmt: skip
     parser.add_argument("--rate", type=float, default=1.0, help="scales the DiT's learning rates: what is trained on "
                         "wants less")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="another seed is other stories and another run")
+    parser.add_argument("--minutes", type=float, default=0, help="a time budget in place of steps: long takes, drawn on "
+                        "the device, with long tuning (docs/miniature.md)")  # fmt: skip
+    parser.add_argument("--size", type=int, default=64, choices=(64, 128), help="of pictures; with --minutes")
+    parser.add_argument("--dim", type=int, default=192, help="width of the DiT, 64 for each head; with --minutes")
+    parser.add_argument("--layers", type=int, default=8, help="of the DiT; with --minutes")
+    parser.add_argument("--batch", type=int, default=64, help="sequences of a DiT step; with --minutes")
+    parser.add_argument("--small", action="store_true", help="with --minutes: a hundredth of the work, for a CPU")
 
 
 def run_training(chosen: argparse.Namespace, weights: Path) -> None:
-    """`miniature`. weights: where the finished files go, unless named."""
+    """`miniature`. `weights`: where the finished files go, unless named."""
+    if chosen.minutes:
+        _run_within(chosen, chosen.weights or weights)
+        return
     recipe = scaled(MiniatureRecipe(seed=chosen.seed), chosen.effort)
     dit = recipe.dit
     dit = replace(dit, rate=dit.rate * chosen.rate, muon_rate=dit.muon_rate * chosen.rate, seed=chosen.seed)
@@ -38,6 +48,32 @@ def run_training(chosen: argparse.Namespace, weights: Path) -> None:
         replace(recipe, dit=dit, sight=sight), chosen.folder, chosen.weights or weights, chosen.curves,
         start_from=chosen.start_from, keep=chosen.keep,
     )  # fmt: skip
+
+
+def _run_within(chosen: argparse.Namespace, weights: Path) -> None:
+    """`miniature --minutes`."""
+    start_comfyui()
+    from . import budget
+
+    recipe = budget.BudgetRecipe(chosen.minutes, chosen.size, seed=chosen.seed)
+    dit = replace(recipe.dit, dim=chosen.dim, ffn_dim=3 * chosen.dim, heads=chosen.dim // 64, layers=chosen.layers)
+    training = replace(recipe.training, batch=chosen.batch, seed=chosen.seed)
+    vae, parts = recipe.vae, {"probe", "vae", "reader", "eye"}
+    if chosen.start_from:
+        # what is trained on wants less than what is new
+        vae = replace(vae, rate=8e-4, muon_rate=1.2e-3)
+        training = replace(training, rate=training.rate * chosen.rate, muon_rate=training.muon_rate * chosen.rate)
+    recipe = replace(
+        recipe, dit=dit, vae=vae, training=training, sight=replace(recipe.sight, batch=chosen.batch),
+        takes=replace(recipe.takes, seed=chosen.seed),
+    )  # fmt: skip
+    keep, skip = parts & set(chosen.keep), set(chosen.keep) - parts
+    failed = budget.train_within(
+        budget.small(recipe) if chosen.small else recipe, chosen.folder, weights, chosen.curves,
+        start_from=chosen.start_from, keep=keep, skip=skip,
+    )  # fmt: skip
+    if failed:
+        raise SystemExit(f"These stages failed and were left out: {', '.join(failed)}; the log says why.")
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ...miniature.probe import Probe
 from .dit import DitRecipe, Miniature
 from .latent_classifier import LatentClassifier, LatentClassifierRecipe
-from .vae import ClipSource, encode
+from .vae import Clips, ClipSource, encode
 
 FILES = {
     "vae": "vae/longreel-miniature-vae.safetensors",
@@ -37,9 +38,11 @@ def _write(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] 
 
 
 @torch.no_grad()
-def latent_statistics(vae: nn.Module, seed: int, clips: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+def latent_statistics(
+    vae: nn.Module, seed: int, clips: int = 48, source: Clips | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation [16, 1, 1, 1] of a trained VAE's raw latents over rendered clips of 45 frames."""
-    source, device = ClipSource(seed), next(vae.parameters()).device
+    source, device = source or ClipSource(seed), next(vae.parameters()).device
     latents = [encode(vae, source.clips(1_000_000 + i, 1, 45)[0].to(device)) for i in range(clips)]
     joined = torch.cat(latents).transpose(0, 1).flatten(1)
     return joined.mean(dim=1)[:, None, None, None], joined.std(dim=1)[:, None, None, None]
@@ -93,6 +96,15 @@ def export_dit(model: Miniature, recipe: DitRecipe, folder: Path) -> tuple[Path,
     _write(model.dit.state_dict(), dit, {"config": json.dumps({"transformer": transformer})})
     _write(model.text.state_dict(), text)
     return dit, text
+
+
+def read_sizes(folder: Path) -> DitRecipe:
+    """The sizes of the DiT that `export_dit` wrote."""
+    with safe_open(folder / FILES["dit"], "pt") as file:
+        told = json.loads(file.metadata()["config"])["transformer"]
+        layers = {key.split(".")[1] for key in file.keys() if key.startswith("blocks.")}  # noqa: SIM118
+        ffn, dim = file.get_slice("blocks.0.ffn.0.weight").get_shape()
+    return DitRecipe(dim, ffn, len(layers), told["num_heads"], told["freq_dim"], told["text_dim"])
 
 
 def read_dit(model: Miniature, folder: Path) -> None:

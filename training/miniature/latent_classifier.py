@@ -9,8 +9,9 @@ classifies decoded films and is never trained on a latent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -103,12 +104,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class LatentClassifierRecipe:
-    """Width of the reader, and a run of `steps` on `batch` latent frames each."""
+    """Width of the reader, and a run of `steps`, or `seconds`, on `batch` latent frames each."""
 
     width: int = 64
     steps: int = 2000
     batch: int = 192
     rate: float = 1e-3
+    seconds: float = 0.0
     seed: int = 0
 
 
@@ -138,9 +140,15 @@ class LatentClassifier(nn.Module):
         return self.told(self.maps(x))
 
 
+@cache
+def _tokens(device: torch.device) -> torch.Tensor:
+    """Of `VISIBLE_WORDS`, sent to a device once: a GPU would be waited for."""
+    return _TOKENS.to(device)
+
+
 def multi_hot_labels(tokens: torch.Tensor) -> torch.Tensor:
     """Which of `VISIBLE_WORDS` the captions [..., 48] name: [..., len(SHOWN)] of 0 and 1."""
-    return (tokens[..., None] == _TOKENS.to(tokens.device)).any(dim=-2).float()
+    return (tokens[..., None] == _tokens(tokens.device)).any(dim=-2).float()
 
 
 def latent_bce(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
@@ -151,27 +159,42 @@ def latent_bce(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, lear
     return F.binary_cross_entropy_with_logits(logits, named[learned])
 
 
-def train_latent_classifier(
-    recipe: LatentClassifierRecipe, reader: LatentClassifier, stories: Stories, openings: Stories, folder: Path
-) -> None:
-    """Train `reader` in place on clean latents with a little noise, on the device it is on, resuming from `folder`.
-    """
-    device = next(reader.parameters()).device
+Draw = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+"""So many clean latent frames [N, 16, h, w] and the tokens [N, 48] of captions that name all they show."""
+
+
+def frames_of(stories: Stories, openings: Stories) -> Draw:
+    """Half of the frames are from stories, half from openings."""
 
     def frames(source: Stories, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         story, take = torch.randint(len(source), (count,)), torch.randint(source.latents.shape[1], (count,))
         at = torch.randint(source.latents.shape[3], (count,))
-        return source.latents[story, take, :, at].float(), multi_hot_labels(source.tokens[story, take, 0])
+        return source.latents[story, take, :, at].float(), source.tokens[story, take, 0]
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        clean, tokens = zip(*(frames(source, count // 2) for source in (stories, openings)), strict=True)
+        return torch.cat(clean), torch.cat(tokens)
+
+    return draw
+
+
+def train_latent_classifier(recipe: LatentClassifierRecipe, reader: LatentClassifier, draw: Draw, folder: Path) -> None:
+    """Train `reader` in place on clean latents with a little noise, on the device it is on, resuming from
+    `folder`.
+    """
+    device = next(reader.parameters()).device
+    bodies = [VISIBLE_WORDS.index(body) for body in BODIES]
 
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
-        drawn = [frames(source, recipe.batch // 2) for source in (stories, openings)]
-        clean, named = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
+        clean, tokens = draw(recipe.batch)
+        clean, named = clean.to(device), multi_hot_labels(tokens.to(device))
         share = _NOISE * torch.rand(len(clean), 1, 1, 1, device=device)
         logits = reader((1 - share) * clean + share * torch.randn_like(clean))
         value = F.binary_cross_entropy_with_logits(logits, named)
         right = ((logits > 0) == (named > 0.5)).float()
-        bodies = right[:, [VISIBLE_WORDS.index(body) for body in BODIES]].amin(dim=1).mean()
-        return value, {"frames": right.amin(dim=1).mean().item(), "bodies": bodies.item()}
+        return value, {"frames": right.amin(dim=1).mean(), "bodies": right[:, bodies].amin(dim=1).mean()}
 
-    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=2 * recipe.rate, average=0.995)
+    schedule = Schedule(
+        recipe.steps, recipe.rate, muon_rate=2 * recipe.rate, average=0.995, seconds=recipe.seconds
+    )
     reader.load_state_dict(train("reader", reader, learn, schedule, folder, seed=recipe.seed))

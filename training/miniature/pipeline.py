@@ -31,7 +31,7 @@ from .export import (
     read_probe,
     read_vae,
 )
-from .latent_classifier import LatentClassifier, LatentClassifierRecipe, train_latent_classifier
+from .latent_classifier import LatentClassifier, LatentClassifierRecipe, frames_of, train_latent_classifier
 from .latents import encode_stories, load_stories
 from .pixel_losses import DecodedProbeLoss
 from .probe import ProbeRecipe, train_probe
@@ -65,7 +65,17 @@ def start_comfyui() -> None:
     sys.argv = own
 
 
-def _once(path: Path, model: nn.Module, make: Callable[[], object], *, as_it_is: bool = False) -> None:
+def prepare_device() -> torch.device:
+    """The GPU if there is one, set to what the miniature's small networks like."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    # its plans are made anew for every shape and mask
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return torch.device("cuda")
+
+
+def once(path: Path, model: nn.Module, make: Callable[[], object], *, as_it_is: bool = False) -> None:
     """Run `make`, which trains `model` in place, and keep the result at `path`; load it if it is there.
 
     as_it_is: keep the model untrained.
@@ -99,14 +109,14 @@ def train_miniature(
     if start_from and "probe" in keep:
         read_probe(probe, start_from)
     probe.to(device)
-    _once(folder / "probe.pt", probe, lambda: train_probe(recipe.probe, probe, folder), as_it_is="probe" in keep)
+    once(folder / "probe.pt", probe, lambda: train_probe(recipe.probe, probe, folder), as_it_is="probe" in keep)
     export_probe(probe, weights)
 
     vae = build_vae(recipe.vae.width)
     if start_from:
         read_vae(vae, start_from)
     vae.to(device)
-    _once(folder / "vae.pt", vae, lambda: train_vae(recipe.vae, vae, folder), as_it_is="vae" in keep)
+    once(folder / "vae.pt", vae, lambda: train_vae(recipe.vae, vae, folder), as_it_is="vae" in keep)
     scales = folder / "latent-statistics.pt"
     if "vae" in keep:
         # what read_vae gives has latents of zero mean and unit variance already
@@ -127,14 +137,14 @@ def train_miniature(
         read_latent_classifier(start_from) if start_from and "reader" in keep else LatentClassifier(recipe.reader.width)
     )
     reader.to(device)
-    _once(
+    once(
         folder / "reader.pt",
         reader,
-        lambda: train_latent_classifier(recipe.reader, reader, stories, openings, folder),
+        lambda: train_latent_classifier(recipe.reader, reader, frames_of(stories, openings), folder),
         as_it_is="reader" in keep,
     )
     export_latent_classifier(reader, weights)
-    _once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, reader, stories, openings, folder))
+    once(folder / "dit.pt", model, lambda: train_dit(recipe.dit, model, reader, stories, openings, folder))
     export_dit(model, recipe.dit, weights)
 
     # A probe of its own, of which the one that judges knows nothing.
@@ -144,7 +154,7 @@ def train_miniature(
             read_probe(eye, start_from, "eye")
         eye.to(device)
         second = replace(recipe.probe, seed=recipe.probe.seed + 1)
-        _once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"), as_it_is="eye" in keep)
+        once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"), as_it_is="eye" in keep)
         export_probe(eye.requires_grad_(False), weights, "eye")
         read_vae(vae, weights)  # with latents of the scale that stories and openings have
     if "sight" not in keep:
@@ -153,7 +163,7 @@ def train_miniature(
             onlooker = DecodedProbeLoss(vae.requires_grad_(False), eye)
             train_dit(recipe.sight, model, reader, stories, openings, folder, onlooker=onlooker, name="sight")
 
-        _once(folder / "sight.pt", model, learn_to_be_seen)
+        once(folder / "sight.pt", model, learn_to_be_seen)
         export_dit(model, recipe.dit, weights)
     if "decoder" not in keep:
 
@@ -161,6 +171,6 @@ def train_miniature(
             films = draw_films(load(weights), recipe.decoder.films, recipe.decoder.seed)
             train_decoder(recipe.decoder, vae, model, eye, stories, openings, films, recipe.seed, folder)
 
-        _once(folder / "decoder.pt", vae, learn_to_draw)
+        once(folder / "decoder.pt", vae, learn_to_draw)
         export_vae(vae, torch.zeros(16, 1, 1, 1), torch.ones(16, 1, 1, 1), weights)
     draw_curves(folder, curves)

@@ -111,7 +111,7 @@ def attribute_loss(eye: Probe, made: torch.Tensor, named: torch.Tensor) -> torch
     for side in range(2 if two.any() else 0):
         seen.append(half(made[two].flatten(1, 2), side).unflatten(1, made.shape[1:3]))
         wanted.append(named[two, side])
-    features = eye.features((torch.cat(seen).transpose(1, 2).flatten(0, 1) + 1) / 2)
+    features = eye.features(_looked_at(torch.cat(seen)))
     told = dict(zip(ATTRIBUTES, torch.cat(wanted).repeat_interleave(made.shape[2], dim=0).unbind(1), strict=True))
     return torch.stack([F.cross_entropy(head(features), told[name]) for name, head in eye.heads.items()]).mean()
 
@@ -122,7 +122,7 @@ def feature_matching_loss(eye: Probe, made: torch.Tensor, true: torch.Tensor) ->
     """
 
     def seen(clips: torch.Tensor) -> list[torch.Tensor]:
-        return eye.looks((clips.transpose(1, 2).flatten(0, 1) + 1) / 2)
+        return eye.looks(_looked_at(clips))
 
     with torch.no_grad():
         wanted = seen(true)
@@ -131,6 +131,12 @@ def feature_matching_loss(eye: Probe, made: torch.Tensor, true: torch.Tensor) ->
     return sum(fine, torch.zeros_like(whole[0, 0])) / 3 + 2 * (
         (whole - wanted[-1]).square().mean() / wanted[-1].square().mean()
     )
+
+
+def _looked_at(clips: torch.Tensor) -> torch.Tensor:
+    """Frames [B * T, 3, 64, 64] in 0..1 of clips [B, 3, T, h, w] in -1..1."""
+    frames = (clips.transpose(1, 2).flatten(0, 1) + 1) / 2
+    return frames if frames.shape[-2:] == (64, 64) else F.interpolate(frames, size=(64, 64), mode="area")
 
 
 def _somewhere(latents: torch.Tensor) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ...miniature.batch import World
 from ...miniature.probe import ATTRIBUTES, SIGHT, SPACING, Probe
 from ...miniature.stories import random_scene
 from ...miniature.world import ACTIONS, FPS, Scene, render
@@ -24,7 +25,9 @@ _SHIFT = 5
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """A pool of `clips` of 16 frames at 8 a second; each step takes `batch` clips and `frames` single frames."""
+    """A pool of `clips` of 16 frames at 8 a second; each of `steps` (or as many as `seconds` allow) sees `batch`
+    clips and `frames` single frames.
+    """
 
     clips: int = 6000
     steps: int = 4000
@@ -32,6 +35,7 @@ class ProbeRecipe:
     frames: int = 128
     rate: float = 1e-3
     muon_rate: float = 2e-3
+    seconds: float = 0.0
     seed: int = 0
 
 
@@ -44,13 +48,16 @@ def labels(scene: Scene, time: float) -> dict[str, int]:
 
 
 def draw_clips(
-    rng: random.Random, batch: int, *, held_out: bool = False
+    rng: random.Random, batch: int, *, held_out: bool = False, world: World | None = None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Clips [B, 16, 3, 64, 64] in 0..1, each within one beat, and their class numbers [B]."""
-    clips: list[torch.Tensor] = []
+    """Clips [B, 16, 3, 64, 64] in 0..1, each within one beat, and their class numbers [B]; drawn by `world`, if there
+    is one, on its device.
+    """
+    scenes: list[Scene] = []
+    starts: list[float] = []
     known: list[dict[str, int]] = []
     span = (SIGHT - 1) * SPACING / FPS
-    while len(clips) < batch:
+    while len(scenes) < batch:
         scene = random_scene(rng, 6.0, two=0.0, held_out=held_out or rng.random() < 0.2)
         beat = rng.choice(scene.beats)
         later = [other.at for other in scene.beats if other.at > beat.at]
@@ -58,9 +65,17 @@ def draw_clips(
         if room <= 0:
             continue
         start = beat.at + rng.uniform(0, room)
-        clips.append(render(scene, start + torch.arange(SIGHT) * SPACING / FPS).frames)
+        scenes.append(scene)
+        starts.append(start)
         known.append(labels(scene, start))
-    return torch.stack(clips), {name: torch.tensor([k[name] for k in known]) for name in known[0]}
+    times = torch.tensor(starts)[:, None] + torch.arange(SIGHT) * SPACING / FPS
+    if world:
+        clips = torch.cat(
+            [world.render(scenes[i : i + 64], times[i : i + 64]).frames for i in range(0, len(scenes), 64)]
+        )
+    else:
+        clips = torch.stack([render(scene, at).frames for scene, at in zip(scenes, times, strict=True)])
+    return clips, {name: torch.tensor([k[name] for k in known], device=clips.device) for name in known[0]}
 
 
 def _spoil(clips: torch.Tensor) -> torch.Tensor:
@@ -77,37 +92,49 @@ def _spoil(clips: torch.Tensor) -> torch.Tensor:
     soft = F.avg_pool2d(clips.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False).unflatten(
         0, clips.shape[:2]
     )
-    share = torch.rand(len(clips), 1, 1, 1, 1) * (torch.rand(len(clips), 1, 1, 1, 1) < 0.5)
-    grain = 0.08 * torch.rand(len(clips), 1, 1, 1, 1) * (torch.rand(len(clips), 1, 1, 1, 1) < 0.5)
+
+    def half_of_them() -> torch.Tensor:
+        share, chosen = torch.rand(2, len(clips), 1, 1, 1, 1, device=clips.device)
+        return share * (chosen < 0.5)
+
+    share, grain = half_of_them(), 0.08 * half_of_them()
     return clips.lerp(soft, share) + grain * torch.randn_like(clips)
 
 
-def train_probe(recipe: ProbeRecipe, probe: Probe, folder: Path, name: str = "probe") -> None:
-    """Train `probe` in place as `recipe` says, on the device it is on, resuming from `folder`. name: of its files
-    there.
+def train_probe(
+    recipe: ProbeRecipe, probe: Probe, folder: Path, name: str = "probe", world: World | None = None
+) -> None:
+    """Train `probe` in place as `recipe` says, on the device it is on, resuming from `folder`. name: of its
+    files there. world: draws the pool, if there is one.
     """
     device = next(probe.parameters()).device
-    pool, known = draw_clips(random.Random(f"{recipe.seed}"), recipe.clips)
-    pool = (pool * 255).round().to(torch.uint8)
+    rng, parts = random.Random(f"{recipe.seed}"), []
+    while len(parts) * 256 < recipe.clips:
+        clips, labelled = draw_clips(rng, min(256, recipe.clips - len(parts) * 256), world=world)
+        parts.append(((clips * 255).round().to(torch.uint8), labelled))
+    pool = torch.cat([clips for clips, _ in parts])
+    known = {key: torch.cat([labelled[key] for _, labelled in parts]) for key in parts[0][1]}
 
     def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
-        chosen = torch.randint(len(pool), (recipe.batch,))
-        alone, moment = torch.randint(len(pool), (recipe.frames,)), torch.randint(SIGHT, (recipe.frames,))
+        chosen, alone = (torch.randint(len(pool), (count,)).to(pool.device) for count in (recipe.batch, recipe.frames))
+        moment = torch.randint(SIGHT, (recipe.frames,)).to(pool.device)
         clips = _spoil(pool[chosen].float() / 255)
         frames = torch.cat([clips.flatten(0, 1), _spoil(pool[alone, moment, None].float() / 255)[:, 0]])
         features = probe.features(frames.to(device))
         action = probe.read_action(features[: clips.shape[0] * SIGHT].unflatten(0, clips.shape[:2]))
         wanted = known["action"][chosen].to(device)
         value = F.cross_entropy(action, wanted)
-        metrics = {"action": (action.argmax(1) == wanted).float().mean().item()}
+        metrics = {"action": (action.argmax(1) == wanted).float().mean()}
         for name, head in probe.heads.items():
             wanted = torch.cat([known[name][chosen].repeat_interleave(SIGHT), known[name][alone]]).to(device)
             logits = head(features)
             value = value + F.cross_entropy(logits, wanted)
-            metrics[name] = (logits.argmax(1) == wanted).float().mean().item()
+            metrics[name] = (logits.argmax(1) == wanted).float().mean()
         return value, metrics
 
-    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, average=0.995)
+    schedule = Schedule(
+        recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, average=0.995, seconds=recipe.seconds
+    )
     probe.load_state_dict(train(name, probe, loss_at, schedule, folder, seed=recipe.seed))
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 
@@ -154,8 +155,15 @@ def noise_levels(shape: tuple[int, ...], few: float = 0.4) -> torch.Tensor:
 
 def mix_few_step_sigmas(levels: torch.Tensor, share: float) -> torch.Tensor:
     """`levels` of which a `share` are those of four-step sampling."""
-    among = torch.rand(levels.shape) < share
-    return torch.where(among, torch.tensor(FEW_STEPS)[torch.randint(len(FEW_STEPS), levels.shape)], levels)
+    device = levels.device
+    among = torch.rand(levels.shape, device=device) < share
+    return torch.where(among, _few_steps(device)[torch.randint(len(FEW_STEPS), levels.shape, device=device)], levels)
+
+
+@cache
+def _few_steps(device: torch.device) -> torch.Tensor:
+    """`FEW_STEPS` on a device, sent there once: a GPU would be waited for."""
+    return torch.tensor(FEW_STEPS, device=device)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ clip is already reconstructed as a sequence of its key pictures.
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +35,9 @@ sampler's errors.
 
 @dataclass(frozen=True)
 class VaeRecipe:
-    """Sizes and schedule. `image_steps` of single images, then `clip_steps` of clips of `frames` pixel frames (1 + 4
-    n).
+    """Sizes and schedule. `image_steps` of single images, then `clip_steps` of clips of `frames` pixel frames
+    (1 + 4 n). `seconds`: a time budget in place of steps, of which the first `images` are the images'.
+    `likeness`: weight of what a perceptual net sees (`feature_matching_loss`), where one is given.
     """
 
     width: int = 16
@@ -45,6 +48,9 @@ class VaeRecipe:
     frames: int = 21
     rate: float = 2e-3
     muon_rate: float = 3e-3
+    likeness: float = 0.0
+    seconds: float = 0.0
+    images: float = 0.2
     seed: int = 0
 
 
@@ -85,12 +91,35 @@ def build_vae(width: int) -> Any:
 
 
 def _conv(x: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
-    taps = conv.weight.shape[2]
-    if taps > 1 and x.shape[2] == 1:  # one frame: every tap on an earlier frame would get zeros
-        return F.conv3d(x, conv.weight[:, :, -1:], conv.bias, padding=(0, *conv.padding[1:]))
-    if taps > 1:
+    taps, weight = conv.weight.shape[2], conv.weight
+    if taps > 1 and x.shape[2] == 1:  # one frame: every tap that looks back would see zeros
+        weight = weight[:, :, -1:]
+    elif taps > 1:
         x = F.pad(x, (0, 0, 0, 0, taps - 1, 0))
-    return F.conv3d(x, conv.weight, conv.bias, conv.stride, (0, *conv.padding[1:]))
+    return _convolved(x, weight, conv.bias, conv.stride[0], conv.padding[1])
+
+
+def _convolved(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int = 1, padding: int = 0
+) -> torch.Tensor:
+    if x.is_cuda:
+        return by_planes(x, weight, bias, stride, padding)
+    return F.conv3d(x, weight, bias, (stride, 1, 1), (0, padding, padding))
+
+
+def by_planes(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int = 1, padding: int = 0
+) -> torch.Tensor:
+    """A convolution [B, C, T, h, w] with a kernel [O, C, taps, k, k], strides in time, padding in space, as one of
+    planes whose channels are the frames that the taps see. GPUs have fast kernels for these in channels-last order and
+    bfloat16; for three dimensions some releases of torch fall back to a slow one.
+    """
+    taps = weight.shape[2]
+    count = (x.shape[2] - taps) // stride + 1
+    if taps > 1 or stride > 1:
+        x = torch.cat([x[:, :, i : i + stride * (count - 1) + 1 : stride] for i in range(taps)], dim=1)
+    y = F.conv2d(x.transpose(1, 2).flatten(0, 1), weight.transpose(1, 2).flatten(1, 2), bias, padding=padding)
+    return y.unflatten(0, (-1, count)).transpose(1, 2)
 
 
 def _norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
@@ -120,9 +149,19 @@ def _resample(x: torch.Tensor, block: Any) -> torch.Tensor:
         x = torch.cat([x[:, :, :1], y], dim=2)
     x = _spatial(x, block.resample)
     if block.mode == "downsample3d" and x.shape[2] > 1:
-        y = F.conv3d(x, block.time_conv.weight, block.time_conv.bias, stride=(2, 1, 1))
+        y = _convolved(x, block.time_conv.weight, block.time_conv.bias, stride=2)
         x = torch.cat([x[:, :, :1], y], dim=2)
     return x
+
+
+def _attended(x: torch.Tensor, layer: Any) -> torch.Tensor:
+    """What self-attention within each frame adds. ComfyUI's asks the device for its free memory before it."""
+    b, c, t, h, w = x.shape
+    planes = x.transpose(1, 2).reshape(b * t, c, h, w)
+    q, k, v = layer.to_qkv(layer.norm(planes)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+    y = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).unflatten(2, (h, w))
+    added: torch.Tensor = layer.proj(y).unflatten(0, (b, t)).transpose(1, 2)
+    return added
 
 
 def _run(x: torch.Tensor, layers: Any) -> torch.Tensor:
@@ -130,7 +169,7 @@ def _run(x: torch.Tensor, layers: Any) -> torch.Tensor:
         if hasattr(layer, "residual"):
             x = _residual(x, layer)
         elif hasattr(layer, "to_qkv"):
-            x = layer(x)
+            x = x + _attended(x, layer)
         elif hasattr(layer, "resample"):
             x = _resample(x, layer)
         elif hasattr(layer, "gamma"):
@@ -193,8 +232,8 @@ class ClipSource:
         return render(random_scene(rng, 8.0, held_out=rng.random() < 0.2), times)
 
 
-def loss(vae: Any, clip: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The training loss of a batch and its plain mean squared error (of pictures in 0..1)."""
+def loss(vae: Any, clip: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The training loss of a batch, its plain mean squared error (of pictures in 0..1) and what was decoded."""
     clip = clip.contiguous(memory_format=torch.channels_last_3d)
     with torch.autocast(clip.device.type, dtype=torch.bfloat16):
         latents = encode(vae, clip).float()
@@ -204,30 +243,67 @@ def loss(vae: Any, clip: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tens
     reconstruction = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
     # Unit second moment, so that the noise above has a meaning and the sampler a well-scaled space.
     moment = latents.square().mean(dim=(0, 2, 3, 4))
-    return reconstruction + 0.02 * (moment - 1).square().mean(), (error.detach() / 2).square().mean()
+    return reconstruction + 0.02 * (moment - 1).square().mean(), (error.detach() / 2).square().mean(), out
+
+
+def decibels(mse: torch.Tensor) -> torch.Tensor:
+    """Decibels of a mean squared error of pictures in 0..1, where it is."""
+    return -10 * torch.log10(mse)
 
 
 def psnr(mse: torch.Tensor) -> float:
-    """Decibels of a mean squared error of pictures in 0..1."""
-    return float(-10 * torch.log10(mse))
+    """`decibels` as a number."""
+    return float(decibels(mse))
 
 
-def train_vae(recipe: VaeRecipe, vae: Any, folder: Path) -> None:
-    """Train `vae` in place as `recipe` says, on the device it is on, resuming from `folder`; it ends with averaged
-    weights.
+class Clips(Protocol):
+    """Where pictures to learn from come from."""
+
+    def clips(self, step: int, batch: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures [B, 3, frames, h, w] in -1..1 and weights [B, 1, frames, h, w]."""
+        ...
+
+    def images(self, step: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Single pictures [B, 3, 1, h, w] and weights."""
+        ...
+
+
+def train_vae(
+    recipe: VaeRecipe,
+    vae: Any,
+    folder: Path,
+    *,
+    source: Clips | None = None,
+    unlike: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> None:
+    """Train `vae` in place as `recipe` says, on the device it is on, resuming from `folder`; it ends with
+    averaged weights. unlike: a further loss of decoded and true clips [B, 3, T, h, w] in -1..1, weighing
+    `recipe.likeness`.
     """
     device = next(vae.parameters()).device
-    source = ClipSource(recipe.seed)
+    source = source or ClipSource(recipe.seed)
+    began = time.monotonic()
+
+    def only_images(step: int) -> bool:
+        if recipe.seconds:
+            return time.monotonic() - began < recipe.images * recipe.seconds
+        return step < recipe.image_steps
 
     def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
-        image = step < recipe.image_steps or step % 5 == 0
+        image = step % 5 == 0 or only_images(step)
         if image:
             clip, weight = source.images(step, recipe.image_batch)
         else:
             clip, weight = source.clips(step, recipe.clip_batch, recipe.frames)
-        value, mse = loss(vae, clip.to(device), weight.to(device))
-        return value, {"psnr_image" if image else "psnr_clip": psnr(mse)}
+        clip = clip.to(device)
+        value, mse, out = loss(vae, clip, weight.to(device))
+        kind = "image" if image else "clip"
+        figures = {f"psnr_{kind}": decibels(mse)}
+        if unlike and recipe.likeness:
+            seen = unlike(out, clip)
+            value, figures = value + recipe.likeness * seen, {**figures, f"unlike_{kind}": seen.detach()}
+        return value, figures
 
-    steps = recipe.image_steps + recipe.clip_steps
-    schedule = Schedule(steps, recipe.rate, muon_rate=recipe.muon_rate)
+    steps = 10**9 if recipe.seconds else recipe.image_steps + recipe.clip_steps
+    schedule = Schedule(steps, recipe.rate, muon_rate=recipe.muon_rate, seconds=recipe.seconds)
     vae.load_state_dict(train("vae", vae, loss_at, schedule, folder, seed=recipe.seed))

@@ -1,6 +1,6 @@
 """What the processes of test_loop.py run: a small network learns from numbered draws, straight and interrupted.
 
-Started as ``torchrun --nproc_per_node 2 learn_together.py FOLDER``; not a test itself.
+Started as `torchrun --nproc_per_node 2 learn_together.py FOLDER`; not a test itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def draw_loss(model: torch.nn.Module, draw: int) -> torch.Tensor:
 
 
 def learn(folder: Path, accumulate: int = 1, *, double: bool = False, stop: bool = False) -> dict[str, torch.Tensor]:
-    """``double``: one draw is two batches. ``stop``: somebody presses Ctrl-C at step STOP."""
+    """`double`: one draw is two batches. `stop`: somebody presses Ctrl-C at step STOP."""
     group = processes()
     torch.manual_seed(group.process_index)  # every process begins elsewhere: the first one's weights count
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))

@@ -26,7 +26,7 @@ def bar(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, Any]]:
 
 
 def run(folder: Path, steps: int, at: Any = lambda step: None) -> dict[str, torch.Tensor]:
-    """A tiny recipe, as a node would call it; ``at(step)`` is called in each step."""
+    """A tiny recipe, as a node would call it; `at(step)` is called in each step."""
     with torch.inference_mode(), training_in_node() as say:
         torch.manual_seed(0)
         model = torch.nn.Linear(4, 1)

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# On the bare GPU machine: train the miniature within a budget, judge it, bring back weights, curves and pictures.
+#   OUT=folder benchmarks/gpu/train_miniature.sh [MINUTES] [OPTIONS OF `longreel.training miniature`...]
+# MINUTES: of training (6 unless given). What is done by the end of a step comes back even if a later one fails.
+set -uo pipefail
+. "$(cd "$(dirname "$0")" && pwd)/env.sh"
+minutes=${1:-6}; [[ $# -eq 0 ]] || shift
+unpack
+seconds=$(awk "BEGIN { print int(60 * $minutes + 45) }")
+TAIL=8 step imports 90 "$python" "$checkout/benchmarks/gpu/check.py" || exit 1
+cp -r "$checkout/miniature/weights" "$G/weights"
+TAIL=25 step train "$seconds" "$python" -m longreel.training miniature --minutes "$minutes" --folder "$G/training" \
+  --weights "$G/weights" --curves "$OUT/curves.png" "$@"
+# at most 16 MiB a file and eight files: models in two archives, logs and curves in a third
+bring() {
+  tar cf "$OUT/dit.tar" -C "$G" weights/diffusion_models weights/text_encoders
+  tar cf "$OUT/vae.tar" -C "$G" weights/vae weights/probe
+  rm -rf "$G/told"; mkdir -p "$G/told"; cp "$G"/logs/*.log "$G/told"
+  cp "$G"/training/*.jsonl "$G"/training/*.json "$G/told" 2>/dev/null
+  tar czf "$OUT/logs.tgz" -C "$G/told" .
+}
+bring
+sheets=$G/sheets; mkdir -p "$sheets"
+TAIL=40 step judge "${JUDGE_S:-60}" "$python" -m longreel.training evaluate --long changes cuts --takes "${TAKES:-50}" \
+  --seconds 60 --weights "$G/weights" --sheets "$sheets" --clips 40 --prompts 0
+TAIL=4 step sheets "${SHEETS_S:-40}" "$python" "$checkout/benchmarks/gpu/sheets.py" "$G/weights" "$sheets"
+tar cf "$OUT/sheets.tar" -C "$sheets" .
+bring; ls -la "$OUT"; say end

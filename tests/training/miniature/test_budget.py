@@ -1,0 +1,63 @@
+"""The whole recipe within a time budget, at a hundredth of its scale: every stage learns, and the clock is kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from longreel.miniature import batch
+from longreel.training.miniature import budget
+from longreel.training.miniature.dit import DitRecipe, Miniature
+from longreel.training.miniature.export import FILES, read_dit, read_sizes
+from longreel.training.miniature.probe import ProbeRecipe
+from longreel.training.miniature.vae import VaeRecipe
+
+STAGES = ("probe", "eye", "vae", "reader", "dit", "sight", "causal", "decoder")
+SECONDS = 30
+DIT = DitRecipe(dim=64, ffn_dim=64, layers=1, heads=1, freq_dim=32)
+
+
+@pytest.fixture
+def quick_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A world that is not painted: grey backdrops, characters as squares."""
+
+    class Painted:
+        def __init__(self, make):
+            self.__wrapped__ = make
+
+    square = torch.zeros(4, 128, 128)
+    square[:, 32:96, 32:96] = 1
+    monkeypatch.setattr(batch, "sprite", Painted(lambda *_: square))
+    monkeypatch.setattr(batch, "backdrop", Painted(lambda _: (torch.full((4, 256, 640), 0.5), torch.zeros(4, 256, 640))))
+
+
+def small() -> budget.BudgetRecipe:
+    recipe = budget.small(budget.BudgetRecipe(SECONDS / 60, dit=DIT))
+    return replace(
+        recipe,
+        probe=ProbeRecipe(steps=10**9, clips=8, batch=1, frames=4),
+        vae=VaeRecipe(width=4, image_batch=4, clip_batch=1, frames=5, likeness=0.1),
+        takes=replace(recipe.takes, takes=4, openings=8, spliced=2, clip=5),
+    )
+
+
+def test_every_stage_learns_and_the_budget_is_kept(quick_world: None, tmp_path: Path):
+    began = time.monotonic()
+    failed = budget.train_within(small(), tmp_path / "run", tmp_path / "weights", tmp_path / "curves.png")
+    assert not failed
+    assert time.monotonic() - began < 1.1 * SECONDS + 20, "what overlaps the budget is no stage's own work"
+    for name in STAGES:
+        lines = [json.loads(line) for line in (tmp_path / "run" / f"{name}.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] >= 1, name
+    for name in ("probe", "eye", "vae", "reader", "dit", "text"):
+        assert (tmp_path / "weights" / FILES[name]).exists()
+    sizes = read_sizes(tmp_path / "weights")
+    assert (sizes.dim, sizes.ffn_dim, sizes.layers, sizes.heads, sizes.freq_dim) == (64, 64, 1, 1, 32)
+    read_dit(Miniature(sizes), tmp_path / "weights")
+    again = time.monotonic()
+    assert not budget.train_within(small(), tmp_path / "run", tmp_path / "weights", tmp_path / "curves.png")
+    assert time.monotonic() - again < 0.5 * SECONDS, "finished stages are kept"
