@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from .causal import evaluate as memory_judge
+from .causal import long_command
 from .causal import train as memory_lora
 from .core.processes import processes
 from .dual_cache import command as weaver_command
@@ -22,6 +23,7 @@ from .dual_cache.scenes import command as scene_command
 from .first_frame import command as cast_command
 from .first_frame import evaluate as cast_judge
 from .miniature import command as miniature_command
+from .miniature import counter
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "miniature" / "weights"
 
@@ -45,6 +47,17 @@ COMMANDS = {
         "probe readings of films of held-out prompts and of the VAE's reconstructions",
         miniature_command.add_judge_arguments,
         miniature_command.run_judge,
+    ),
+    "counter": Command(
+        "the network that counts characters, for evaluate --long",
+        counter.add_counter_arguments,
+        counter.run_counter,
+    ),
+    "causal": Command(
+        "a causal model films on from its own frames and learns to hold for minutes",
+        long_command.add_tuning_arguments,
+        long_command.run_tuning,
+        shared=True,
     ),
     "memory-lora": Command(
         "the miniature learns to use its memory (MemFlow)", memory_lora.add_lora_arguments, memory_lora.run_lora

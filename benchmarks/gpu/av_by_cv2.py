@@ -49,7 +49,7 @@ class _Container:
             yield _Frame(picture)
 
 
-def open(path: str, **_: object) -> _Container:  # noqa: A001 - PyAV's name
+def open(path: str, **_: object) -> _Container:
     """As PyAV's, for reading."""
     return _Container(path)
 

@@ -9,6 +9,10 @@ unpack
 seconds=$(awk "BEGIN { print int(60 * $minutes + 45) }")
 TAIL=8 step imports 90 "$python" "$checkout/benchmarks/gpu/check.py" || exit 1
 cp -r "$checkout/miniature/weights" "$G/weights"
+# the judge's counter is drawn and trained beside the models, on the CPU cores that they leave idle
+"$python" -m longreel.training counter --folder "$G/counter" --weights "$G/weights" --workers 10 --threads 2 \
+  >"$G/logs/counter.log" 2>&1 &
+counter=$!
 TAIL=25 step train "$seconds" "$python" -m longreel.training miniature --minutes "$minutes" --folder "$G/training" \
   --weights "$G/weights" --curves "$OUT/curves.png" "$@"
 # at most 16 MiB a file and eight files: models in two archives, logs and curves in a third
@@ -21,6 +25,7 @@ bring() {
 }
 bring
 sheets=$G/sheets; mkdir -p "$sheets"
+wait "$counter"; tail -n 10 "$G/logs/counter.log"
 TAIL=40 step judge "${JUDGE_S:-60}" "$python" -m longreel.training evaluate --long changes cuts --takes "${TAKES:-50}" \
   --seconds 60 --weights "$G/weights" --sheets "$sheets" --clips 40 --prompts 0
 TAIL=4 step sheets "${SHEETS_S:-40}" "$python" "$checkout/benchmarks/gpu/sheets.py" "$G/weights" "$sheets"

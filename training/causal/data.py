@@ -57,7 +57,9 @@ def scene_of(rng: random.Random, character: Character | None, *, held_out: bool 
 
 
 def _item(
-    rng: random.Random, character: Character | None, see: Callable[[Scene, float, int], tuple[torch.Tensor, torch.Tensor]]
+    rng: random.Random,
+    character: Character | None,
+    see: Callable[[Scene, float, int], tuple[torch.Tensor, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
     before = scene_of(rng, character)
     after = scene_of(rng, character) if character else before

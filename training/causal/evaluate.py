@@ -25,6 +25,7 @@ from ...miniature.probe import ATTRIBUTES, Probe, Reading
 from ...miniature.stories import describe, random_character
 from ...miniature.world import Scene
 from ..core.loop import save_whole
+from ..core.precision import mixed_precision
 from ..miniature import evaluate
 from ..miniature.export import FILES, read_vae
 from ..miniature.pipeline import prepare_device, start_comfyui
@@ -87,7 +88,7 @@ def film_stories(
             at = memory.bank.positions
             held.append(float(((at >= begins) & (at < begins + LENGTHS[LEAD])).any(dim=1).float().mean()))
 
-    with torch.autocast(models.model.load_device.type, torch.bfloat16):
+    with mixed_precision(models.model.load_device):
         shots = film_together(
             models.model.model, kv_layout(models.model, 8, 8), encoded, LENGTHS, evaluate.schedule(4), seeds,
             settings=settings, on_block=look,

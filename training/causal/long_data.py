@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from ...miniature.stories import describe, random_scene
 from ...miniature.text import pad, tokenize
 from ...miniature.world import ACTIONS, CAMERAS, FPS, Beat, Scene, render
+from ..core.precision import mixed_precision
 from ..miniature.latents import coverage
 from ..miniature.sequences import BLOCK
 from ..miniature.vae import encode
@@ -91,7 +92,7 @@ def encode_take(vae: Any, scene: Scene, latents: int) -> dict[str, torch.Tensor]
     device = next(vae.parameters()).device
     drawn = render(scene, torch.arange(1 + 4 * (latents - 1)) / FPS)
     clip = (drawn.frames.transpose(0, 1)[None] * 2 - 1).to(device, memory_format=torch.channels_last_3d)
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         z = encode(vae, clip)
     prompts, caption = captions(scene, latents)
     tokens = torch.stack([pad(tokenize(prompt)) for prompt in prompts])

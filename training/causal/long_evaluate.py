@@ -19,10 +19,12 @@ import torch
 
 from ...film.kv_memory import MEMFLOW, MemorySettings
 from ...host.wan.noise import SeededNoise
+from ...miniature.batch import World
 from ...miniature.counter import COUNTS, Counter
 from ...miniature.probe import ATTRIBUTES, SIGHT, SPACING, Probe
 from ...miniature.text import pad, tokenize
-from ...miniature.world import ACTIONS, FPS, Scene, render
+from ...miniature.world import ACTIONS, FPS, Scene
+from ..core.precision import mixed_precision
 from ..miniature.sequences import BLOCK, FEW_STEPS
 from ..miniature.vae import draw, encode
 from .long_data import LongTakes, captions, long_scene
@@ -160,10 +162,11 @@ def times_of(film: Judged) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(shots), torch.cat(times)
 
 
-def render_film(film: Judged) -> torch.Tensor:
+def render_film(world: World, film: Judged) -> torch.Tensor:
     """The film as the world draws it: [T, 3, 64, 64]."""
     shots, times = times_of(film)
-    return torch.cat([render(scene, times[shots == number]).frames for number, scene in enumerate(film.scenes)])
+    drawn = [world.render([scene], times[shots == n][None]).frames[0].cpu() for n, scene in enumerate(film.scenes)]
+    return torch.cat(drawn)
 
 
 @torch.inference_mode()
@@ -174,17 +177,18 @@ def through_vae(vae: Any, film: Judged, frames: torch.Tensor) -> torch.Tensor:
     latents = []
     for number in range(len(film.scenes)):
         clip = frames[shots == number].transpose(0, 1)[None].to(device) * 2 - 1
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             latents.append(encode(vae, clip.contiguous(memory_format=torch.channels_last_3d)).float()[0])
     return decode_film(vae, torch.cat(latents, dim=1), film.starts)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """probe and counter, on one device."""
+    """probe and counter, and the world drawn on their device."""
 
     probe: Probe
     counter: Counter
+    world: World
 
     @torch.inference_mode()
     def read(self, film: Judged, frames: torch.Tensor) -> list[dict[str, float]]:
@@ -234,7 +238,6 @@ class Judge:
         frames; others are NaN.
         """
         found = torch.full((len(features),), torch.nan)
-        device = next(self.probe.parameters()).device
         rng = random.Random("likeness")
         for number, scene in enumerate(film.scenes):
             ends = [*(beat.at for beat in scene.beats[1:]), 1e9]
@@ -244,11 +247,9 @@ class Judge:
                     continue
                 low, high = float(times[here[0]]), float(times[here[-1]]) + 0.4
                 actor = scene.actors[0]
-                sets = []
-                for nudge in (0.0, 0.03):
-                    varied = replace(scene, actors=(replace(actor, nudge=actor.nudge + nudge),))
-                    drawn = torch.tensor([rng.uniform(low, high) for _ in range(_REFERENCES)])
-                    sets.append(self.probe.features(render(varied, drawn).frames.to(device)).cpu())
+                varied = [replace(scene, actors=(replace(actor, nudge=actor.nudge + nudge),)) for nudge in (0.0, 0.03)]
+                drawn = torch.tensor([[rng.uniform(low, high) for _ in range(_REFERENCES)] for _ in varied])
+                sets = [self.probe.features(frames).cpu() for frames in self.world.render(varied, drawn).frames]
                 usual = torch.cdist(sets[1], sets[0]).amin(dim=1).mean()
                 found[here] = torch.cdist(features[here], torch.cat(sets)).amin(dim=1) / usual
         return found

@@ -19,6 +19,7 @@ from torch import nn
 
 from ...film.kv_memory import MEMFLOW, MemorySettings
 from ..core.loop import Metrics, Schedule, train
+from ..core.precision import mixed_precision
 from ..miniature.dit import loss as velocity_loss
 from ..miniature.latent_classifier import multi_hot_labels
 from ..miniature.sequences import BLOCK, FEW_STEPS, noise_levels
@@ -90,7 +91,7 @@ class LongTuning:
             return value, {f"base {name}": figure for name, figure in figures.items()}
         new = stream.open()
         device = new.position.device
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             value, figures = self._learn(new)
         stream.close(new)
         return value, dict(figures)

@@ -11,15 +11,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..miniature.dit import predict
 from ..miniature.sequences import BLOCK
 from .stream import NewBlock
+from .stream_memory import block_flow, text_keys
 
 WINDOW_BLOCKS = 6
 """Blocks that are scored together, the guessed one among them: with the frame that a base's clips begin with these are
@@ -56,12 +57,22 @@ def window(new: NewBlock, guess: torch.Tensor, chosen: torch.Tensor) -> Window:
 class DistributionMatching:
     """Distribution matching against `base`; `fake` is a second tree over it whose LoRA learns the films' own score.
 
-    empty: encoded empty prompt [1, L, D], for a guidance above 1. shift: of the noise levels at which
-    windows are scored.
+    empty: encoded empty prompt [1, L, D], for a guidance above 1. shift: of the noise levels at which windows
+    are scored; recompute: the fake score's blocks in the backward pass, for large models.
     """
 
-    def __init__(self, base: Any, fake: Any, empty: torch.Tensor, *, guidance: float = 1.0, shift: float = 5.0):
-        self.base, self.fake, self.empty, self.guidance, self.shift = base, fake, empty, guidance, shift
+    def __init__(
+        self,
+        base: Any,
+        fake: Any,
+        empty: torch.Tensor,
+        *,
+        guidance: float = 1.0,
+        shift: float = 5.0,
+        recompute: bool = False,
+    ):
+        self.base, self.fake, self.empty, self.guidance = base, fake, empty, guidance
+        self.shift, self.recompute = shift, recompute
 
     def losses(self, seen: Window, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The guess's loss, of films that `counts` [b], and the fake score's, which do not share a graph."""
@@ -95,5 +106,15 @@ class DistributionMatching:
     ) -> torch.Tensor:
         text = self.empty.to(seen.text).expand(len(noised), -1, -1) if empty else seen.text
         reads = None if empty else seen.reads
-        flow = predict(dit, noised, level * 1000, text, position=seen.position, reads=reads)
+        found, _ = text_keys(dit, text)
+        tokens = math.prod(-(-side // patch) for side, patch in zip(noised.shape[3:], dit.patch_size[1:], strict=True))
+        bias = None
+        if reads is not None:
+            bias = torch.zeros(reads.shape, dtype=found[0][1].dtype, device=reads.device).masked_fill(
+                ~reads, -torch.inf
+            )
+            bias = bias[:, None].repeat_interleave(tokens, dim=2)
+        recompute = self.recompute and torch.is_grad_enabled()
+        flow = block_flow(dit, noised, level * 1000, found, seen.position, text_bias=bias, recompute=recompute)
+        assert flow is not None
         return noised - level[:, None, :, None, None] * flow.float()

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ...film.kv_memory import MemorySettings
-from ..miniature.dit import _angles, _attend, _rotate
+from ..miniature.dit import _angles, _attend, _patches, _rotate
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 """Of every layer: keys and values [B, heads, tokens, head_dim]."""
@@ -196,34 +197,38 @@ def block_flow(
     time: torch.Tensor,
     text: KeyValues,
     position: torch.Tensor,
-    context: Callable[[int], list[tuple[torch.Tensor, torch.Tensor]]],
+    context: Callable[[int], list[tuple[torch.Tensor, torch.Tensor]]] = lambda layer: [],
     keys: KeyValues | None = None,
+    *,
+    text_bias: torch.Tensor | None = None,
+    recompute: bool = False,
 ) -> torch.Tensor | None:
-    """One pass over a block's frames x [B, C, F, h, w] behind a memory's context: the velocity, with gradients where
-    they are asked for.
+    """One pass over frames x [B, C, F, h, w] that see one another and a memory's context: the velocity, with gradients
+    where they are asked for.
 
     time: noise levels [B, F] in 0..1000; position: [B, F]; keys: takes each layer's keys and values, and then nothing
-    but these is computed (None is returned).
+    but these is computed (None is returned); text_bias: added to the scores of text, [B, 1, F * n, L]; recompute: keep
+    of each block its input alone, and compute it again in the backward pass.
     """
     import comfy.ldm.wan.model as wan
 
-    b, _, f = x.shape[:3]
-    x = dit.patch_embedding(x)
-    rows, columns = x.shape[-2:]
+    b, f = x.shape[0], x.shape[2]
+    rows, columns = (-(-side // patch) for side, patch in zip(x.shape[3:], dit.patch_size[1:], strict=True))
     n = rows * columns
-    x = x.flatten(2).transpose(1, 2)
+    x = _patches(dit, x)
     wave = wan.sinusoidal_embedding_1d(dit.freq_dim, time.flatten()).to(x.dtype)
     e = dit.time_embedding(wave).reshape(b, f, -1)
     e0 = dit.time_projection(e).unflatten(2, (6, dit.dim))
     cos, sin = _angles(dit, position, rows, columns)
 
     def modulated(norm: Any, y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(shift, norm(y).unflatten(1, (f, n)), 1 + scale).flatten(1, 2)
+        return (norm(y).unflatten(1, (f, n)) * (1 + scale) + shift).flatten(1, 2)
 
-    def gated(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(x.unflatten(1, (f, n)), y.unflatten(1, (f, n)), gate.to(y.dtype)).flatten(1, 2)
+    def gated(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return (y.unflatten(1, (f, n)) * gate).flatten(1, 2)
 
-    for layer, block in enumerate(dit.blocks):
+    def through(layer: int, x: torch.Tensor, e0: torch.Tensor) -> torch.Tensor:
+        block = dit.blocks[layer]
         m = [part[:, :, None] for part in (block.modulation[None] + e0).unbind(2)]
         own = block.self_attn
         y = modulated(block.norm1, x, m[0], m[1])
@@ -232,14 +237,20 @@ def block_flow(
         if keys is not None:
             keys.append((k, v))
             if layer == len(dit.blocks) - 1:
-                return None
+                return x
         q = _rotate(_split(own.norm_q(own.q(y)), own.num_heads), cos, sin)
         parts = [*context(layer), (k, v)]
         k, v = (torch.cat([part[side].to(v.dtype) for part in parts], dim=2) for side in (0, 1))
-        x = gated(x, own.o(_attention(q, k, v)), m[2])
+        x = x + gated(own.o(_joined(_attend(q, k, v, None))), m[2])
         cross = block.cross_attn
-        x = x + cross.o(_attention(_split(cross.norm_q(cross.q(block.norm3(x))), cross.num_heads), *text[layer]))
-        x = gated(x, block.ffn(modulated(block.norm2, x, m[3], m[4])), m[5])
+        q = _split(cross.norm_q(cross.q(block.norm3(x))), cross.num_heads)
+        x = x + cross.o(_joined(_attend(q, *text[layer], text_bias)))
+        return x + gated(block.ffn(modulated(block.norm2, x, m[3], m[4])), m[5])
+
+    for layer in range(len(dit.blocks)):
+        x = checkpoint(through, layer, x, e0, use_reentrant=False) if recompute else through(layer, x, e0)
+    if keys is not None:
+        return None
     velocity: torch.Tensor = dit.unpatchify(dit.head(x, e), (f, rows, columns))
     return velocity
 
@@ -248,7 +259,5 @@ def _split(y: torch.Tensor, heads: int) -> torch.Tensor:
     return y.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """[B, heads, n, d] to [B, n, heads * d]."""
-    y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v) if v.is_cuda else _attend(q, k, v, None)
+def _joined(y: torch.Tensor) -> torch.Tensor:
     return y.transpose(1, 2).flatten(2)

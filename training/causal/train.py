@@ -28,6 +28,7 @@ import torch.nn.functional as F
 
 from ..core.loop import Metrics, Schedule, train
 from ..core.lora import WAN_LAYERS, adapt, choose_layers, save_lora
+from ..core.precision import mixed_precision
 from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
 from ..miniature.dit import Miniature, loss, predict
 from ..miniature.export import FILES, read_dit, read_sizes, read_vae
@@ -255,7 +256,7 @@ def _velocity(
     keys: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
     size, prompts, length = batch.tokens.shape
-    with torch.autocast(batch.clean.device.type, dtype=torch.bfloat16):
+    with mixed_precision(batch.clean.device):
         rows = model.text(batch.tokens.flatten(0, 1)).reshape(size, prompts * length, -1)
         reads = F.one_hot(batch.caption, prompts).bool().repeat_interleave(length, dim=2)
         velocity = predict(

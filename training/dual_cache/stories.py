@@ -30,6 +30,7 @@ from ...film.dual_cache.story import clear_temporal
 from ...miniature.probe import Probe
 from ...miniature.stories import describe, random_character
 from ...miniature.world import PLACES, SIZE, Scene
+from ..core.precision import mixed_precision
 from ..miniature.vae import decode
 from .train import WeaverMatcher
 from .world import encode_frames, is_new, one_beat
@@ -71,7 +72,7 @@ class Studio:
     def decoded(self, latents: torch.Tensor) -> torch.Tensor:
         """Frames [T, H, W, 3] in 0..1 of latents [16, F, h, w]."""
         device = next(self.vae.parameters()).device
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), mixed_precision(device):
             clip = decode(self.vae, latents[None].to(device))[0].float().cpu()
         return (clip.clamp(-1, 1) * 0.5 + 0.5).permute(1, 2, 3, 0)
 

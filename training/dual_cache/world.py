@@ -34,6 +34,7 @@ from ...miniature.world import (
     Scene,
     render,
 )
+from ..core.precision import mixed_precision
 from ..miniature.latent_classifier import multi_hot_labels
 from ..miniature.latents import coverage
 from ..miniature.vae import encode
@@ -138,5 +139,5 @@ def encode_frames(vae: nn.Module, frames: torch.Tensor) -> torch.Tensor:
     """Latents [16, F, h, w] in the model's space of frames [T, 3, H, W] in 0..1, T = 4 F - 3."""
     device = next(vae.parameters()).device
     clip = (frames.transpose(0, 1)[None] * 2 - 1).to(device, memory_format=torch.channels_last_3d)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+    with torch.no_grad(), mixed_precision(device):
         return encode(vae, clip)[0].float().cpu()

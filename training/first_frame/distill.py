@@ -20,8 +20,8 @@ from ...film.first_frame import build_prompt
 from ...film.kv_memory import MEMFLOW
 from ...miniature.stories import describe, is_held_out
 from ...miniature.world import ACTIONS, FPS, Actor, Beat, Scene, render
-from ..core.objectives.flow_matching import Example
 from ..causal.films import film_together
+from ..core.objectives.flow_matching import Example
 from ..miniature.evaluate import schedule
 from .dataset import CastDataError, CastItem, fingerprint_of
 from .encode import Encoders, coverage_of, encode_video, remembered

@@ -25,6 +25,7 @@ from ...miniature.stories import character_phrase, describe, random_scene
 from ...miniature.text import WORDS, tokenize
 from ...miniature.world import ACTIONS, FPS, PLACES, SIZE, Beat, Scene, render
 from ..core.loop import Metrics, Schedule, train
+from ..core.precision import mixed_precision
 from .probe import _spoil as spoil
 
 CLIP_FOLDER = "open_clip/longreel-miniature-clip"
@@ -108,7 +109,7 @@ def train_clip(recipe: ClipRecipe, folder: Path, weights: Path) -> Path:
         pictures = torch.cat([_seen(pool.frames[chosen]), _seen(pool.people[few])])
         sentences = [_sentence(*pool.moments[int(index)], rng) for index in chosen]
         sentences += [f"{character_phrase(pool.moments[int(i)][0].actors[0].character)}." for i in few]
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(torch.device("cpu")):
             image, text, scale = model(_prepared(pictures), encode_sentences(sentences))[:3]
         image, text = image.float(), text.float()
         # Frames among frames and characters among characters: their sentences differ in kind, which is no merit.

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ..causal.long_command import add_long_arguments, judge_long
 from .pipeline import MiniatureRecipe, start_comfyui, train_miniature
 
 CURVES = Path(__file__).resolve().parents[2] / "docs" / "images" / "miniature-loss.png"
@@ -26,8 +27,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=1.0, help="scales the DiT's learning rates: what is trained on "
                         "wants less")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="another seed is other stories and another run")
-    parser.add_argument("--minutes", type=float, default=0, help="a time budget in place of steps: long takes, drawn on "
-                        "the device, with long tuning (docs/miniature.md)")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=0, help="a time budget in place of steps: long takes, drawn "
+                        "on the device, with long tuning (docs/miniature.md)")  # fmt: skip
     parser.add_argument("--size", type=int, default=64, choices=(64, 128), help="of pictures; with --minutes")
     parser.add_argument("--dim", type=int, default=192, help="width of the DiT, 64 for each head; with --minutes")
     parser.add_argument("--layers", type=int, default=8, help="of the DiT; with --minutes")
@@ -87,12 +88,16 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
         "--bidirectional", action="store_true", help="also film with core's sampler, all frames at once"
     )
     parser.add_argument("--strips", type=Path, default=None, help="folder for strips of frames")
+    add_long_arguments(parser)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
 def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
     """evaluate: tables of what films and reconstructions show. weights: the miniature's, unless named."""
     start_comfyui()
+    if chosen.long is not None:
+        judge_long(chosen, chosen.weights or weights)
+        return
     from . import evaluate
 
     models = evaluate.load(chosen.weights or weights)

@@ -8,7 +8,9 @@ decoded pictures are, and a share of them has been through the VAE, so that soft
 
 from __future__ import annotations
 
+import argparse
 import math
+import multiprocessing
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from ...miniature.batch import World
 from ...miniature.counter import COUNTS, Counter
 from ...miniature.drawing import backdrop, sprite
 from ...miniature.stories import random_character, random_scene
@@ -27,12 +30,15 @@ from ...miniature.world import _Pose as Pose
 from ...miniature.world import _sample as sample
 from ...miniature.world import _scroll_matrix as scroll_matrix
 from ...miniature.world import _sprite_matrix as sprite_matrix
-from ..core.loop import Metrics, Schedule, train
+from ..core.loop import Metrics, Schedule, save_whole, train
+from ..core.precision import mixed_precision
 from .export import FILES
 from .export import _write as write
 from .probe import _spoil as spoil
+from .vae import draw, encode
 
 _SHARES = (0.12, 0.36, 0.14, 0.08, 0.3)
+_PART, _CLIPS = 250, 20
 _BROKEN = ("bent", "smeared", "row", "erased", "faint", "bent pair")
 
 
@@ -42,10 +48,10 @@ class CounterRecipe:
     `batch` of them.
     """
 
-    frames: int = 16000
-    clips: int = 500
-    steps: int = 3000
-    batch: int = 96
+    frames: int = 12000
+    clips: int = 400
+    steps: int = 2500
+    batch: int = 128
     rate: float = 1e-3
     muon_rate: float = 2e-3
     seed: int = 0
@@ -152,26 +158,53 @@ def draw_frame(rng: random.Random, kind: str) -> torch.Tensor:
     return F.avg_pool2d(picture[:, :3], 2)[0].clamp(0, 1)
 
 
-def draw_pool(recipe: CounterRecipe, vae: Any | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frames [N, 3, 64, 64], uint8, and their class numbers [N]. vae: raw latents, of `training.vae`; None leaves the
-    clips out.
-    """
-    from .vae import draw, encode
+def _draw_part(told: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A part of the drawn frames, with a seed of its own: (seed, part, frames)."""
+    seed, part, count = told
+    torch.set_num_threads(1)
+    torch.manual_seed(1000 * seed + part)
+    rng = random.Random(f"counter {seed}/{part}")
+    numbers = rng.choices(range(len(COUNTS)), _SHARES, k=count)
+    frames = torch.stack([(draw_frame(rng, COUNTS[number]) * 255).round().byte() for number in numbers])
+    return frames, torch.tensor(numbers)
 
-    rng = random.Random(f"counter {recipe.seed}")
-    torch.manual_seed(recipe.seed)
-    numbers = rng.choices(range(len(COUNTS)), _SHARES, k=recipe.frames)
-    frames = [(draw_frame(rng, COUNTS[number]) * 255).round().byte() for number in numbers]
-    for _ in range(recipe.clips if vae is not None else 0):
-        scene = random_scene(rng, 5.0, two=0.35, held_out=rng.random() < 0.2)
-        first = rng.uniform(0, 30)
-        drawn = render(scene, first + torch.arange(21) / FPS).frames.transpose(0, 1)[None] * 2 - 1
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            decoded = draw(vae, encode(vae, drawn)).float()
-        chosen = rng.sample(range(21), 8)
-        frames += [((decoded[0, :, at].clamp(-1, 1) / 2 + 0.5) * 255).round().byte() for at in chosen]
-        numbers += [len(scene.actors)] * len(chosen)
-    return torch.stack(frames), torch.tensor(numbers)
+
+def draw_pool(recipe: CounterRecipe, vae: Any | None, workers: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames [N, 3, 64, 64], uint8, and their class numbers [N], on the CPU. vae: with raw latents, on its device; None
+    leaves the clips out. workers: processes that draw.
+    """
+    parts = [(recipe.seed, part, min(_PART, recipe.frames - first)) for part, first in _parts(recipe.frames)]
+    if workers > 1:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            drawn = pool.map(_draw_part, parts, chunksize=1)
+    else:
+        drawn = [_draw_part(part) for part in parts]
+    if vae is not None:
+        drawn += _clips(recipe, vae)
+    return torch.cat([frames for frames, _ in drawn]), torch.cat([numbers for _, numbers in drawn])
+
+
+def _parts(frames: int) -> list[tuple[int, int]]:
+    return list(enumerate(range(0, frames, _PART)))
+
+
+@torch.no_grad()
+def _clips(recipe: CounterRecipe, vae: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Frames of scenes with one and two characters as the VAE draws them."""
+    rng = random.Random(f"counter clips {recipe.seed}")
+    world, found = World(next(vae.parameters()).device), []
+    for first in range(0, recipe.clips, _CLIPS):
+        count = min(_CLIPS, recipe.clips - first)
+        scenes = [random_scene(rng, 5.0, two=0.35, held_out=rng.random() < 0.2) for _ in range(count)]
+        times = torch.tensor([[rng.uniform(0, 30)] for _ in scenes]) + torch.arange(21) / FPS
+        clips = world.render(scenes, times).frames.transpose(1, 2) * 2 - 1
+        with mixed_precision(clips.device):
+            latents = encode(vae, clips.contiguous(memory_format=torch.channels_last_3d))
+        decoded = draw(vae, latents.float()).clamp(-1, 1) / 2 + 0.5
+        chosen = (decoded[:, :, ::3].transpose(1, 2).flatten(0, 1) * 255).round().byte().cpu()
+        numbers = torch.tensor([len(scene.actors) for scene in scenes])
+        found.append((chosen, numbers.repeat_interleave(len(chosen) // count)))
+    return found
 
 
 def train_counter(
@@ -206,16 +239,57 @@ def read_counter(counter: Counter, folder: Path) -> None:
 @torch.no_grad()
 def accuracy(counter: Counter, seed: int, frames: int = 400) -> dict[str, float]:
     """Share of frames counted right: of drawn ones of each class, and of rendered scenes that training never shows."""
+    device = next(counter.parameters()).device
     rng = random.Random(f"counter test {seed}")
     torch.manual_seed(seed)
     found = {}
     for number, kind in enumerate(COUNTS):
         drawn = torch.stack([draw_frame(rng, kind) for _ in range(frames)])
-        found[kind] = float((counter.count(drawn) == number).float().mean())
+        found[kind] = float((counter.count(drawn.to(device)) == number).float().mean())
     for count in (1, 2):
         right = []
         for _ in range(frames // 8):
             scene = random_scene(rng, 60.0, two=float(count - 1), held_out=True)
-            right.append(counter.count(render(scene, torch.rand(8) * 60).frames) == count)
+            right.append(counter.count(render(scene, torch.rand(8) * 60).frames.to(device)) == count)
         found[f"rendered {count}"] = float(torch.cat(right).float().mean())
     return found
+
+
+def add_counter_arguments(parser: argparse.ArgumentParser) -> None:
+    """`counter`'s."""
+    usual = CounterRecipe()
+    parser.add_argument("--folder", type=Path, required=True, help="pool, checkpoint and curve (resumed)")
+    parser.add_argument("--weights", type=Path, help="of the VAE, and where the file goes; default the pack's own")
+    parser.add_argument("--frames", type=int, default=usual.frames, help="drawn frames to learn from")
+    parser.add_argument("--clips", type=int, default=usual.clips, help="clips through the VAE to learn from")
+    parser.add_argument("--steps", type=int, default=usual.steps, help="updates")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
+
+
+def run_counter(chosen: argparse.Namespace, weights: Path) -> None:
+    """`counter`. `weights`: the miniature's, unless named."""
+    from .export import read_vae
+    from .pipeline import start_comfyui
+    from .vae import VaeRecipe, build_vae
+
+    start_comfyui()
+    weights = chosen.weights or weights
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = CounterRecipe(chosen.frames, chosen.clips, chosen.steps, seed=chosen.seed)
+    path = chosen.folder / "counter-pool.pt"
+    if path.exists():
+        pool = torch.load(path, weights_only=True)
+    else:
+        vae = build_vae(VaeRecipe().width)
+        read_vae(vae, weights)
+        pool = draw_pool(recipe, vae.to(device).eval(), chosen.workers)
+        chosen.folder.mkdir(parents=True, exist_ok=True)
+        save_whole(path, pool)
+    torch.manual_seed(recipe.seed)
+    counter = Counter().to(device)
+    train_counter(recipe, counter, pool, chosen.folder)
+    print(export_counter(counter, weights))
+    for kind, right in accuracy(counter, recipe.seed + 1, frames=96).items():
+        print(f"counted right, {kind}: {right:.3f}", flush=True)

@@ -28,6 +28,7 @@ from ...miniature.stories import describe, random_scene
 from ...miniature.text import pad, tokenize
 from ...miniature.world import FPS, Scene, render
 from ..core.loop import Metrics, Schedule, train
+from ..core.precision import mixed_precision
 from .dit import Miniature, predict
 from .evaluate import Models, schedule
 from .latents import Stories, opening_scene, story_scenes
@@ -96,7 +97,7 @@ def draw_pool(vae: Any, recipe: DecoderRecipe) -> Drawn:
         rng = random.Random(f"decoder {recipe.seed} {index}")
         scene, start = _moving(rng, recipe.frames / FPS)
         drawn = Drawn.of([(scene, start)], recipe.frames, torch.empty(0))
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), mixed_precision(device):
             clip = drawn.clips.to(device, memory_format=torch.channels_last_3d)
             latents.append(encode(vae, clip).half().cpu())
         clips.append(((drawn.clips + 1) * 127.5).round().byte())
@@ -152,11 +153,11 @@ def finished(model: Miniature, clean: torch.Tensor, tokens: torch.Tensor, done: 
     """
     device = clean.device
     position = torch.arange(clean.shape[2], device=device)[None].expand(len(clean), -1)
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed_precision(device):
         text = model.text(tokens)
     for level in FEW_STEPS[done:]:
         noised = (1 - level) * clean + level * torch.randn_like(clean)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             time = torch.full(position.shape, level * 1000, device=device)
             v = predict(model.dit, noised, time, text, position=position).float()
         clean = noised - level * v

@@ -18,6 +18,7 @@ from torch import nn
 
 from ...miniature.text import TextEncoder
 from ..core.loop import Metrics, Schedule, train
+from ..core.precision import mixed_precision
 from .latent_classifier import VISIBLE_WORDS, latent_bce, multi_hot_labels
 from .latents import Stories
 from .pixel_losses import DecodedProbeLoss
@@ -216,7 +217,7 @@ def _bias(mask: torch.Tensor | None, n: int, like: torch.Tensor) -> torch.Tensor
 def velocity(model: Miniature, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
     """What `model` predicts for `batch` under `tokens` [B, C, 48], of which each frame reads its caption."""
     b, captions, length = tokens.shape
-    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
+    with mixed_precision(tokens.device):
         rows = model.text(tokens.flatten(0, 1)).reshape(b, captions * length, -1)
         reads = F.one_hot(batch.caption, captions).bool().repeat_interleave(length, dim=2)
         return predict(

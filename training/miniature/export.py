@@ -20,6 +20,7 @@ FILES = {
     "dit": "diffusion_models/longreel-miniature-dit.safetensors",
     "text": "text_encoders/longreel-miniature-text.safetensors",
     "probe": "probe/longreel-miniature-probe.safetensors",
+    "counter": "probe/longreel-miniature-counter.safetensors",
     "eye": "probe/longreel-miniature-eye.safetensors",
     "reader": "probe/longreel-miniature-reader.safetensors",
     "memory": "loras/longreel-miniature-memory.safetensors",

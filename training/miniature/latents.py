@@ -19,6 +19,7 @@ from torch import nn
 from ...miniature.stories import describe, is_held_out, random_scene
 from ...miniature.text import pad, tokenize
 from ...miniature.world import FPS, Actor, Scene, render
+from ..core.precision import mixed_precision
 from .vae import encode
 
 LATENTS = 21
@@ -82,7 +83,7 @@ def _encode_take(
     """The first `latents` latent frames of `scene` with everything `Stories` says of a take."""
     drawn = render(scene, torch.arange(1 + 4 * (latents - 1)) / FPS)
     clip = (drawn.frames.transpose(0, 1)[None] * 2 - 1).to(shift.device, memory_format=torch.channels_last_3d)
-    with torch.no_grad(), torch.autocast(shift.device.type, dtype=torch.bfloat16):
+    with torch.no_grad(), mixed_precision(shift.device):
         z = encode(vae, clip).float()
     later = scene.beats[1].at if len(scene.beats) > 1 else 0.0
     place_first = rng.random() < 0.25

@@ -1,9 +1,9 @@
 """What the model itself makes of long takes, block by block out of its own frames, and training on sequences of them.
 
 A rollout goes on from its own pictures, and their errors add up over a minute. Films of nothing lose the take's truth
-within seconds: what should follow them nobody knows. So a take is filmed again from noised truth: each block is taken up
-at a noise level at which place and pose can still be told, and denoised behind the model's own sink and window, not the
-take's. Such films carry the errors of twenty seconds and keep time with the take, so that what follows is known, and the
+within seconds: what should follow them nobody knows. So a take is filmed again from noised truth: each block begins
+at a noise level at which place and pose can still be told, and is denoised behind the model's own sink and window, not
+the take's. Such films carry the errors of twenty seconds and keep time with the take: what follows is known, and the
 model learns to go on rightly from what it does wrongly (Ross et al., "DAgger", 2011; Guo et al., "End-to-End Training
 for Autoregressive Video Diffusion via Self-Resampling", 2025).
 """
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.loop import Metrics, Schedule, train
+from ..core.precision import mixed_precision
 from .dit import Miniature, loss, predict, velocity, with_self_rollout
 from .latent_classifier import VISIBLE_WORDS, multi_hot_labels
 from .pixel_losses import DecodedProbeLoss
@@ -61,7 +62,7 @@ def refilm(model: Miniature, sequences: TakeSequences, chosen: list[int], done: 
     rows = torch.tensor(chosen, device=device)
     truth = takes.latents[rows].float()
     own, caption = truth.clone(), takes.caption[rows]
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with mixed_precision(device):
         text = model.text(takes.tokens[rows].flatten(0, 1)).unflatten(0, (len(chosen), PROMPTS)).flatten(1, 2)
     length = text.shape[1] // PROMPTS
     for block in range(takes.frames // BLOCK):
@@ -80,7 +81,7 @@ def refilm(model: Miniature, sequences: TakeSequences, chosen: list[int], done: 
             x = torch.cat([own[:, :, frames[:-BLOCK]], noised], dim=2)
             levels = torch.zeros(len(chosen), len(frames), device=device)
             levels[:, -BLOCK:] = level * 1000
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with mixed_precision(device):
                 v = predict(model.dit, x, levels, text, position=position, sees=sees, reads=reads)
             clean = noised - level * v[:, :, -BLOCK:].float()
         own[:, :, here] = clean

@@ -23,6 +23,7 @@ from ...miniature.stories import describe, is_held_out, random_scene
 from ...miniature.text import pad, tokenize
 from ...miniature.world import ACTIONS, CAMERAS, FPS, Beat, Scene
 from ..core.loop import save_whole
+from ..core.precision import mixed_precision
 from .vae import encode
 
 BLOCK = 3
@@ -150,7 +151,7 @@ def times(scenes: int, latents: int, start: float | Sequence[float] = 0.0) -> to
 def encode_clips(vae: Any, shift: torch.Tensor, scale: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """Normalised latents [S, 16, F, h, w], bfloat16, of pictures [S, T, 3, H, W] in 0..1."""
     clip = (frames.transpose(1, 2) * 2 - 1).contiguous(memory_format=torch.channels_last_3d)
-    with torch.autocast(clip.device.type, dtype=torch.bfloat16):
+    with mixed_precision(clip.device):
         z = encode(vae, clip).float()
     return ((z - shift) / scale).bfloat16()
 

@@ -26,6 +26,7 @@ from torch import nn
 from ...miniature.stories import random_scene
 from ...miniature.world import FPS, Rendering, render
 from ..core.loop import Metrics, Schedule, train
+from ..core.precision import mixed_precision
 
 LATENT_NOISE = 0.1
 """Standard deviation of the noise added to (unit variance) latents in training: the decoder learns to forgive a
@@ -96,7 +97,7 @@ def _conv(x: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
         weight = weight[:, :, -1:]
     elif taps > 1:
         x = F.pad(x, (0, 0, 0, 0, taps - 1, 0))
-    return _convolved(x, weight, conv.bias, conv.stride[0], conv.padding[1])
+    return _convolved(x, weight, conv.bias, conv.stride[0], int(conv.padding[1]))
 
 
 def _convolved(
@@ -196,7 +197,7 @@ def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 def draw(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """`decode` as training does it, on the latents' device in bfloat16 and channels-last; float32."""
-    with torch.autocast(latents.device.type, torch.bfloat16):
+    with mixed_precision(latents.device):
         clip: torch.Tensor = decode(vae, latents.contiguous(memory_format=torch.channels_last_3d)).float()
     return clip
 
@@ -235,7 +236,7 @@ class ClipSource:
 def loss(vae: Any, clip: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The training loss of a batch, its plain mean squared error (of pictures in 0..1) and what was decoded."""
     clip = clip.contiguous(memory_format=torch.channels_last_3d)
-    with torch.autocast(clip.device.type, dtype=torch.bfloat16):
+    with mixed_precision(clip.device):
         latents = encode(vae, clip).float()
         noisy = latents + LATENT_NOISE * torch.randn_like(latents)
         out = decode(vae, noisy).float()
