@@ -109,7 +109,7 @@ def train_probe(
     """
     device = next(probe.parameters()).device
     rng = random.Random(f"{recipe.seed}")
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    parts: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
     while len(parts) * 256 < recipe.clips:
         clips, labelled = draw_clips(rng, min(256, recipe.clips - len(parts) * 256), world=world)
         parts.append(((clips * 255).round().to(torch.uint8), labelled))
