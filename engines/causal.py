@@ -1,4 +1,4 @@
-"""The causal engine: a Wan model films a shot block by block and remembers it in a bounded KV memory.
+"""The causal engine: a Wan model films a shot block by block over a bounded KV memory.
 
 A shot becomes latents in six steps, all in `CausalEngine.film`: plan its length, encode its prompts, encode its first
 picture if it has one, restore the memory that the reel's last shot left, roll the film out, and put latents and memory
@@ -41,7 +41,7 @@ __all__ = ["CausalEngine", "default_sigmas"]
 def default_sigmas(model: ModelPatcher, steps: int, memory: MemorySettings = MEMFLOW) -> tuple[float, ...]:
     """The schedule of a few-step causal model: the model's own shift, `steps` even steps of time from 1 to 0.
 
-    A model that remembers as ShotStream does has a shift and steps of its own, which its file does not tell.
+    ShotStream has a shift and steps of its own, which are not in its file.
     """
     if memory.sink_from == "shots":
         return shotstream_sigmas(steps)
@@ -68,7 +68,7 @@ class CausalEngine(EngineBase):
 
     @property
     def capabilities(self) -> Capabilities:
-        """It goes on from any shot it remembers, and has a bank to pin and ban in."""
+        """It continues any shot, and has a bank to pin and ban in."""
         return Capabilities(continues=True, references=1, prompts_per_shot=None, start_image=True, edits=("kv_bank",))
 
     @property
@@ -130,7 +130,7 @@ class CausalEngine(EngineBase):
     # Filming
 
     def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
-        """Film one shot; see EngineBase. Raises MemoryMismatchError, too, for a reel that remembers in another way."""
+        """Film one shot; see EngineBase. Raises MemoryMismatchError, too, for a reel with another kind of memory."""
         plan = plan_shot(reel.shots, shot, self.clock)
         shown = None
         if self.memory.sink_from == "shots" and plan.take_start:
@@ -171,7 +171,7 @@ class CausalEngine(EngineBase):
     def _last_block(self, reel: Reel) -> Tensor:
         """The newest block of the last take, to go on from where no KV memory is left of it: it is filmed again.
 
-        So a shot of another engine, a clip, or a shot that was cut short can be continued; the model remembers that
+        So a shot of another engine, a clip, or a shot that was cut short can be continued; the memory then holds that
         block of it and nothing before.
         """
         latents = reel.tail(self.block)
@@ -185,9 +185,9 @@ class CausalEngine(EngineBase):
     # Remembering
 
     def retrieve(self, reel: Reel, prompt: str, top: int) -> tuple[list[RetrievedFrame], Tensor]:
-        """The `top` remembered frames that a prompt would bring back, best first, and their stills [n, H, W, 3].
+        """The `top` frames of the memory by score for a prompt, best first, and their stills [n, H, W, 3].
 
-        Raises ReelError for a reel that remembers nothing or was filmed otherwise, or the text encoder's ValueError.
+        Raises ReelError for a reel without a memory or filmed otherwise, or the text encoder's ValueError.
         """
         check_layout(reel, self.layout())
         if self.memory.sink_from == "shots":
@@ -201,7 +201,7 @@ class CausalEngine(EngineBase):
         return found, decode_stills(self.vae, reel, [item.frame for item in found])
 
     def _memory_after(self, reel: Reel) -> MemorySnapshot | None:
-        """What the reel's last shot left to remember, None where the film begins."""
+        """The memory of the reel's last shot, None where the film begins."""
         memory = restore(reel)
         if memory is None:
             return None

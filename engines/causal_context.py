@@ -1,4 +1,4 @@
-"""What ShotStream shows a take that begins with a cut: pictures spread over the film so far, with their words."""
+"""ShotStream's conditioning of a take that begins with a cut: pictures of earlier takes, with their prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["earlier_shots"]
 
 
 def earlier_shots(reel: Reel, pictures: int, vae: VAE, encode: Callable[[str], list[Any]]) -> ShotContext:
-    """So many pictures of a reel's takes, whichever engine filmed them, as the next take is shown them.
+    """The pictures of a reel's takes, whichever engine filmed them, that fill the next take's sink.
 
     encode: a prompt as CONDITIONING. Raises ReelError for a shot whose file is gone, and what `encode` raises.
     """

@@ -1,6 +1,7 @@
-"""The cache-guided engine: a video model films chunk by chunk, shown keyframes of earlier shots and the frames before.
+"""The cache-guided engine: a video model films chunk by chunk, conditioned on keyframes of earlier shots and the frames
+before.
 
-A shot becomes latents in six steps, all in `CacheGuidedEngine.film`: plan its length, gather what the reel remembers,
+A shot becomes latents in six steps, all in `CacheGuidedEngine.film`: plan its length, restore the caches from the reel,
 encode its prompts, film it chunk by chunk (each with the keyframes its prompt calls for), choose its own keyframes, and
 put latents and keyframes on disk as one more shot of the reel. Source: docs/methods/filmweaver.md.
 """
@@ -51,11 +52,11 @@ __all__ = ["CacheGuidedEngine"]
 
 @dataclass(frozen=True, eq=False)
 class CacheGuidedEngine(EngineBase):
-    """A way to film: sampled how, conditioned on what of the caches.
+    """A way to film: sampler settings, and how the caches condition a shot.
 
     models: one, or two that share the steps (high noise, low noise). embedder: of keyframes and prompts, for retrieval.
-    backend: how the model reads the caches. negative: prompt of what should not be seen. noise: on the caches; choice:
-    which frames become keyframes; policy: which keyframes condition a shot.
+    backend: how the caches condition the model. negative: the negative prompt. noise: on the caches; choice: which
+    frames become keyframes; policy: which keyframes condition a shot.
     """
 
     embedder: Embedder
@@ -145,7 +146,7 @@ class CacheGuidedEngine(EngineBase):
         sized = [cover(load_picture(name), self.width, self.height) for name in shot.references]
         return ShotInputs(torch.cat(sized))
 
-    # What is remembered
+    # The caches
 
     def remembered(self, reel: Reel) -> StoryCache:
         """The shot cache of a reel. Raises ReelError or CacheError for a reel of another size, VAE or CLIP."""
@@ -169,7 +170,7 @@ class CacheGuidedEngine(EngineBase):
         return retrieve(bank, self.embedder.text(prompt), self.policy)
 
     def user_keyframes(self, pictures: Tensor, names: Sequence[Sequence[str]], pinned: bool) -> tuple[Keyframe, ...]:
-        """Pictures [n, H, W, 3] in 0..1 as keyframes of a user's; names: who is seen on each."""
+        """Pictures [n, H, W, 3] in 0..1 as keyframes of a user's; names: of who is on each."""
         size = (self.width, self.height)
         return picture_keyframes(pictures, names, self.vae, self.embedder, self.latent_format, size, pinned=pinned)
 
@@ -185,7 +186,7 @@ class CacheGuidedEngine(EngineBase):
         )
 
     def _keyframes(self, reel: Reel, latents: Tensor, take_start: bool, shot: int) -> tuple[Keyframe, ...]:
-        """What a shot is remembered by. latents: of the shot, which is number `shot` (from 0) or comes next."""
+        """The keyframes of a shot. latents: of the shot, which is number `shot` (from 0) or comes next."""
         lead = 0
         if not take_start:
             before = reel.shots[shot - 1]

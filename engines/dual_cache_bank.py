@@ -1,8 +1,8 @@
-"""The shot cache as it rides on a reel, and what a person does to it: look at keyframes, mark them, bring their own.
+"""The shot cache on a reel, and a user's edits of it: list keyframes, mark them, add pictures.
 
-Every shot and every edit brings what is new, and the sum is the bank. A reel that is cut, forked or filmed again
-therefore remembers exactly what it shows. Shots of engines that keep no keyframes get theirs when a cache-guided engine
-first looks back at them.
+Every shot and every edit adds its own keyframes, and the sum is the bank. A reel that is cut, forked or filmed again
+therefore has exactly the keyframes of its shots. Shots of engines that keep no keyframes get theirs when a cache-guided
+engine first retrieves from them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def keyframe_engine(engine: Engine) -> KeyframeEngine:
 
 
 class StoryCaches(NamedTuple):
-    """What a reel remembers beyond its newest shot's motion.
+    """The shot cache of a reel.
 
     own: what lies on the reel itself. whole: with the keyframes that were made for shots that brought none.
     """
@@ -134,7 +134,7 @@ def new_group(reel: Reel, before: StoryCache, after: StoryCache) -> tuple[GroupT
 
 
 def edited(reel: Reel, before: StoryCache, after: StoryCache) -> Reel:
-    """The reel, remembering `after` where it remembered `before`; the same reel if that is no change."""
+    """The reel with the cache `after` in place of `before`; the same reel if that is no change."""
     tensors, meta = pack(after, since=before)
     if not meta["bank"] and not meta["removed"]:
         return reel
@@ -158,7 +158,7 @@ def _restated(cache: StoryCache, meta: Mapping[str, Any], changed: StoryCache) -
 
 
 def describe_bank(cache: StoryCache, reel: Reel) -> str:
-    """The shot cache of a reel as a person reads it: keyframes, numbered from 1, and what each shot was shown."""
+    """A listing of a reel's shot cache: keyframes, numbered from 1, and those that conditioned each shot."""
     if not cache.bank:
         return "The shot cache is empty."
     lines = [f"{number}. {_describe(cache, number - 1)}" for number in range(1, len(cache.bank) + 1)]
@@ -233,7 +233,7 @@ def edit_bank(
 def add_references(
     engine: KeyframeEngine, reel: Reel, pictures: Tensor, names: Sequence[Sequence[str]], pinned: bool
 ) -> Reel:
-    """The reel with pictures [n, H, W, 3] in its shot cache. names: who is seen on each, or none at all."""
+    """The reel with pictures [n, H, W, 3] in its shot cache. names: of who is on each, or none at all."""
     if len(names) not in (0, len(pictures)):
         raise CacheError(f"{len(pictures)} pictures came with {len(names)} lines of names: write one line for each.")
     before = engine.remembered(reel)

@@ -89,7 +89,7 @@ class Backend(Protocol):
 
     name: in the node. fixed_chunk: latent frames at once where only so many will do, or 0. max_chunk: at most so many,
     overlap included, 0 for a whole shot. keyframes: at most. supports_continuation: it reads the frames before, so a
-    shot can continue another or a picture. supports_empty_history: it can film where nothing is remembered yet.
+    shot can continue another or a picture. supports_empty_history: it can film with both caches empty.
     """
 
     @property
@@ -113,7 +113,7 @@ class Backend(Protocol):
 
 
 def check_history(backend: Backend, cache: StoryCache) -> None:
-    """Raises EngineError where nothing is remembered and the backend films from what is."""
+    """Raises EngineError for an empty history where the backend needs one."""
     if cache.mode is Mode.NONE and not backend.supports_empty_history:
         raise EngineError(
             f"The {backend.name} backend films from pictures and there are none yet: give the shot a picture to start "

@@ -1,4 +1,4 @@
-"""What a person does to a film between shots, with any engine: begin with a clip, extend or retake a shot, go back."""
+"""Edits of a film between shots, with any engine: begin with a clip, extend or retake a shot, go back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .filming import film_shot, prepare
 __all__ = ["begin_with_clip", "extend_shot", "fork", "insert_shot", "retake_shot"]
 
 _CLIP = "clip"
-"""Stands for the engine in the settings of a shot that nobody filmed."""
+"""Stands for the engine in the settings of a shot that is a user's clip."""
 
 
 def begin_with_clip(engine: Engine, reel: Reel, frames: Tensor, prompt: str) -> Reel:
@@ -65,9 +65,9 @@ def retake_shot(
     """The reel with shot `number` (from 1) filmed again with another seed.
 
     Shots that continue it are filmed again behind it, each with its own seed, as they go on from its last frames.
-    keep_rest: the shots from the next cut on stay as they are, whatever they remember of the old one. picture: what
-    shot `number` starts from, where it was given one. Pins of the KV bank that were set after a shot that is filmed
-    again are dropped, since they name frames of the old one.
+    keep_rest: the shots from the next cut on stay as they are, even if they were conditioned on the old one. picture:
+    what shot `number` starts from, where it was given one. Pins of the KV bank that were set after a shot that is
+    filmed again are dropped, since they name frames of the old one.
 
     Raises ReelError for a clip, EngineError, and what filming raises.
     """
@@ -90,7 +90,8 @@ def insert_shot(reel: Reel, longer: Reel) -> Reel:
 def fork(reel: Reel, number: int, seconds: float = 0.0) -> Reel:
     """The reel as it was after shot `number` (from 1; 0 is the start), or after so many seconds of that shot.
 
-    A KV memory is as it was after a whole shot, so a shot that is cut short is remembered by its last frames alone.
+    A KV memory is as it was after a whole shot, so of a shot that is cut short only the last frames condition what
+    follows.
     """
     _check_number(reel, number, least=0)
     if not seconds or not number:

@@ -1,7 +1,7 @@
 """What every engine is: models, a frame size and rate, and what of them a reel must share to be continued.
 
 An engine is `EngineBase` and its difference: what it can do (`capabilities`), the settings that decide how its shots
-look, which shots it refuses, and `film`. Nodes and filming.py know only the protocol `Engine`.
+look, which shots it refuses, and `film`. Nodes and filming.py depend only on the protocol `Engine`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..host.progress import Previewer, Progress, film_previewer
 __all__ = ["Capabilities", "EditKind", "Engine", "EngineBase", "EngineError", "ShotInputs"]
 
 EditKind = Literal["kv_bank", "keyframes"]
-"""What a person can edit of what an engine remembers: frames of a KV memory bank, keyframes of a shot cache."""
+"""What a user can edit of an engine's memory: frames of a KV memory bank, keyframes of a shot cache."""
 
 
 class EngineError(ValueError):
@@ -38,11 +38,11 @@ class EngineError(ValueError):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do, as nodes and user interfaces ask it.
+    """What an engine can do, for nodes and user interfaces.
 
     continues: a shot can go on from the last frames of the one before. references: pictures that a shot may refer to,
     at most. prompts_per_shot: at most, None for any number. start_image: a shot can be given its first frame. edits:
-    what can be edited of what it remembers.
+    what can be edited of its memory.
     """
 
     continues: bool
@@ -114,7 +114,7 @@ class EngineBase(ABC):
 
     @property
     def lead(self) -> int:
-        """Frames at the beginning of each take that are filmed and not shown."""
+        """Frames at the beginning of each take that are filmed and trimmed."""
         return 0
 
     @property

@@ -4,7 +4,7 @@ An image-to-video model that keeps its first frame in view can cut away from it 
 and a trigger sentence make it do so every time (2511.15700). A shot becomes latents in five steps, all in
 `FirstFrameEngine.film`: plan its length, encode its prompt, condition on the picture, denoise the whole shot at once,
 and find where the collage ends. What lies before is the take's lead: it stays in the latents, as the VAE decodes from
-there, and is never shown.
+there, and is trimmed.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ __all__ = ["FirstFrameEngine", "ShotCast", "Transition"]
 Transition = Literal["auto", "fixed", "two latents"]
 LEADS: dict[Transition, int] = {"fixed": COLLAGE_FRAMES, "two latents": COLLAGE_FRAMES + 1, "auto": 2 * COLLAGE_FRAMES}
 """Frames filmed on top of a shot's length, for the transition. "auto" has room for a cut later than the published one;
-a shot that cuts later still is shown shorter than planned, and the next one makes up for it.
+a shot that cuts later still is shorter than planned, and the next one makes up for it.
 """
 LATEST_CUT = 24
 LOOK_AHEAD = 13
-"""Frames after the latest cut that finding it looks at."""
+"""Frames after the latest cut that finding it needs."""
 
 
 @dataclass(frozen=True, eq=False)

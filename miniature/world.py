@@ -61,7 +61,7 @@ class Character:
 
 @dataclass(frozen=True)
 class Actor:
-    """A character in a scene. `nudge` shifts the start by a few hundredths of the frame so that no two takes are equal.
+    """A character in a scene. nudge: shifts the start by a few hundredths of the frame so that no two takes are equal.
     """
 
     character: Character
@@ -126,8 +126,7 @@ class _Pose:
 
 
 def _walk(x: float, elapsed: float, low: float, high: float) -> tuple[float, float]:
-    """To and fro between `low` and `high` from `x`, first towards the farther side; returns position and direction.
-    """
+    """To and fro between `low` and `high` from `x`, first towards the farther side; returns position and direction."""
     span = high - low
     first = 1.0 if high - x >= x - low else -1.0
     travelled = WALK_SPEED * elapsed

@@ -1,4 +1,4 @@
-"""What a person drags: V3 nodes, one file per step of film-making. Unwrap, call, wrap.
+"""V3 nodes, one file per step of film-making. Unwrap, call, wrap.
 
 Add a node by importing its class here and naming it in `NODES`; the order is the one of film-making.
 """

@@ -1,4 +1,4 @@
-"""What a film remembers: look at it, ask it, steer it."""
+"""The KV memory of a film: display, retrieve, edit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sockets import CATEGORY, EngineSocket, ReelSocket, numbers_of
 
 
 class LongreelRetrieveMemory(io.ComfyNode):
-    """A prompt to the remembered frames it would bring back."""
+    """A prompt to the frames of the memory with the highest scores for it."""
 
     @override
     @classmethod
@@ -75,7 +75,7 @@ def _describe(item: RetrievedFrame, reel: Reel) -> str:
 
 
 class LongreelPinMemory(io.ComfyNode):
-    """A reel to a reel that must remember some frames and must forget others."""
+    """A reel to a reel with some frames of its memory pinned and others banned."""
 
     @override
     @classmethod

@@ -1,4 +1,4 @@
-"""The shot cache in a person's hands: look at it, change it, ask what a prompt calls for, put pictures into it."""
+"""The shot cache: list it, edit it, retrieve for a prompt, add pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ENGINE = "A cache-guided engine of the reel's size, VAE and keyframe CLIP."
 
 
 class LongreelDualCache(io.ComfyNode):
-    """See and change what a reel remembers across cuts."""
+    """List and edit the shot cache of a reel."""
 
     @override
     @classmethod
@@ -101,7 +101,7 @@ class LongreelDualCache(io.ComfyNode):
 
 
 class LongreelRetrieveKeyframes(io.ComfyNode):
-    """What a prompt would be shown."""
+    """The keyframes that a prompt retrieves."""
 
     @override
     @classmethod
@@ -136,7 +136,7 @@ class LongreelRetrieveKeyframes(io.ComfyNode):
 
 
 class LongreelAddReferences(io.ComfyNode):
-    """Pictures of a person's own into the shot cache."""
+    """A user's pictures into the shot cache."""
 
     @override
     @classmethod

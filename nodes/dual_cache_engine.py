@@ -1,4 +1,4 @@
-"""Filming with caches: the CLIP that knows keyframes, a LoRA trained with caches, and the engine."""
+"""Filming with caches: the CLIP that retrieves keyframes, a LoRA trained with caches, and the engine."""
 
 from __future__ import annotations
 

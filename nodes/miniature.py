@@ -81,7 +81,7 @@ class LongreelMiniaturePicture(io.ComfyNode):
             where: render(Scene(place, (Actor(who, where),), (Beat(0.0, ("stands",)),)), torch.zeros(1), _PICTURED)
             for where in ("left", "middle", "right")
         }
-        # What the character hides on the left is seen when it stands on the right.
+        # What the character hides on the left is visible when it stands on the right.
         seen = torch.where(drawn["left"].masks > 0, drawn["right"].frames, drawn["left"].frames)
         middle = drawn["middle"]
         return io.NodeOutput(middle.frames.movedim(1, -1), middle.masks[:, 0], seen.movedim(1, -1))

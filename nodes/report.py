@@ -1,4 +1,4 @@
-"""Reports on finished videos: does it hold together, and who is in it when."""
+"""Reports on finished videos: consistency, and who is in them when."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class LongreelContinuityReport(io.ComfyNode):
 
 
 class LongreelIdentityReport(io.ComfyNode):
-    """A video and its cast to who is seen when."""
+    """A video and its cast to who is in it when."""
 
     @override
     @classmethod

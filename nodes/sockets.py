@@ -71,7 +71,7 @@ def shot_number_input(tooltip: str, least: int = 1) -> io.Int.Input:
 
 
 def seed_input(tooltip: str) -> io.Int.Input:
-    """A seed that stays as it is from run to run, unless a person asks otherwise."""
+    """A seed that stays as it is from run to run, unless the user changes it."""
     return io.Int.Input(
         "seed",
         default=0,
@@ -132,7 +132,7 @@ def frames_per_block_input() -> io.Int.Input:
 
 
 def memory_input() -> io.DynamicCombo.Input:
-    """How much a causal model remembers; read the value with memory_settings()."""
+    """Settings of the KV memory; read the value with memory_settings()."""
     frames = "latent frames (4 pictures each)"
     return io.DynamicCombo.Input(
         "memory",

@@ -82,13 +82,10 @@ class Outcome:
 class Server:
     """One ComfyUI server on a free port of this machine, stopped by its own process id.
 
-    Args:
-        python: the interpreter of the environment that holds ComfyUI's requirements.
-        comfyui: the folder with ComfyUI's `main.py`.
-        base: its base directory (custom_nodes, input, output, models, user, temp lie below it).
-        flags: more of ComfyUI's command line.
-        log: the file that receives its output; None leaves the output on this terminal.
-        port: 0 for a free one.
+    python: the interpreter of the environment that holds ComfyUI's requirements. comfyui: the folder with ComfyUI's
+    `main.py`. base: its base directory (custom_nodes, input, output, models, user, temp lie below it). flags: more of
+    ComfyUI's command line. log: the file that receives its output; None leaves the output on this terminal. port: 0 for
+    a free one.
     """
 
     def __init__(
@@ -119,11 +116,7 @@ class Server:
     def start(self, patience: float = 300.0) -> Server:
         """Start the server and return once it answers.
 
-        Args:
-            patience: seconds to wait for the first answer.
-
-        Raises:
-            ServerError: it died or did not answer in time.
+        patience: seconds to wait for the first answer. Raises ServerError: it died or did not answer in time.
         """
         command = [str(self.python), str(self.comfyui / "main.py"), "--base-directory", str(self.base), *self.flags]
         command += ["--port", str(self.port), "--disable-auto-launch"]
@@ -236,15 +229,10 @@ class Server:
     def queue(self, prompt: Prompt, on_event: Callable[[Event], None] | None = None, quiet: float = 600.0) -> Outcome:
         """Run a prompt in API format to its end.
 
-        Args:
-            prompt: node id -> {"class_type": ..., "inputs": ...}.
-            on_event: called with every message of the server ({"type", "data"}; progress texts come as type
-                "progress_text" with "node" and "text"). It may call `interrupt` or `kill`.
-            quiet: the longest silence, in seconds, that is not taken for a hang.
-
-        Raises:
-            PromptRejected: the server refused the prompt.
-            ServerError: the server died or fell silent.
+        prompt: node id -> {"class_type": ..., "inputs": ...}. on_event: called with every message of the server
+        ({"type", "data"}; progress texts come as type "progress_text" with "node" and "text"). It may call `interrupt`
+        or `kill`. quiet: the longest silence, in seconds, that is not taken for a hang. Raises PromptRejected: the
+        server refused the prompt; ServerError: the server died or fell silent.
         """
         with _Socket(self.port, f"/ws?clientId={self.client_id}", quiet) as connection:
             messages = iter(connection)

@@ -55,10 +55,8 @@ class SetupError(Exception):
 class Place:
     """Where everything lies.
 
-    Attributes:
-        repository: the root of the pack.
-        home: the folder for what set-up makes.
-        comfyui: the folder with ComfyUI's `main.py`.
+    repository: the root of the pack. home: the folder for what set-up makes. comfyui: the folder with ComfyUI's
+    `main.py`.
     """
 
     repository: Path
@@ -98,8 +96,7 @@ class Place:
 def find_place(repository: Path) -> Place:
     """Decide where things lie, from `LONGREEL_HOME` and `COMFYUI_PATH`.
 
-    Raises:
-        SetupError: `COMFYUI_PATH` is no ComfyUI, or one that is too old.
+    Raises SetupError: `COMFYUI_PATH` is no ComfyUI, or one that is too old.
     """
     home = Path(os.environ.get("LONGREEL_HOME") or repository / ".comfy").absolute()
     given = os.environ.get("COMFYUI_PATH")
@@ -125,12 +122,7 @@ def comfyui_version(comfyui: Path) -> tuple[int, ...]:
 def prepare(place: Place, tests: bool = False) -> None:
     """Bring the environment into being, or do nothing where it is whole.
 
-    Args:
-        place: where.
-        tests: install what the tests need as well.
-
-    Raises:
-        SetupError: a step failed.
+    place: where. tests: install what the tests need as well. Raises SetupError: a step failed.
     """
     try:
         place.home.mkdir(parents=True, exist_ok=True)
@@ -191,8 +183,7 @@ def make_venv(place: Place) -> None:
 def fetch_comfyui(place: Place) -> None:
     """Download, check and unpack ComfyUI, unless it is there.
 
-    Raises:
-        SetupError: there is no network, or what arrived is not the file we know.
+    Raises SetupError: there is no network, or what arrived is not the file we know.
     """
     if place.comfyui.exists():
         return
@@ -270,8 +261,7 @@ def _link_everything(place: Place) -> None:
 def link(target: Path, name: Path) -> None:
     """Make `name` a symbolic link to the folder `target`; on Windows a junction, which needs no rights.
 
-    Raises:
-        SetupError: something else has that name.
+    Raises SetupError: something else has that name.
     """
     if name.exists() and os.path.samefile(name, target):
         return
@@ -365,8 +355,7 @@ def find_chromium() -> Path | None:
 def install_chromium(place: Place) -> str | None:
     """Install Debian's Chromium where it is missing and we may.
 
-    Returns:
-        None when there is a Chromium; otherwise the sentence that says why there is none.
+    Returns none when there is a Chromium; otherwise the sentence that says why there is none.
     """
     if find_chromium() is not None:
         return None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...film.dual_cache import CacheError, LayoutProfile
 from ..wan.cache_tokens import install
+from .lora_file import attach_lora, read_lora
 
 __all__ = ["load_cache_lora", "load_storymem_lora", "storymem_weights"]
 
@@ -30,10 +31,11 @@ _PARTS = {"A": "down", "B": "up"}
 def load_cache_lora(model: ModelPatcher, path: Path, strength: float) -> ModelPatcher:
     """A clone of `model` with the LoRA on it, that reads payloads laid out as the LoRA was trained with.
 
-    Raises CacheError for a file without a profile, of another layout than the model's, or made for another model.
+    Raises CacheError for a file without a profile, of another layout than the model's, or made for another model;
+    LoRAFileError for one that cannot be read or is of another size.
     """
-    weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
-    profile = LayoutProfile.from_metadata(metadata or {})
+    weights, metadata = read_lora(path)
+    profile = LayoutProfile.from_metadata(metadata)
     return _loaded(install(model, profile), weights, path.name, strength)
 
 
@@ -42,7 +44,7 @@ def load_storymem_lora(model: ModelPatcher, path: Path, strength: float) -> Mode
 
     Raises CacheError for a file of another kind, or made for another model.
     """
-    weights = storymem_weights(comfy.utils.load_torch_file(str(path), safe_load=True))
+    weights = storymem_weights(read_lora(path)[0])
     if not weights:
         raise CacheError(
             f"{path.name} is no LoRA as StoryMem releases them (backbone_high_noise, backbone_low_noise): choose "
@@ -72,14 +74,7 @@ def storymem_weights(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _loaded(model: ModelPatcher, weights: Mapping[str, Tensor], file: str, strength: float) -> ModelPatcher:
     targets = comfy.lora.model_lora_keys_unet(model.model, {})
     names = {name.rsplit(".lora_", 1)[0] for name in weights if ".lora_" in name}
-    if not names or not all(name in targets and _fits(model, targets[name], weights, name) for name in names):
+    halves = [f"{name}.lora_{half}.weight" for name in names for half in ("up", "down")]
+    if not names or not all(name in targets for name in names) or not all(half in weights for half in halves):
         raise CacheError(f"{file} was made for another model: load the one that it was trained on.")
-    loaded, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
-    with_lora: ModelPatcher = loaded
-    return with_lora
-
-
-def _fits(model: ModelPatcher, target: str, weights: Mapping[str, Tensor], name: str) -> bool:
-    rows, columns = comfy.utils.get_attr(model.model, target).shape[:2]
-    up, down = weights.get(f"{name}.lora_up.weight"), weights.get(f"{name}.lora_down.weight")
-    return up is not None and down is not None and (up.shape[0], down.shape[1]) == (rows, columns)
+    return attach_lora(model, weights, file, strength)[0]

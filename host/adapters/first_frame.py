@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import comfy.sd
-import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
 from ...film.first_frame import FirstFrameError, check_keys, check_pair, expert_of, needs_conversion, to_core_keys
 from ...film.first_frame.lora import Expert
+from .lora_file import attach_lora, read_lora
 
 __all__ = ["Applied", "apply_lora", "expert_on"]
 
@@ -30,9 +29,10 @@ def apply_lora(model: ModelPatcher, path: Path, strength: float, expert: Expert 
 
     expert: which half of a pair the model is; None for a model that films alone. Adapters whose keys ComfyUI would load
     as nothing, without saying so, get keys that it recognises. Raises FirstFrameError if nothing of the file fits the
-    model, or if it says that it is for the other expert, in its metadata or in its name.
+    model, or if it says that it is for the other expert, in its metadata or in its name; LoRAFileError for a file that
+    cannot be read or is of another size.
     """
-    weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    weights, metadata = read_lora(path)
     found = expert_of(path.stem, metadata)
     if expert is not None and found is not None and found != expert:
         (fault,) = check_pair(found, None) if expert == "high" else check_pair(None, found)
@@ -42,8 +42,7 @@ def apply_lora(model: ModelPatcher, path: Path, strength: float, expert: Expert 
         names = to_core_keys(weights)
         weights = {names[key]: value for key, value in weights.items()}
     modules = check_keys(weights).modules
-    patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0, lora_metadata=metadata)
-    count = _patches(patched) - _patches(model)
+    patched, count = attach_lora(model, weights, path.name, strength, metadata)
     if not count:
         raise FirstFrameError(f"Nothing of {path.name} fits this model: choose a LoRA made for it.")
     if found or expert:
@@ -57,8 +56,3 @@ def expert_on(model: ModelPatcher) -> Expert | None:
     """Which expert's LoRA a model carries, as `apply_lora` noted or as the metadata of another loader's LoRA says."""
     noted: Expert | None = model.attachments.get(_EXPERT)
     return noted or expert_of("", model.attachments.get("lora_metadata"))
-
-
-def _patches(model: ModelPatcher) -> int:
-    """How many patches hang on a model's weights."""
-    return sum(len(patches) for patches in model.patches.values())

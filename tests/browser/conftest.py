@@ -27,9 +27,7 @@ PATIENCE_MS = 120_000
 class Editor:
     """One tab with ComfyUI's editor.
 
-    Attributes:
-        page: playwright's page.
-        complaints: what the page wrote to the console as errors, and what it threw.
+    page: playwright's page. complaints: what the page wrote to the console as errors, and what it threw.
     """
 
     def __init__(self, page: Page, server: Server, vue_nodes: bool) -> None:

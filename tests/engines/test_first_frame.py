@@ -305,7 +305,7 @@ def test_a_cast_is_loaded_and_composed_once(pair: FirstFrameEngine, monkeypatch:
     for name in ("load_cut_out", "load_picture", "compose", "build_prompt"):
         count(name)
     engine = replace(pair, trigger="The same character.")
-    shot = parse_shot("seconds: 0.5, references: ball; box.png; plate=room.png\nA red ball.")
+    shot = parse_shot("seconds: 0.5, references: ball; box.png; plate=room.png\nA red ball and a box.")
     (job,) = prepare(engine, [shot], None, None).jobs
     assert sorted(counted) == ["build_prompt", "compose", "load_cut_out", "load_picture"]
     counted.clear()

@@ -22,14 +22,13 @@ from longreel.engines.dual_cache_backends import make_backend
 from longreel.engines.engine import Capabilities, EngineBase, EngineError, ShotInputs
 from longreel.engines.filming import film_shot, prepare
 from longreel.film.reel.latent_space import LatentSpace
-from longreel.film.reel.reel import FilmedShot, Reel, ReelError, check_layout, load_reel, save_reel
+from longreel.film.reel.reel import Reel, ReelError, check_layout, load_reel, save_reel
 from longreel.film.reel.takes import ShotPlan, plan_shot, takes
 from longreel.film.storyboard.shot import Shot
 from longreel.film.storyboard.text import parse_storyboard
 from longreel.host import families
 from longreel.host.families import UnsupportedVaeError, of, of_vae
 from longreel.host.families.family import fit
-from longreel.host.files.paths import spill_folder
 from longreel.host.guidance import Cfg
 from longreel.host.media.decode import film_frames, take_picture
 from longreel.host.media.embedder import load_embedder
@@ -161,17 +160,7 @@ class TilesEngine(EngineBase):
             seed=shot.seed,
             on_step=report.step,
         )
-        filmed = FilmedShot.store(
-            shot,
-            made[:, :, extra:],
-            previous=reel.fingerprint,
-            settings=self.settings(inputs.picture),
-            take_start=plan.take_start,
-            frames=plan.frames,
-            folder=spill_folder(),
-            family=self.family.latents.family,
-        )
-        return reel.append(filmed)
+        return self._filmed(reel, shot, plan, inputs, made[:, :, extra:])
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ...miniature.batch import World
 from ...miniature.stories import describe, random_scene
 from ...miniature.text import pad, tokenize
-from ...miniature.world import ACTIONS, CAMERAS, FPS, Beat, Scene, render
+from ...miniature.world import ACTIONS, CAMERAS, FPS, Beat, Scene
 from ..core.precision import mixed_precision
 from ..miniature.latents import coverage
 from ..miniature.sequences import BLOCK
@@ -87,20 +88,22 @@ def captions(scene: Scene, latents: int) -> tuple[list[str], torch.Tensor]:
 
 
 @torch.no_grad()
-def encode_take(vae: Any, scene: Scene, latents: int) -> dict[str, torch.Tensor]:
+def encode_take(vae: Any, world: World, scene: Scene, latents: int) -> dict[str, torch.Tensor]:
     """One take as `LongTakes` has it. vae: as of training.vae, with normalised latents as its raw ones (read_vae)."""
     device = next(vae.parameters()).device
-    drawn = render(scene, torch.arange(1 + 4 * (latents - 1)) / FPS)
-    clip = (drawn.frames.transpose(0, 1)[None] * 2 - 1).to(device, memory_format=torch.channels_last_3d)
+    drawn = world.render([scene], torch.arange(1 + 4 * (latents - 1))[None] / FPS)
+    clip = (drawn.frames.transpose(1, 2) * 2 - 1).contiguous(memory_format=torch.channels_last_3d)
     with mixed_precision(device):
         z = encode(vae, clip)
     prompts, caption = captions(scene, latents)
     tokens = torch.stack([pad(tokenize(prompt)) for prompt in prompts])
     filled = tokens[torch.arange(MOST_PROMPTS).clamp(max=len(prompts) - 1)]
     return {
-        "latents": z[0].bfloat16().cpu(), "coverage": coverage(drawn.masks).bfloat16(), "tokens": filled.byte(),
+        "latents": z[0].bfloat16().cpu(),
+        "coverage": coverage(drawn.masks[0, :, None]).bfloat16().cpu(),
+        "tokens": filled.byte(),
         "caption": caption.byte(),
-    }  # fmt: skip
+    }
 
 
 def encode_takes(vae: Any, shards: int, latents: int, folder: Path, seed: int) -> None:
@@ -108,6 +111,7 @@ def encode_takes(vae: Any, shards: int, latents: int, folder: Path, seed: int) -
     there are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    world = World(next(vae.parameters()).device)
     for shard in range(shards):
         path = folder / f"takes-{latents}-{shard:03}.safetensors"
         if path.exists():
@@ -116,7 +120,7 @@ def encode_takes(vae: Any, shards: int, latents: int, folder: Path, seed: int) -
         for index in range(SHARD):
             rng = random.Random(f"long takes {seed}/{shard}/{index}")
             most = min(MOST_PROMPTS - 1, latents // (4 * BLOCK) - 1)
-            takes.append(encode_take(vae, long_scene(rng, latents, rng.randint(0, most)), latents))
+            takes.append(encode_take(vae, world, long_scene(rng, latents, rng.randint(0, most)), latents))
         part = path.with_suffix(".part")
         save_file({key: torch.stack([take[key] for take in takes]) for key in takes[0]}, part)
         part.replace(path)

@@ -172,9 +172,7 @@ def train(
     seconds and at the end) and `<name>.jsonl`. A checkpoint found there is continued. KeyboardInterrupt saves before
     it leaves.
 
-    Raises:
-        ProcessError: accelerate is not installed.
-        DivergedError: the loss is not finite.
+    Raises ProcessError: accelerate is not installed; DivergedError: the loss is not finite.
     """
     group = processes()
     checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.jsonl"

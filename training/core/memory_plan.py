@@ -76,7 +76,7 @@ def _activations(dit: Any, tokens: int, element: int, checkpointing: bool) -> in
     """A block keeps about 24 vectors of its width and 2 of its inner width per token; recomputed blocks keep their
     input, and one block at a time is whole.
     """
-    width, inner = dit.dim, dit.blocks[0].ffn[0].out_features
+    width, inner = dit.dim, max(getattr(layer, "out_features", 0) for layer in dit.blocks[0].modules())
     block = tokens * (24 * width + 2 * inner) * element
     layers = len(dit.blocks)
     return block + layers * tokens * width * element if checkpointing else layers * block

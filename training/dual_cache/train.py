@@ -259,7 +259,7 @@ def _update_loss(
     share = (torch.randperm(recipe.batch) + torch.rand(recipe.batch)) / recipe.batch
     levels = SigmaRange(shift=recipe.shift).at(share).split(counts)
     done = torch.zeros(())
-    metrics: Metrics = {}
+    metrics: dict[str, float] = {}
     for number, (count, sigma) in enumerate(zip(counts, levels, strict=True)):
         samples = draw_pass(scenes, recipe, step, f"{draw}/{number}", count)
         if recipe.rolls_out(step):

@@ -194,7 +194,5 @@ def train_latent_classifier(recipe: LatentClassifierRecipe, reader: LatentClassi
         right = ((logits > 0) == (named > 0.5)).float()
         return value, {"frames": right.amin(dim=1).mean(), "bodies": right[:, bodies].amin(dim=1).mean()}
 
-    schedule = Schedule(
-        recipe.steps, recipe.rate, muon_rate=2 * recipe.rate, average=0.995, seconds=recipe.seconds
-    )
+    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=2 * recipe.rate, average=0.995, seconds=recipe.seconds)
     reader.load_state_dict(train("reader", reader, learn, schedule, folder, seed=recipe.seed))

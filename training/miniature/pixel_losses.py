@@ -60,8 +60,7 @@ class DecodedProbeLoss:
         return self._told(lead, part, torch.stack([alone, torch.full_like(alone, -1)], dim=1))
 
     def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """For latents without labels: the feature distance of `guess` and `clean` [B, 16, F, h, w].
-        """
+        """For latents without labels: the feature distance of `guess` and `clean` [B, 16, F, h, w]."""
         chosen, first = torch.randperm(len(guess))[: self.most], _somewhere(guess)
         made = self._pictures(*_block(guess[chosen], first))
         with torch.no_grad():

@@ -108,7 +108,8 @@ def train_probe(
     files there. world: draws the pool, if there is one.
     """
     device = next(probe.parameters()).device
-    rng, parts = random.Random(f"{recipe.seed}"), []
+    rng = random.Random(f"{recipe.seed}")
+    parts: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
     while len(parts) * 256 < recipe.clips:
         clips, labelled = draw_clips(rng, min(256, recipe.clips - len(parts) * 256), world=world)
         parts.append(((clips * 255).round().to(torch.uint8), labelled))
@@ -132,9 +133,7 @@ def train_probe(
             metrics[name] = (logits.argmax(1) == wanted).float().mean()
         return value, metrics
 
-    schedule = Schedule(
-        recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, average=0.995, seconds=recipe.seconds
-    )
+    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, average=0.995, seconds=recipe.seconds)
     probe.load_state_dict(train(name, probe, loss_at, schedule, folder, seed=recipe.seed))
 
 

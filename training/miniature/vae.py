@@ -97,7 +97,7 @@ def _conv(x: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
         weight = weight[:, :, -1:]
     elif taps > 1:
         x = F.pad(x, (0, 0, 0, 0, taps - 1, 0))
-    return _convolved(x, weight, conv.bias, conv.stride[0], conv.padding[1])
+    return _convolved(x, weight, conv.bias, conv.stride[0], int(conv.padding[1]))
 
 
 def _convolved(

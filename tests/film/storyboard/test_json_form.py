@@ -122,7 +122,7 @@ def test_a_file_is_read_by_its_name_and_may_begin_with_a_byte_order_mark(tmp_pat
 
 def test_what_the_documentation_shows_is_read() -> None:
     page = (Path(__file__).parents[3] / "docs" / "storyboard.md").read_text(encoding="utf-8")
-    first, escapes, error, in_json = (block for _, block in re.findall(r"```(\w*)\n(.*?)\n```", page, re.DOTALL))
+    first, escapes, error, in_json = (block for _, block in re.findall(r"``(\w*)\n(.*?)\n``", page, re.DOTALL))
     robot, on, tree = parse_storyboard(first).shots
     assert [prompt.at for prompt in robot.prompts] == [0, 4.5]
     assert (on.start, on.seed) == ("continue", 4)

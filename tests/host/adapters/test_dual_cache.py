@@ -10,6 +10,7 @@ import pytest
 import torch
 from longreel.film.dual_cache import FILMWEAVER, CacheError
 from longreel.host.adapters.dual_cache import load_cache_lora, load_storymem_lora, storymem_weights
+from longreel.host.adapters.lora_file import LoRAFileError
 from longreel.host.wan.cache_tokens import installed_profile
 from safetensors.torch import save_file
 
@@ -56,7 +57,7 @@ def test_weights_and_layout_come_from_the_file(model, tmp_path: Path):
     ],
 )
 def test_files_that_do_not_fit_are_refused(model, tmp_path: Path, change, message):
-    with pytest.raises(CacheError, match=message):
+    with pytest.raises((CacheError, LoRAFileError), match=message):
         load_cache_lora(model, write(tmp_path / "a.safetensors", **change), 1.0)
 
 
@@ -113,5 +114,5 @@ NARROW = {name: value[:, :3].clone() for name, value in tiny_models.storymem_wei
 )
 def test_files_that_are_not_storymems_are_refused(image_to_video, tmp_path: Path, weights, message):
     save_file(weights, tmp_path / "a.safetensors")
-    with pytest.raises(CacheError, match=message):
+    with pytest.raises((CacheError, LoRAFileError), match=message):
         load_storymem_lora(image_to_video, tmp_path / "a.safetensors", 1.0)

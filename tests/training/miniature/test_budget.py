@@ -32,7 +32,9 @@ def quick_world(monkeypatch: pytest.MonkeyPatch) -> None:
     square = torch.zeros(4, 128, 128)
     square[:, 32:96, 32:96] = 1
     monkeypatch.setattr(batch, "sprite", Painted(lambda *_: square))
-    monkeypatch.setattr(batch, "backdrop", Painted(lambda _: (torch.full((4, 256, 640), 0.5), torch.zeros(4, 256, 640))))
+    monkeypatch.setattr(
+        batch, "backdrop", Painted(lambda _: (torch.full((4, 256, 640), 0.5), torch.zeros(4, 256, 640)))
+    )
 
 
 def small() -> budget.BudgetRecipe:
