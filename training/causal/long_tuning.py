@@ -82,6 +82,8 @@ class LongTuning:
     ) -> None:
         self.recipe, self.stream = recipe, stream
         self.reader, self.matching, self.replay = reader, matching, replay
+        self.gradients: list[torch.Tensor] = []
+        self.names: list[str] = []
 
     def loss_at(self, step: int) -> tuple[torch.Tensor, Metrics]:
         """Film the next block of all films and say what is to be learned of it; see training.loop.train."""
@@ -90,13 +92,22 @@ class LongTuning:
             value, figures = self.replay(step)
             return value, {f"base {name}": figure for name, figure in figures.items()}
         new = stream.open()
-        device = new.position.device
-        with mixed_precision(device):
-            value, figures = self._learn(new)
+        asked = self._asked(new)
+        if stream.shadow is not None and self.matching is None:
+            value, figures = self._on_shadow(asked)
+        else:
+            with mixed_precision(new.position.device):
+                value, figures, guess = self._learn(asked)
+                if self.matching is not None:
+                    scored = torch.arange(min(recipe.scored, stream.films), device=guess.device)
+                    student, fake = self.matching.losses(window(new, guess[scored], scored), asked["learned"][scored])
+                    value = value + recipe.matching * student + fake
+                    figures |= {"matching": student.detach(), "fake": fake.detach()}
         stream.close(new)
         return value, dict(figures)
 
-    def _learn(self, new: NewBlock) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _asked(self, new: NewBlock) -> dict[str, torch.Tensor]:
+        """What the model is asked about a block, and what its answers are weighed against: tensors alone."""
         recipe, stream = self.recipe, self.stream
         device, films = new.position.device, stream.films
         own = torch.rand(films, device=device) < (recipe.own if new.truth is not None else 1.0)
@@ -105,34 +116,77 @@ class LongTuning:
         done = int(torch.randint(len(recipe.levels), ()))
         made = new.guesses[done - 1] if done else torch.zeros_like(new.guesses[0])
         clean = made if new.truth is None else torch.where(own[:, None, None, None, None], made, new.truth)
-        level = noise_levels((films, 1), few=0.6).to(device)
+        with device:
+            level = noise_levels((films, 1), few=0.6)
         level = torch.where(own[:, None], torch.full_like(level, recipe.levels[done]), level).expand(-1, BLOCK)
         noise, share = torch.randn_like(clean), level[:, None, :, None, None]
         x = (1 - share) * clean + share * noise
-        v = stream.flow(x, 1000 * level)
-        guess = x - share * v
-        learned = ~new.given if stream.block else torch.ones_like(new.given)
-        value, figures = v.new_zeros(()), dict[str, torch.Tensor]()
-
-        if recipe.truth and new.truth is not None and new.weight is not None:
+        learned = (~new.given if new.block else torch.ones_like(new.given)).float()
+        asked = {"x": x, "level": level, "learned": learned}
+        if new.truth is not None and new.weight is not None:
             counts = torch.where(new.run <= recipe.reach, 1.0, recipe.beyond) * learned * (~own | (done == 0))
-            weight = new.weight * counts[:, None, None, None, None]
-            truth = velocity_loss(v, noise - new.truth, weight + 1e-8)
+            asked |= {"target": noise - new.truth, "weight": new.weight * counts[:, None, None, None, None]}
+        if self.reader is not None:
+            asked["named"] = multi_hot_labels(new.tokens)
+        return asked
+
+    def _learn(
+        self, asked: dict[str, torch.Tensor], shadow: bool = False
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """The loss, its parts, and the guessed block."""
+        recipe, x, level, learned = self.recipe, asked["x"], asked["level"], asked["learned"]
+        v = self.stream.flow(x, 1000 * level, shadow=shadow)
+        guess = x - level[:, None, :, None, None] * v
+        value, figures = v.new_zeros(()), dict[str, torch.Tensor]()
+        if recipe.truth and "target" in asked:
+            truth = velocity_loss(v, asked["target"], asked["weight"] + 1e-8)
             value = value + recipe.truth * truth
             figures["truth"] = truth.detach()
         if recipe.reading and self.reader is not None:
-            logits = self.reader(guess.transpose(1, 2).flatten(0, 1)).unflatten(0, (films, BLOCK))
-            named = multi_hot_labels(new.tokens)[:, None].expand_as(logits)
+            logits = self.reader(guess.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(guess), BLOCK))
+            named = asked["named"][:, None].expand_as(logits)
             wrong = F.binary_cross_entropy_with_logits(logits.float(), named, reduction="none").mean(dim=(1, 2))
             read = (wrong * learned).sum() / learned.sum().clamp(min=1)
             value = value + recipe.reading * read
             figures["read"] = read.detach()
-        if self.matching is not None:
-            scored = torch.arange(min(recipe.scored, films), device=device)
-            student, fake = self.matching.losses(window(new, guess[scored], scored), learned[scored])
-            value = value + recipe.matching * student + fake
-            figures |= {"matching": student.detach(), "fake": fake.detach()}
-        return value, figures
+        return value, figures, guess
+
+    def _on_shadow(self, asked: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The same by the bf16 copy, without casts and as one graph; the gradients are the model's own when the loss
+        that is returned is propagated back.
+        """
+        stream, shadow = self.stream, self.stream.shadow
+        assert shadow is not None
+        masters, copies = list(stream.dit.parameters()), list(shadow.parameters())
+        if not self.gradients:
+            self.gradients = [torch.zeros_like(p) for p in masters]
+        held = {name: stream.kept(f"asked {name}", value) for name, value in asked.items()}
+
+        def learn() -> None:
+            with torch.enable_grad():
+                value, figures, _ = self._learn(held, shadow=True)
+                found = torch.autograd.grad(value, copies, allow_unused=True, materialize_grads=True)
+            torch._foreach_copy_(self.gradients, list(found))
+            self.names = list(figures)
+            stream.kept("told", torch.stack([value.detach(), *figures.values()]))
+
+        stream.captured(("learn", *stream.memory.phase), learn)
+        told = stream.buffers["told"].clone()
+        value: torch.Tensor = _Handed.apply(told[0], self.gradients, *masters)
+        return value, dict(zip(self.names, told[1:].unbind(), strict=True))
+
+
+class _Handed(torch.autograd.Function):
+    """A loss whose gradients by some parameters are there already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, gradients: list[torch.Tensor], *masters: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, None, *torch._foreach_mul(ctx.gradients, scale)
 
 
 def tune(

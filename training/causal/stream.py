@@ -17,8 +17,9 @@ import torch
 
 from ...film.kv_memory import MemorySettings
 from ..miniature.sequences import BLOCK, FEW_STEPS
+from .graphs import Captured
 from .long_data import LongTakes
-from .stream_memory import KeyValues, StreamMemory, block_flow, text_keys
+from .stream_memory import Context, KeyValues, StreamMemory, block_flow, text_keys
 
 GIVEN = 3
 """True blocks before a film that begins in the middle of its take."""
@@ -86,11 +87,12 @@ class Stream:
         self.blocks, self.size, self.levels, self.farthest = min(blocks, takes.blocks), size, levels, farthest
         self.cuts = cuts
         self.device = next(dit.parameters()).device
-        self.shadow = copy.deepcopy(dit).to(torch.bfloat16).requires_grad_(False) if shadow else None
+        self.shadow = copy.deepcopy(dit).to(torch.bfloat16) if shadow else None
         rows, columns = (-(-side // dit.patch_size[axis]) for axis, side in ((1, size[1]), (2, size[2])))
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.memory = StreamMemory(dit, films, rows * columns, settings, BLOCK, dtype)
+        self.memory = StreamMemory(dit, films, rows * columns, settings, BLOCK, _dtype(self._filmer))
         self.block = self.blocks
+        self.captured = Captured(self.device.type == "cuda" and shadow)
+        self.buffers: dict[str, torch.Tensor] = {}
         self.before: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self.tokens = self.run = self.text = torch.empty(0)
 
@@ -102,10 +104,11 @@ class Stream:
             self._begin()
         j, memory = self.block, self.memory
         caption = self.schedule[j]
-        tokens = self.tokens[torch.arange(self.films, device=self.device), caption.to(self.device)]
+        tokens = self.tokens[torch.arange(self.films, device=self.device), self.captions[j]]
         differs = caption != self.schedule[j - 1]
         # A leap is no change of prompt: what is there is computed under the prompt that is on there.
         switched = differs & ~self.leaps if j == 1 else differs & (j > 1)
+        changed = self.changes[j]
         if j in self.cuts:
             memory.cut()
             self.before = []
@@ -113,26 +116,34 @@ class Stream:
             with torch.no_grad():
                 self.text = self.encode(tokens).to(memory.sink.dtype)
         self._sync_shadow()
-        with torch.no_grad(), self._filming():
-            text, means = text_keys(self._filmer, self.text)
-            memory.fold(means, (~switched & (j not in self.cuts)).to(self.device).float())
-            if bool(switched.any()) and self.before:
-                self._recache(text, switched.to(self.device))
-            truth, weight = self._truth(j)
-            anchored = torch.zeros_like(self.given, dtype=torch.bool)
-            if truth is not None:
-                anchored = torch.rand(self.films, device=self.device) < self.rate
-            guesses = self._denoise(self._noise(), text, truth, anchored)
-        given = self.given > j
-        position, before = self._position(j), list(self.before)
+        truth, weight = self._truth(j)
+        anchored = torch.zeros_like(self.given, dtype=torch.bool)
+        if truth is not None:
+            anchored = torch.rand(self.films, device=self.device) < self.rate
+        text, position = self.kept("text", self.text), self.kept("position", self._position(j))
+        noise, known = self.kept("noise", self._noise()), self.kept("known", (~changed & (j not in self.cuts)).float())
+        start = None if truth is None else self.kept("truth", truth)
+        start_at = self.kept("anchored", anchored)
+        self.captured(("fold", *memory.phase), lambda: memory.fold(text_keys(self._filmer, text)[1], known))
+        if bool(switched.any()) and self.before:
+            self._recache(text, self.kept("changed", changed))
+
+        def film() -> None:
+            made = self._denoise(noise, text_keys(self._filmer, text)[0], position, start, start_at)
+            self.kept("guesses", torch.stack(made))
+
+        self.captured(("film", *memory.phase), film)
+        guesses = list(self.buffers["guesses"].clone())
+        given, before = self.given > j, list(self.before)
         return NewBlock(j, self.text, tokens, position, truth, weight, guesses, before, given, anchored, self.run)
 
-    def flow(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    def flow(self, x: torch.Tensor, time: torch.Tensor, *, shadow: bool = False) -> torch.Tensor:
         """The model's velocity [B, C, 3, h, w] of the open block's latents x under its prompts and behind the memory,
-        with gradients; time: noise levels [B, 3] in 0..1000.
+        with gradients, of its shadow's weights if asked for; time: noise levels [B, 3] in 0..1000.
         """
-        text, _ = text_keys(self.dit, self.text.float() if self.device.type == "cpu" else self.text)
-        velocity = block_flow(self.dit, x, time, text, self._position(self.block), self.memory.context)
+        dit = self._filmer if shadow else self.dit
+        text, _ = text_keys(dit, self.buffers["text"].to(_dtype(dit)))
+        velocity = block_flow(dit, x.to(_dtype(dit)), time, text, self.buffers["position"], self.memory.context)
         assert velocity is not None
         return velocity.float()
 
@@ -142,13 +153,16 @@ class Stream:
         if new.truth is not None:
             own = torch.where(new.given[:, None, None, None, None], new.truth, own)
         self.run = torch.where(new.given | new.anchored, torch.zeros_like(self.run), self.run + 1)
-        with torch.no_grad(), self._filming():
-            text, _ = text_keys(self._filmer, self.text)
+        text, position, latents = self.buffers["text"], self.buffers["position"], self.kept("own", own)
+
+        def commit() -> None:
             keys: KeyValues = []
-            self._pass(own, 0.0, text, new.position, keys)
+            self._pass(latents, 0.0, text_keys(self._filmer, text)[0], position, keys)
             self.memory.commit(keys)
+
+        self.captured(("commit", *self.memory.phase), commit)
         self.memory.committed()
-        self.before = [*self.before, (own, self.text, new.position)][-KEPT:]
+        self.before = [*self.before, (own, self.text, self._position(self.block))][-KEPT:]
         self.block += 1
 
     # Parts
@@ -169,6 +183,10 @@ class Stream:
             self.given = torch.maximum(self.given, (torch.rand(films) < 0.5).long().to(self.device))
         self.shift, self.chosen = shift.to(self.device), chosen.to(self.device)
         self.place = self.place.to(self.device)
+        differs = self.schedule != self.schedule.roll(1, 0)
+        differs[0] = False
+        differs[1] &= ~leaps
+        self.changes, self.captions = differs.to(self.device), self.schedule.to(self.device)
         self.rate = torch.tensor(_RATES)[torch.randint(len(_RATES), (films,))].to(self.device)
         self.run = torch.zeros(films, dtype=torch.long, device=self.device)
         self.tokens = takes.tokens.to(self.device)[self.chosen]
@@ -189,14 +207,15 @@ class Stream:
         frames = BLOCK * j + torch.arange(BLOCK, device=self.device).expand(self.films, BLOCK)
         return frames + self.shift[:, None] if j else frames
 
+    def kept(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """`value` in a place of its own that is the same for every block, as a graph needs it."""
+        if name not in self.buffers or self.buffers[name].shape != value.shape:
+            self.buffers[name] = torch.empty_like(value)
+        return self.buffers[name].copy_(value)
+
     @property
     def _filmer(self) -> Any:
         return self.shadow or self.dit
-
-    def _filming(self) -> torch.autocast:
-        """Precision of passes without gradients: the shadow's own, else as the model is trained on a GPU."""
-        cast = self.shadow is None and self.device.type == "cuda"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=cast)
 
     @torch.no_grad()
     def _sync_shadow(self) -> None:
@@ -204,44 +223,57 @@ class Stream:
             torch._foreach_copy_(list(self.shadow.parameters()), list(self.dit.parameters()))
 
     def _pass(
-        self, x: torch.Tensor, level: float, text: KeyValues, position: torch.Tensor, keys: KeyValues | None = None
+        self,
+        x: torch.Tensor,
+        level: float,
+        text: KeyValues,
+        position: torch.Tensor,
+        keys: KeyValues | None = None,
+        context: Context | None = None,
     ) -> torch.Tensor | None:
         time = torch.full((self.films, x.shape[2]), 1000 * level, device=self.device)
-        dtype = torch.float32 if self.shadow is None else torch.bfloat16
-        return block_flow(self._filmer, x.to(dtype), time, text, position, self.memory.context, keys)
+        return block_flow(
+            self._filmer, x.to(_dtype(self._filmer)), time, text, position, context or self.memory.context, keys
+        )
 
     def _noise(self) -> torch.Tensor:
         """A block's noise for each step: [steps, B, C, 3, h, w]."""
         return torch.randn((len(self.levels), self.films, self.size[0], BLOCK, *self.size[1:]), device=self.device)
 
     def _denoise(
-        self, noise: torch.Tensor, text: KeyValues, truth: torch.Tensor | None, anchored: torch.Tensor
+        self,
+        noise: torch.Tensor,
+        text: KeyValues,
+        position: torch.Tensor,
+        truth: torch.Tensor | None,
+        anchored: torch.Tensor,
     ) -> list[torch.Tensor]:
         """The clean latents [B, C, 3, h, w] that each of the few steps guesses; the last is the block."""
         guesses: list[torch.Tensor] = []
         for level, fresh in zip(self.levels, noise, strict=True):
             x = level * fresh + (1 - level) * guesses[-1] if guesses else level * fresh
-            velocity = self._pass(x, level, text, self._position(self.block))
+            velocity = self._pass(x, level, text, position)
             assert velocity is not None
             guesses.append(x - level * velocity.float())
             if truth is not None and len(guesses) == _ANCHOR < len(self.levels):
                 guesses[-1] = torch.where(anchored[:, None, None, None, None], truth, guesses[-1])
         return guesses
 
-    def _recache(self, text: KeyValues, switched: torch.Tensor) -> None:
+    def _recache(self, text: torch.Tensor, switched: torch.Tensor) -> None:
         frames, whole = self.memory.recache_frames()
         blocks = self.before[-(frames // BLOCK) :]
-        x = torch.cat([part[0] for part in blocks], dim=2)
-        position = torch.cat([part[2] for part in blocks], dim=1)
-        keys: KeyValues = []
-        time = torch.zeros((self.films, frames), device=self.device)
-        dtype = torch.float32 if self.shadow is None else torch.bfloat16
+        x = self.kept(f"past {frames}", torch.cat([part[0] for part in blocks], dim=2))
+        position = self.kept(f"past positions {frames}", torch.cat([part[2] for part in blocks], dim=1))
 
         def context(layer: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
             return self.memory.context(layer, ring=False, sink=not whole)
 
-        block_flow(self._filmer, x.to(dtype), time, text, position, context, keys)
-        self.memory.recached(keys, frames, switched)
+        def recache() -> None:
+            keys: KeyValues = []
+            self._pass(x, 0.0, text_keys(self._filmer, text)[0], position, keys, context)
+            self.memory.recached(keys, frames, switched)
+
+        self.captured(("recache", frames, whole, *self.memory.phase), recache)
 
     # Checkpoints
 
@@ -249,7 +281,21 @@ class Stream:
         """Where the films are, with their memory."""
         if self.block >= self.blocks:
             return {}
-        names = ("block", "place", "schedule", "leaps", "given", "shift", "chosen", "rate", "run", "tokens", "before")
+        names = (
+            "block",
+            "place",
+            "schedule",
+            "leaps",
+            "given",
+            "shift",
+            "chosen",
+            "rate",
+            "run",
+            "tokens",
+            "before",
+            "changes",
+            "captions",
+        )
         return {name: getattr(self, name) for name in names} | {"text": self.text, "memory": self.memory.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -262,3 +308,9 @@ class Stream:
         # The host plans by these two.
         self.schedule, self.leaps = self.schedule.cpu(), self.leaps.cpu()
         self.memory.load(state["memory"])
+
+
+def _dtype(dit: Any) -> torch.dtype:
+    """What a model computes in: core keeps some layers in float32 whatever the others are."""
+    dtype: torch.dtype = dit.head.modulation.dtype
+    return dtype

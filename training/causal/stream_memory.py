@@ -20,6 +20,8 @@ from ..miniature.dit import _angles, _attend, _patches, _rotate
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 """Of every layer: keys and values [B, heads, tokens, head_dim]."""
+Context = Callable[[int], KeyValues]
+"""What a layer sees beside the frames of a pass, in parts."""
 
 
 class StreamMemory:
@@ -55,13 +57,12 @@ class StreamMemory:
         size = settings.bank
         self.order = torch.zeros((layers, films, size), dtype=torch.long, device=device)
         self.means = torch.zeros((layers, films, size, heads, dit.dim // heads), device=device)
-        self.held = torch.full((layers, films, size), -1, dtype=torch.long, device=device)
         self.clear()
 
     def clear(self) -> None:
         """All films begin anew."""
         self.block = self.past = self.recorded = self.begun = 0
-        self.order.copy_(torch.arange(self.settings.bank - 1, -1, -1))
+        self.order.copy_(torch.arange(self.settings.bank - 1, -1, -1, device=self.order.device))
 
     def cut(self) -> None:
         """All films begin a new take: sink, bank and positions stay."""
@@ -76,6 +77,17 @@ class StreamMemory:
     def folded(self) -> bool:
         """Whether a recorded frame has entered the bank yet: it does when the next block begins."""
         return self.recorded > 0 and self.block > 0
+
+    @property
+    def phase(self) -> tuple[int, ...]:
+        """All that decides which operations a block's passes are made of."""
+        return (
+            min(self.block, 1),
+            min(self.begun, 1),
+            self.past,
+            min(self.recorded, self.settings.bank + 1),
+            int(self._records()),
+        )
 
     def fold(self, text: torch.Tensor, known: torch.Tensor) -> None:
         """Before a block: the recorded frame enters; when the bank is full, the one that fits the prompt least leaves.
@@ -100,7 +112,6 @@ class StreamMemory:
         self.bank.copy_(torch.where(tokens, self.candidate.repeat(1, 1, 1, 1, size, 1), self.bank))
         mean = self.candidate[0].float().mean(dim=3)
         self.means.copy_(torch.where(chosen[..., None, None], mean[:, :, None], self.means))
-        self.held.copy_(torch.where(chosen, self.pending, self.held))
 
     def context(self, layer: int, *, ring: bool = True, sink: bool = True) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """What a pass of a block sees beside itself: parts (keys, values) [B, heads, tokens, head_dim]."""
@@ -127,7 +138,6 @@ class StreamMemory:
     def committed(self) -> None:
         """Count the block that `commit` has put in place."""
         if self._records():
-            self.pending = self.block * self.frames
             self.recorded += self.block % self.settings.record_interval == 0
         if self.block:
             self.past = min(self.past + self.frames, self.ring.shape[4] // self.tokens)
@@ -164,9 +174,9 @@ class StreamMemory:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        tensors = ("sink", "ring", "bank", "candidate", "order", "means", "held")
+        tensors = ("sink", "ring", "bank", "candidate", "order", "means")
         counts = ("block", "past", "recorded", "begun")
-        return {name: getattr(self, name) for name in (*tensors, *counts)} | {"pending": getattr(self, "pending", -1)}
+        return {name: getattr(self, name) for name in (*tensors, *counts)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
@@ -191,13 +201,21 @@ def text_keys(dit: Any, rows: torch.Tensor) -> tuple[KeyValues, torch.Tensor]:
     return found, torch.stack(means)
 
 
+def time_wave(width: int, time: torch.Tensor) -> torch.Tensor:
+    """Core's sinusoidal embedding [N, width] of times [N], made on their device: core's copies and waits."""
+    half = width // 2
+    omega = torch.pow(10000, -torch.arange(half, device=time.device, dtype=torch.float32).div(half))
+    angle = torch.outer(time.float(), omega)
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
 def block_flow(
     dit: Any,
     x: torch.Tensor,
     time: torch.Tensor,
     text: KeyValues,
     position: torch.Tensor,
-    context: Callable[[int], list[tuple[torch.Tensor, torch.Tensor]]] = lambda layer: [],
+    context: Context = lambda layer: [],
     keys: KeyValues | None = None,
     *,
     text_bias: torch.Tensor | None = None,
@@ -210,14 +228,11 @@ def block_flow(
     but these is computed (None is returned); text_bias: added to the scores of text, [B, 1, F * n, L]; recompute: keep
     of each block its input alone, and compute it again in the backward pass.
     """
-    import comfy.ldm.wan.model as wan
-
     b, f = x.shape[0], x.shape[2]
     rows, columns = (-(-side // patch) for side, patch in zip(x.shape[3:], dit.patch_size[1:], strict=True))
     n = rows * columns
-    x = _patches(dit, x)
-    wave = wan.sinusoidal_embedding_1d(dit.freq_dim, time.flatten()).to(x.dtype)
-    e = dit.time_embedding(wave).reshape(b, f, -1)
+    x = _patches(dit, x.to(dit.patch_embedding.weight.dtype)).to(dit.head.modulation.dtype)
+    e = dit.time_embedding(time_wave(dit.freq_dim, time.flatten()).to(x.dtype)).reshape(b, f, -1)
     e0 = dit.time_projection(e).unflatten(2, (6, dit.dim))
     cos, sin = _angles(dit, position, rows, columns)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from longreel.miniature.text import WORDS
 from longreel.training.causal import long_data as data
-from longreel.training.causal.long_tuning import CausalRecipe, tune
+from longreel.training.causal.long_tuning import CausalRecipe, LongTuning, tune
 from longreel.training.causal.objectives import DistributionMatching, Window
 from longreel.training.causal.stream import Stream
 from longreel.training.core import loop
@@ -152,3 +152,26 @@ def test_takes_of_prompts_alone(tmp_path):
     assert table[made.tokens[0, :, 0], 0, 0].tolist() == [len("a cat sits"), len("the cat runs")]
     assert made.caption[1].max() == 0
     assert (int(made.caption[0, 0]), int(made.caption[0, -1])) == (0, 1)
+
+
+def test_a_copy_in_half_precision_gives_the_model_its_gradients(model):
+    reader = LatentClassifier(16).requires_grad_(False)
+    found = []
+    for shadow in (False, True):
+        torch.manual_seed(6)
+        stream = Stream(
+            model.dit, takes(), lambda rows: model.text(rows), films=3, blocks=8, size=(16, 8, 8),
+            settings=RECIPE.settings, shadow=shadow,
+        )  # fmt: skip
+        tuning = LongTuning(RECIPE, stream, reader=reader)
+        for step in range(3):
+            torch.manual_seed(step)
+            loss, figures = tuning.loss_at(step)
+        model.dit.zero_grad()
+        loss.backward()
+        found.append((float(loss.detach()), [p.grad.clone() for p in model.dit.parameters()], set(figures)))
+    (whole, wanted, names), (half, given, same) = found
+    assert names == same
+    assert abs(whole - half) < 0.02 * whole
+    for p, q in zip(wanted, given, strict=True):
+        assert (p - q).norm() <= 0.15 * p.norm() + 1e-4
