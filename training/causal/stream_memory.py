@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ...film.kv_memory import MemorySettings
-from ..miniature.dit import _angles, _attend, _patches, _rotate
+from ..miniature.dit import _angles, _attend, _patches, _rotate, time_wave
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 """Of every layer: keys and values [B, heads, tokens, head_dim]."""
@@ -201,14 +201,6 @@ def text_keys(dit: Any, rows: torch.Tensor) -> tuple[KeyValues, torch.Tensor]:
     return found, torch.stack(means)
 
 
-def time_wave(width: int, time: torch.Tensor) -> torch.Tensor:
-    """Core's sinusoidal embedding [N, width] of times [N], made on their device: core's copies and waits."""
-    half = width // 2
-    omega = torch.pow(10000, -torch.arange(half, device=time.device, dtype=torch.float32).div(half))
-    angle = torch.outer(time.float(), omega)
-    return torch.cat([angle.cos(), angle.sin()], dim=1)
-
-
 def block_flow(
     dit: Any,
     x: torch.Tensor,
@@ -234,7 +226,7 @@ def block_flow(
     x = _patches(dit, x.to(dit.patch_embedding.weight.dtype)).to(dit.head.modulation.dtype)
     e = dit.time_embedding(time_wave(dit.freq_dim, time.flatten()).to(x.dtype)).reshape(b, f, -1)
     e0 = dit.time_projection(e).unflatten(2, (6, dit.dim))
-    cos, sin = _angles(dit, position, rows, columns)
+    turns = _angles(dit, position, rows, columns)
 
     def modulated(norm: Any, y: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return (norm(y).unflatten(1, (f, n)) * (1 + scale) + shift).flatten(1, 2)
@@ -242,18 +234,21 @@ def block_flow(
     def gated(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return (y.unflatten(1, (f, n)) * gate).flatten(1, 2)
 
+    def rotated(attention: Any, y: torch.Tensor) -> torch.Tensor:
+        return _rotate(y.float().unflatten(2, (attention.num_heads, -1)), turns).transpose(1, 2)
+
     def through(layer: int, x: torch.Tensor, e0: torch.Tensor) -> torch.Tensor:
         block = dit.blocks[layer]
         m = [part[:, :, None] for part in (block.modulation[None] + e0).unbind(2)]
         own = block.self_attn
         y = modulated(block.norm1, x, m[0], m[1])
         v = _split(own.v(y), own.num_heads)
-        k = _rotate(_split(own.norm_k(own.k(y)), own.num_heads), cos, sin).to(v.dtype)
+        k = rotated(own, own.norm_k(own.k(y))).to(v.dtype)
         if keys is not None:
             keys.append((k, v))
             if layer == len(dit.blocks) - 1:
                 return x
-        q = _rotate(_split(own.norm_q(own.q(y)), own.num_heads), cos, sin)
+        q = rotated(own, own.norm_q(own.q(y)))
         parts = [*context(layer), (k, v)]
         k, v = (torch.cat([part[side].to(v.dtype) for part in parts], dim=2) for side in (0, 1))
         x = x + gated(own.o(_joined(_attend(q, k, v, None))), m[2])

@@ -52,10 +52,10 @@ SHARES = {
     "eye": 0.05,
     "vae": 0.25,
     "footage": 0.07,
-    "reader": 0.02,
-    "dit": 0.34,
-    "sight": 0.07,
-    "causal": 0.14,
+    "reader": 0.03,
+    "dit": 0.32,
+    "sight": 0.06,
+    "causal": 0.19,
     "decoder": 0.08,
 }
 """Of the budget, stage by stage; what a run leaves out is shared among the others."""
@@ -72,7 +72,7 @@ class BudgetRecipe:
     size: int = 64
     shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
     probe: ProbeRecipe = field(default_factory=lambda: ProbeRecipe(steps=10**9, batch=32, frames=512))
-    vae: VaeRecipe = field(default_factory=lambda: VaeRecipe(image_batch=192, clip_batch=24, likeness=0.3))
+    vae: VaeRecipe = field(default_factory=lambda: VaeRecipe(image_batch=192, clip_batch=32, likeness=0.3))
     takes: TakeRecipe = field(default_factory=TakeRecipe)
     reader: LatentClassifierRecipe = field(default_factory=lambda: LatentClassifierRecipe(steps=10**9, batch=1024))
     dit: DitRecipe = field(default_factory=DitRecipe)

@@ -32,7 +32,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=64, choices=(64, 128), help="of pictures; with --minutes")
     parser.add_argument("--dim", type=int, default=192, help="width of the DiT, 64 for each head; with --minutes")
     parser.add_argument("--layers", type=int, default=8, help="of the DiT; with --minutes")
-    parser.add_argument("--batch", type=int, default=64, help="sequences of a DiT step; with --minutes")
+    parser.add_argument("--batch", type=int, default=128, help="sequences of a DiT step; with --minutes")
     parser.add_argument("--small", action="store_true", help="with --minutes: a hundredth of the work, for a CPU")
 
 

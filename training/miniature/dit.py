@@ -118,13 +118,11 @@ def _rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(torch.view_as_complex(x.unflatten(3, (-1, 2))) * turns).flatten(3)
 
 
-def _time_rows(dit: Any, time: torch.Tensor) -> torch.Tensor:
-    """Wan's sinusoidal embedding of noise levels. ComfyUI's copies its frequencies to the device at every call, which
-    waits for all that a GPU has been given to do.
-    """
-    half = dit.freq_dim // 2
-    frequency = 10000.0 ** -(torch.arange(half, device=time.device, dtype=torch.float32) / half)
-    angle = time.float()[:, None] * frequency
+def time_wave(width: int, time: torch.Tensor) -> torch.Tensor:
+    """Core's sinusoidal embedding [N, width] of times [N], made on their device: core's copies and waits."""
+    half = width // 2
+    omega = torch.pow(10000, -torch.arange(half, device=time.device, dtype=torch.float32).div(half))
+    angle = torch.outer(time.float(), omega)
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
@@ -151,7 +149,7 @@ def predict(
     n = rows * columns
     x = _patches(dit, x)
     heads, d = dit.num_heads, dit.dim // dit.num_heads
-    e = dit.time_embedding(_time_rows(dit, time.flatten())).reshape(b, f, -1)
+    e = dit.time_embedding(time_wave(dit.freq_dim, time.flatten())).reshape(b, f, -1)
     e0 = dit.time_projection(e).unflatten(2, (6, dit.dim))
     context = dit.text_embedding(text)
     turns = _angles(dit, position, rows, columns)

@@ -39,14 +39,14 @@ class TakeTraining:
     batches that go on denoising what the model has denoised; `reading`: weight of what a reader sees.
     """
 
-    batch: int = 64
+    batch: int = 128
     rate: float = 1e-3
     muon_rate: float = 2e-3
     reading: float = 0.3
     own_share: float = 0.6
     own_steps: float = 0.15
-    refilmed: int = 256
-    every: int = 100
+    refilmed: int = 512
+    every: int = 150
     after: float = 0.2
     average: float = 0.995
     seed: int = 0
