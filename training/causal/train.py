@@ -34,7 +34,7 @@ from ..core.precision import mixed_precision
 from ..core.settings import LoraSettings, add_arguments, again, chosen_settings, setting
 from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
 from ..miniature.dit import Miniature, loss, predict
-from ..miniature.export import read_dit, read_sizes, read_vae
+from ..miniature.export import FILES, read_dit, read_sizes, read_vae
 from ..miniature.latent_classifier import multi_hot_labels
 from ..miniature.pipeline import prepare_device
 from ..miniature.sequences import BLOCK, CONTEXT_NOISE, SINK, noise_levels
