@@ -59,8 +59,8 @@ class SvdSize:
     @classmethod
     def from_json(cls, text: str) -> SvdSize:
         """Inverse of to_json. Raises ValueError, KeyError or TypeError for other text."""
-        values: dict[str, Any] = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        return cls(**values)
 
 
 FULL_SIZE = SvdSize()
