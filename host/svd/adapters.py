@@ -305,7 +305,8 @@ class _Call:
             return n, context, value
         if not self.temporal:
             self.context = context[:, IMAGE_TOKENS:]
-        return n, context[:, :IMAGE_TOKENS], value[:, :IMAGE_TOKENS]
+        image = context[:, :IMAGE_TOKENS].contiguous()  # as a context of one token lies in memory
+        return n, image, image
 
     def after_cross(self, attended: Tensor, _extra: Any) -> Tensor:
         temporal, self.temporal = self.temporal, True

@@ -47,7 +47,7 @@ def inner(rest: str) -> str:
     if found := re.fullmatch(r"(time_stack\.)?((?:in|out|emb)_layers\.\d|skip_connection)\.(\w+)", rest):
         return f"{'temporal' if found[1] else 'spatial'}_res_block.{_RESIDUAL[found[2]]}.{found[3]}"
     rest = rest.replace("time_stack.", "temporal_transformer_blocks.")
-    return rest.replace("time_pos_embed.0", "time_pos_embed.linear_1").replace("time_pos_embed.2", "time_pos_embed.linear_2")
+    return re.sub(r"time_pos_embed\.([02])", lambda found: f"time_pos_embed.linear_{int(found[1]) // 2 + 1}", rest)
 
 
 def test_patched_svd_is_diffusers_unet_with_a_context_for_each_frame(svd, make):
@@ -83,6 +83,6 @@ def test_patched_svd_is_diffusers_unet_with_a_context_for_each_frame(svd, make):
         expected = theirs(x[None], time, context[:1], ids, return_dict=False)[0][0]
         found = ours(x, time.expand(FRAMES), context=context, y=micro.expand(FRAMES, -1),
                      transformer_options=options, num_video_frames=FRAMES)  # fmt: skip
-    assert expected.abs().mean() > 0.1
+    assert expected.abs().mean() > 0.02
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert len(sites_of(ours)) == sum(isinstance(each, TransformerSpatioTemporalModel) for each in theirs.modules())
