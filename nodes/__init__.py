@@ -26,6 +26,13 @@ from .first_frame_engine import LongreelFirstFrameEngine
 from .first_frame_models import LongreelExpertSwitch, LongreelFirstFrameLora
 from .first_frame_prompt import LongreelFirstFramePrompt, LongreelTrimTransition
 from .first_frame_train import LongreelTrainCastLora
+from .instruction_conditioning import (
+    LongreelApplyInstructionAdapter,
+    LongreelInstructionConditioning,
+    LongreelInstructionGuider,
+    LongreelLoadInstructionAdapter,
+)
+from .instruction_states import LongreelPlanStates, LongreelReadStates, LongreelStatePrompt
 from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
 from .report import LongreelContinuityReport, LongreelIdentityReport
@@ -50,6 +57,13 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelFirstFrameLora,
     LongreelExpertSwitch,
     LongreelFirstFrameEngine,
+    LongreelStatePrompt,
+    LongreelReadStates,
+    LongreelPlanStates,
+    LongreelLoadInstructionAdapter,
+    LongreelApplyInstructionAdapter,
+    LongreelInstructionConditioning,
+    LongreelInstructionGuider,
     LongreelAddReferences,
     LongreelStartFromVideo,
     LongreelFilmShot,

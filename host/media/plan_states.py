@@ -33,8 +33,9 @@ class Planned:
 class StatePlanner:
     """Asks a vision-language model.
 
-    clip: the model as ComfyUI's CLIP, from Load CLIP. count: of states. detail: what is asked, see states_prompt. retries:
-    further tries after an answer that cannot be used, each with another seed. seed: 0 takes the likeliest words first.
+    clip: the model as ComfyUI's CLIP, from Load CLIP. count: of states. detail: what is asked, see states_prompt.
+    retries: further tries after an answer that cannot be used, each with another seed. seed: 0 takes the likeliest
+    words first.
     """
 
     clip: CLIP
