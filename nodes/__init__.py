@@ -29,9 +29,9 @@ from .first_frame_train import LongreelTrainCastLora
 from .instruction_conditioning import (
     LongreelApplyInstructionAdapter,
     LongreelInstructionConditioning,
-    LongreelInstructionGuider,
     LongreelLoadInstructionAdapter,
 )
+from .instruction_guider import LongreelInstructionGuider
 from .instruction_states import LongreelPlanStates, LongreelReadStates, LongreelStatePrompt
 from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel

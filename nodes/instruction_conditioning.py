@@ -1,4 +1,4 @@
-"""AID on Stable Video Diffusion in a graph of one's own: adapter, model, conditioning, guider."""
+"""AID on Stable Video Diffusion in a graph of one's own: adapter, model, conditioning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ..film.instruction import InstructionError, States
 from ..host.files.paths import ADAPTER_KIND
 from ..host.svd.adapters import AdapterFile, Strengths, apply_adapter, load_adapter
 from ..host.svd.conditioning import condition
-from ..host.svd.guidance import SpatioTemporalGuidance
 from .instruction_states import instruction_input
 from .sockets import CATEGORY, InstructionAdapterSocket, StatesSocket
 
@@ -46,8 +45,8 @@ class LongreelLoadInstructionAdapter(io.ComfyNode):
             node_id="LongreelLoadInstructionAdapter",
             display_name="Load Instruction Adapter",
             category=_CATEGORY,
-            description="Loads an AID adapter, with which Stable Video Diffusion does what a sentence says. Put it into "
-            "models/aid. None was ever released: train one with Train Instruction Adapter.",
+            description="Loads an AID adapter, with which Stable Video Diffusion does what a sentence says. Put it "
+            "into models/aid. None was ever released: train one with Train Instruction Adapter.",
             search_aliases=["aid", "svd", "dqformer"],
             inputs=[
                 io.Combo.Input(
@@ -229,90 +228,3 @@ class LongreelInstructionConditioning(io.ComfyNode):
             resample=resample,
         )
         return io.NodeOutput(made.positive, made.text_null, made.null, made.latent)
-
-
-def guidance_inputs() -> list[io.Float.Input]:
-    """Strengths of guidance towards frames and words."""
-    scale = {"min": 0.0, "max": 30.0, "step": 0.1}
-    return [
-        io.Float.Input(
-            "text_scale",
-            default=3.0,
-            tooltip="Guidance towards the words. More: the sentence decides more of what happens, and colours harden. "
-            "1: none beyond the condition itself.",
-            **scale,
-        ),
-        io.Float.Input(
-            "frame_scale",
-            default=2.0,
-            tooltip="Guidance towards the given frames, at the last frame. More: later frames stay more like them.",
-            **scale,
-        ),
-        io.Float.Input(
-            "first_frame_scale",
-            default=1.0,
-            advanced=True,
-            tooltip="The same at the first frame; in between it changes evenly.",
-            **scale,
-        ),
-    ]
-
-
-class LongreelInstructionGuider(io.ComfyNode):
-    """Guidance in three passes."""
-
-    @override
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LongreelInstructionGuider",
-            display_name="Instruction Guider",
-            category=_CATEGORY,
-            description="Guides towards the given frames and towards the words, each with a strength of its own, for "
-            "core's Sampler Custom Advanced. Up to three model calls a step; those that do not count are left out.",
-            search_aliases=["aid", "dual cfg", "instruct pix2pix", "guider"],
-            inputs=[
-                io.Model.Input("model", tooltip="With the adapter on it."),
-                io.Conditioning.Input("positive", tooltip="Frames and words."),
-                io.Conditioning.Input("text_null", tooltip="Frames without words."),
-                io.Conditioning.Input("null", tooltip="Neither."),
-                *guidance_inputs(),
-                io.Float.Input(
-                    "text_start",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Share of sampling at which guidance towards the words begins. Later: layout is left to "
-                    "the frames.",
-                ),
-                io.Float.Input(
-                    "text_end",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Share of sampling at which it ends. Earlier: faster, and details are left to the frames.",
-                ),
-            ],
-            outputs=[io.Guider.Output(display_name="guider")],
-        )
-
-    @override
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        positive: list[Any],
-        text_null: list[Any],
-        null: list[Any],
-        text_scale: float,
-        frame_scale: float,
-        first_frame_scale: float,
-        text_start: float,
-        text_end: float,
-    ) -> io.NodeOutput:
-        guidance = SpatioTemporalGuidance(first_frame_scale, frame_scale, text_scale, text_start, text_end)
-        return io.NodeOutput(guidance.guider(model, positive, text_null, null))
