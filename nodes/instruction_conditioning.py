@@ -113,7 +113,7 @@ class LongreelInstructionConditioning(io.ComfyNode):
             category=_CATEGORY,
             description="First frames, an instruction and its states become a condition for every frame of a clip (AID "
             "on Stable Video Diffusion). Connect the three to Instruction Guider, or to core's Dual CFG Guider: cond1 "
-            "positive, cond2 text_null, negative null.",
+            "positive, cond2 no_text, negative negative.",
             search_aliases=["aid", "svd", "image to video", "multimodal condition"],
             inputs=[
                 InstructionAdapterSocket.Input("adapter", tooltip="The one that is on the model."),
@@ -184,8 +184,8 @@ class LongreelInstructionConditioning(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="text_null", tooltip="The frames without the words."),
-                io.Conditioning.Output(display_name="null", tooltip="Neither frames nor words."),
+                io.Conditioning.Output(display_name="no_text", tooltip="The frames without the words."),
+                io.Conditioning.Output(display_name="negative", tooltip="Neither frames nor words."),
                 io.Latent.Output(display_name="latent"),
             ],
         )
@@ -227,4 +227,4 @@ class LongreelInstructionConditioning(io.ComfyNode):
             keep_known=keep_known,
             resample=resample,
         )
-        return io.NodeOutput(made.positive, made.text_null, made.null, made.latent)
+        return io.NodeOutput(made.positive, made.no_text, made.negative, made.latent)

@@ -8,7 +8,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..host.svd.guidance import SpatioTemporalGuidance
+from ..host.guidance import SpatioTemporalGuidance, Window
+from ..host.guider import Guider
 from .sockets import CATEGORY
 
 _CATEGORY = f"{CATEGORY}/instruction"
@@ -22,7 +23,7 @@ def guidance_inputs() -> list[io.Float.Input]:
             "text_scale",
             default=3.0,
             tooltip="Guidance towards the words. More: the sentence decides more of what happens, and colours harden. "
-            "1: none beyond the condition itself.",
+            "1: none beyond the condition itself; 0: the words are left out.",
             **scale,
         ),
         io.Float.Input(
@@ -57,8 +58,8 @@ class LongreelInstructionGuider(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="With the adapter on it."),
                 io.Conditioning.Input("positive", tooltip="Frames and words."),
-                io.Conditioning.Input("text_null", tooltip="Frames without words."),
-                io.Conditioning.Input("null", tooltip="Neither."),
+                io.Conditioning.Input("no_text", tooltip="Frames without words."),
+                io.Conditioning.Input("negative", tooltip="Neither."),
                 *guidance_inputs(),
                 io.Float.Input(
                     "text_start",
@@ -67,8 +68,8 @@ class LongreelInstructionGuider(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Share of sampling at which guidance towards the words begins. Later: layout is left to "
-                    "the frames.",
+                    tooltip="Share of the steps after which the words count; before, they are left out. Later: layout "
+                    "is left to the frames.",
                 ),
                 io.Float.Input(
                     "text_end",
@@ -77,7 +78,8 @@ class LongreelInstructionGuider(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Share of sampling at which it ends. Earlier: faster, and details are left to the frames.",
+                    tooltip="Share of the steps after which the words are left out. Earlier: faster, and details are "
+                    "left to the frames.",
                 ),
             ],
             outputs=[io.Guider.Output(display_name="guider")],
@@ -89,13 +91,15 @@ class LongreelInstructionGuider(io.ComfyNode):
         cls,
         model: ModelPatcher,
         positive: list[Any],
-        text_null: list[Any],
-        null: list[Any],
+        no_text: list[Any],
+        negative: list[Any],
         text_scale: float,
         frame_scale: float,
         first_frame_scale: float,
         text_start: float,
         text_end: float,
     ) -> io.NodeOutput:
-        guidance = SpatioTemporalGuidance(first_frame_scale, frame_scale, text_scale, text_start, text_end)
-        return io.NodeOutput(guidance.guider(model, positive, text_null, null))
+        window = Window(text_start, text_end)
+        guidance = SpatioTemporalGuidance((first_frame_scale, frame_scale), text_scale, window)
+        conds = {"negative": negative, "no_text": no_text, "positive": positive}
+        return io.NodeOutput(Guider(model, [guidance], conds))

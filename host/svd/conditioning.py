@@ -30,13 +30,18 @@ _TOKENS = 75
 class Conditioning:
     """The three passes of guidance as ComfyUI's CONDITIONING, and its LATENT.
 
-    positive: words and frames. text_null: frames, and the words of an empty text. null: neither.
+    positive: words and frames. no_text: frames, and the words of an empty text. negative: neither; zeros, as SVD's own.
     """
 
     positive: list[Any]
-    text_null: list[Any]
-    null: list[Any]
+    no_text: list[Any]
+    negative: list[Any]
     latent: dict[str, Tensor]
+
+    @property
+    def conds(self) -> dict[str, list[Any]]:
+        """By the names of SpatioTemporalGuidance's passes."""
+        return {"negative": self.negative, "no_text": self.no_text, "positive": self.positive}
 
 
 @dataclass(frozen=True, eq=False)

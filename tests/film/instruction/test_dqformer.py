@@ -1,4 +1,4 @@
-"""DQFormer: parameter counts of the brief, identity T9, and what its parts read."""
+"""DQFormer: parameter counts, identity T9, and what its parts read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def count(module: torch.nn.Module | None) -> int:
 
 
 def test_sizes_are_those_computed_for_stable_video_diffusion():
-    """Brief 1.5 and 3.4."""
+    """docs/methods/aid.md, sizes."""
     full = AdapterSettings(sites=SVD_SITES)
     with torch.device("meta"):
         adapter = AidAdapter(full, torch.nn)

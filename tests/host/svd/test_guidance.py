@@ -9,9 +9,10 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from longreel.film.instruction import InstructionError, parse_states
+from longreel.host.guidance import SpatioTemporalGuidance
+from longreel.host.guider import Guider
 from longreel.host.svd.adapters import AdapterFile, Handlers, Strengths, apply_adapter, install
 from longreel.host.svd.conditioning import condition, encode_text
-from longreel.host.svd.guidance import SpatioTemporalGuidance
 
 from .conftest import FRAMES, SIZE, TOKENS
 from .test_adapters import noise
@@ -69,13 +70,15 @@ def sampled(guider, given, steps: int = 2) -> torch.Tensor:
     )  # fmt: skip
 
 
+def guided(model, given, first: float = 1.0, last: float = 2.0, text: float = 3.0):
+    return Guider(model, [SpatioTemporalGuidance((first, last), text)], given.conds)
+
+
 def test_t1_fresh_adapters_change_no_bit_of_two_steps_with_guidance(svd, make):
     given = conditioned(make())
-    guided = SpatioTemporalGuidance(1.0, 2.0, 3.0)
-    alone = [[[[rows[0][0][:, :1], rows[0][1]]] for rows in (given.positive, given.text_null, given.null)]][0]
-    plain = sampled(guided.guider(svd, *alone), given)
-    loud = install(svd, Handlers(make(), Strengths()))
-    assert torch.equal(sampled(guided.guider(loud, given.positive, given.text_null, given.null), given), plain)
+    alone = {name: [[rows[0][0][:, :1], rows[0][1]]] for name, rows in given.conds.items()}
+    plain = sampled(Guider(svd, [SpatioTemporalGuidance()], alone), given)
+    assert torch.equal(sampled(guided(install(svd, Handlers(make(), Strengths())), given), given), plain)
 
 
 @pytest.fixture
@@ -85,37 +88,36 @@ def filming(svd, make):
 
 
 def ours(filming, *strengths) -> torch.Tensor:
-    model, given = filming
-    return sampled(SpatioTemporalGuidance(*strengths).guider(model, given.positive, given.text_null, given.null), given)
+    return sampled(guided(*filming, *strengths), filming[1])
 
 
-def plain_cfg(filming, positive: str, negative: str, scale: float) -> torch.Tensor:
+def plain_cfg(filming, positive: str, scale: float) -> torch.Tensor:
     model, given = filming
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(getattr(given, positive), getattr(given, negative))
+    guider.set_conds(given.conds[positive], given.negative)
     guider.set_cfg(scale)
     return sampled(guider, given)
 
 
 def test_t4_strengths_of_1_are_the_full_condition_alone(filming):
-    assert torch.equal(ours(filming, 1.0, 1.0, 1.0), plain_cfg(filming, "positive", "null", 1.0))
+    assert torch.equal(ours(filming, 1.0, 1.0, 1.0), plain_cfg(filming, "positive", 1.0))
 
 
 def test_t5_equal_strengths_are_ordinary_guidance(filming):
-    expected = plain_cfg(filming, "positive", "null", 2.5)
+    expected = plain_cfg(filming, "positive", 2.5)
     torch.testing.assert_close(ours(filming, 2.5, 2.5, 2.5), expected, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(ours(filming, 2.5, 2.5, 2.5001), expected, atol=1e-2, rtol=1e-2)
 
 
 def test_t6_no_strength_of_words_is_guidance_towards_the_frames(filming):
-    expected = plain_cfg(filming, "text_null", "null", 2.5)
+    expected = plain_cfg(filming, "no_text", 2.5)
     torch.testing.assert_close(ours(filming, 2.5, 2.5, 0.0), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_cores_dual_guider_gives_the_same(filming):
     model, given = filming
     dual = Guider_DualCFG(model)
-    dual.set_conds(given.positive, given.text_null, given.null)
+    dual.set_conds(given.positive, given.no_text, given.negative)
     dual.set_cfg(3.0, 2.0)
     torch.testing.assert_close(ours(filming, 2.0, 2.0, 3.0), sampled(dual, given), atol=1e-3, rtol=1e-3)
 
@@ -126,45 +128,19 @@ def test_frames_are_guided_more_the_later_they_are(filming):
     assert moved[0] < moved[-1] / 2
 
 
-def test_outside_its_window_the_text_counts_plainly(filming):
-    assert torch.equal(ours(filming, 1.0, 2.0, 5.0, 1.0, 1.0), ours(filming, 1.0, 2.0, 1.0))
-    some, all_of_it = ours(filming, 1.0, 2.0, 5.0, 0.0, 0.5), ours(filming, 1.0, 2.0, 5.0)
-    assert not torch.allclose(some, all_of_it)
-    with pytest.raises(InstructionError, match="no window"):
-        SpatioTemporalGuidance(1.0, 2.0, 3.0, 0.8, 0.2)
-
-
-@pytest.mark.parametrize(
-    ("strengths", "passes"),
-    [((1, 1, 1), 1), ((2, 2, 2), 2), ((2, 2, 0), 2), ((1, 1, 3), 2), ((1, 2, 3), 3), ((1, 2, 0), 2), ((2, 2, 1), 3)],
-)
-def test_passes_that_do_not_count_are_not_evaluated(strengths, passes: int):
-    guidance = SpatioTemporalGuidance(*map(float, strengths))
-    assert sum(guidance.passes(guidance.text)) == passes
-
-
-def test_post_cfg_functions_of_others_still_run(filming):
-    model, given = filming
-    model = model.clone()
-    seen = []
-    model.set_model_sampler_post_cfg_function(lambda args: (seen.append(args["cond_scale"]), args["denoised"])[1])
-    ours((model, given), 1.0, 2.0, 3.0)
-    assert seen == [3.0, 3.0]
-
-
 # What the clip is conditioned with
 
 
 def test_t8_there_is_a_row_for_every_frame(make):
     given = conditioned(make())
-    for rows in (given.positive, given.text_null, given.null):
+    for rows in given.conds.values():
         assert rows[0][0].shape == (FRAMES, 1 + TOKENS, WIDTH)
         assert rows[0][1]["concat_latent_image"].shape == (FRAMES, 4, 8, 8)
         assert rows[0][1]["time_conditioning"].shape == (1, 1, WIDTH)
     assert given.latent["samples"].shape == (FRAMES, 4, 8, 8)
-    assert not given.null[0][0].any()
-    assert not given.null[0][1]["concat_latent_image"].any()
-    assert not given.null[0][1]["time_conditioning"].any()
+    assert not given.negative[0][0].any()
+    assert not given.negative[0][1]["concat_latent_image"].any()
+    assert not given.negative[0][1]["time_conditioning"].any()
 
 
 @pytest.mark.parametrize(("fill", "value"), [("repeat", -0.5), ("grey", 0.0), ("zero", 0.0)])
@@ -179,7 +155,7 @@ def test_a_mask_channel_marks_the_known_frames(make):
     rows = given.positive[0][1]["concat_latent_image"]
     assert rows.shape[1] == 5
     assert [bool(row.any()) for row in rows[:, 4]] == [True, True, False, False]
-    assert not given.null[0][1]["concat_latent_image"].any()
+    assert not given.negative[0][1]["concat_latent_image"].any()
 
 
 def test_noise_on_known_frames_has_its_own_seed_and_half_the_range(make):
@@ -196,13 +172,13 @@ def test_noise_on_known_frames_has_its_own_seed_and_half_the_range(make):
     assert GREY.unique() == 0.25, "the frames given stay as they are"
 
 
-def test_words_and_states_reach_every_frame_and_an_empty_text_is_the_text_null(make):
+def test_words_and_states_reach_every_frame_and_an_empty_text_is_the_no_text(make):
     adapter = make(random=True)
     states = parse_states("the lid is shut\nthe lid is up\nthe lid is off", "lift the lid", 3)
     given, other = conditioned(adapter, states=states), conditioned(adapter, instruction="shut the lid", states=states)
     assert (given.positive[0][0] - other.positive[0][0])[:, 1:].abs().amax(dim=(1, 2)).min() > 0
-    assert torch.equal(given.text_null[0][0], other.text_null[0][0])
-    assert not torch.equal(given.positive[0][0], given.text_null[0][0])
+    assert torch.equal(given.no_text[0][0], other.no_text[0][0])
+    assert not torch.equal(given.positive[0][0], given.no_text[0][0])
     plain = conditioned(adapter)
     assert not torch.equal(plain.positive[0][0], given.positive[0][0])
 
@@ -212,7 +188,7 @@ def test_hard_kept_frames_come_out_as_they_went_in(svd, make):
     frames = torch.cat([GREY, GREY * 2])
     given = conditioned(adapter, frames, keep_known=True)
     model = apply_adapter(svd, AdapterFile.of(adapter))
-    made = sampled(SpatioTemporalGuidance().guider(model, given.positive, given.text_null, given.null), given)
+    made = sampled(guided(model, given), given)
     torch.testing.assert_close(made[:2], given.latent["samples"][:2], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(made[2:], given.latent["samples"][2:], atol=0.1)
 
@@ -220,7 +196,7 @@ def test_hard_kept_frames_come_out_as_they_went_in(svd, make):
 def test_no_text_at_all_is_the_picture_alone(make):
     given = conditioned(make(branches="none"))
     assert given.positive[0][0].shape == (FRAMES, 1, WIDTH)
-    assert torch.equal(given.positive[0][0], given.text_null[0][0])
+    assert torch.equal(given.positive[0][0], given.no_text[0][0])
 
 
 @pytest.mark.parametrize(
