@@ -20,9 +20,11 @@ from torch import Tensor
 
 from ..film.instruction import State, States, chunk_states, fallback_states, spread_chunks
 from ..film.instruction.planner import DEFAULT_STATES
+from ..film.reel.groups import StatesGroup
 from ..film.reel.reel import FilmedShot, Reel
 from ..film.reel.takes import ShotPlan, plan_shot
 from ..film.storyboard.shot import Shot
+from ..host.families.family import fit
 from ..host.files.paths import spill_folder
 from ..host.files.pictures import load_picture
 from ..host.media.keyframes import LEAD
@@ -30,11 +32,7 @@ from ..host.media.plan_states import StatePlanner
 from ..host.progress import Progress
 from .engine import Capabilities, EngineBase, EngineError, ShotInputs
 
-__all__ = ["Chunk", "ChunkBackend", "InstructionEngine", "Planning", "StatesGroupName", "written_states"]
-
-StatesGroupName = "states"
-"""Under which a shot keeps the states that it was filmed by: a list of lists of sentences, one for each chunk."""
-
+__all__ = ["Chunk", "ChunkBackend", "InstructionEngine", "Planning", "timed_prompts", "written_states"]
 
 @dataclass(frozen=True, eq=False)
 class Planning:
@@ -190,7 +188,6 @@ class InstructionEngine(EngineBase):
             chunk = Chunk(states.instruction, now, frames, anchor, missing + repeated, seed)
             made = self.backend.film(self, chunk, report)
             filmed.append(made[:, :, repeated : repeated + missing])
-            report.block_done(filmed[-1])
             if part + 1 < parts:
                 frames = self._last_frames(made)
         stored = FilmedShot.store(
@@ -200,7 +197,7 @@ class InstructionEngine(EngineBase):
             settings=self.settings(inputs.picture),
             take_start=plan.take_start,
             frames=plan.frames,
-            meta={StatesGroupName: told},
+            meta={StatesGroup.NAME: told},
             folder=spill_folder(),
             family=self.family.latents.family,
         )
@@ -209,7 +206,7 @@ class InstructionEngine(EngineBase):
     def _begin(self, reel: Reel, picture: Tensor | None) -> Tensor:
         """The frames with which a shot begins: its picture in the film's size, or the last ones of the reel."""
         if picture is not None:
-            return self._sized(picture)
+            return fit(picture, self.width, self.height)
         tail = reel.tail(LEAD + self._known_frames)
         assert tail is not None, "plan_shot refuses a shot that continues nothing"
         return self._last_frames(tail)
@@ -223,10 +220,6 @@ class InstructionEngine(EngineBase):
         tail = latents[:, :, -(LEAD + self._known_frames) :]
         return torch.cat(list(self.family.decoder().decode(tail)))[-self._known_frames :].float().cpu()
 
-    def _sized(self, picture: Tensor) -> Tensor:
-        from ..host.families.family import fit
-
-        return fit(picture, self.width, self.height)
 
 
 def timed_prompts(states: States, shot: Shot, prompts: Iterator[str]) -> list[tuple[float, str]]:

@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..film.instruction import States, chunk_prompt
+from ..film.reel.groups import StatesGroup
 from ..film.reel.reel import Reel
 from ..film.storyboard.shot import Shot, TimedPrompt
 from ..host.families.svd import from_rows
@@ -25,7 +26,7 @@ from ..host.svd.conditioning import condition
 from ..host.wan.first_frame import kind_of, sample_clip, start_from
 from .causal import CausalEngine
 from .engine import EngineError, ShotInputs
-from .instruction import Chunk, InstructionEngine, Planning, StatesGroupName, timed_prompts
+from .instruction import Chunk, InstructionEngine, Planning, timed_prompts
 
 __all__ = ["CausalInstructionEngine", "FirstFrameChunks", "SvdChunks"]
 
@@ -64,7 +65,7 @@ class CausalInstructionEngine(CausalEngine):
         last = longer.last_shot
         assert last is not None
         # The reel keeps what was asked for, so that the shot is found again; the states ride on it.
-        meta = {**last.meta, StatesGroupName: [list(states.texts)]}
+        meta = {**last.meta, StatesGroup.NAME: [list(states.texts)]}
         return reel.append(replace(last, shot=shot, meta=meta))
 
     def _first_picture(self, shot: Shot, reel: Reel, inputs: ShotInputs) -> Tensor | None:
