@@ -20,7 +20,7 @@ from ..host.guidance import SpatioTemporalGuidance
 from ..host.media.keyframes import decoded_frame
 from ..host.model_fingerprint import fingerprint_model
 from ..host.progress import Progress
-from ..host.sampling import Inputs, Stage, sample, schedule
+from ..host.sampling import Inputs, Stage, sample, schedule, stages_by_boundary
 from ..host.svd.adapters import AdapterFile, Strengths, apply_adapter
 from ..host.svd.conditioning import condition
 from ..host.wan.first_frame import kind_of, sample_clip, start_from
@@ -79,8 +79,9 @@ class CausalInstructionEngine(CausalEngine):
 class FirstFrameChunks:
     """Chunks of an image-to-video Wan, each from the last frame of the one before, as KSampler would film them.
 
-    frames: of a chunk, 1 more than a multiple of 4. step_count, cfg, sampler, scheduler, negative: as KSampler has
-    them.
+    The engine's model films alone, or its two experts share the steps. frames: of a chunk, 1 more than a multiple of 4.
+    step_count, cfg, sampler, scheduler, negative: as KSampler has them. boundary: noise level from which on the second
+    expert takes over.
     """
 
     frames: int
@@ -89,6 +90,7 @@ class FirstFrameChunks:
     sampler: str
     scheduler: str
     negative: str
+    boundary: float = 0.9
 
     known: ClassVar[int] = 1
 
@@ -99,7 +101,8 @@ class FirstFrameChunks:
 
     def check(self, engine: InstructionEngine) -> None:
         """Raises UnsupportedModelError for a model that films from no first frame, EngineError for short chunks."""
-        kind_of(engine.models[0])
+        for model in engine.models:
+            kind_of(model)
         if self.frames < 5:
             raise EngineError(f"A chunk of {self.frames} frames holds nothing new: set 5 or more.")
         engine.clip.tokenize(self.negative)
@@ -114,6 +117,7 @@ class FirstFrameChunks:
             "sampler": self.sampler,
             "scheduler": self.scheduler,
             "negative": self.negative,
+            "boundary": self.boundary,
         }
 
     def models(self) -> list[ModelPatcher]:
@@ -122,10 +126,9 @@ class FirstFrameChunks:
 
     def film(self, engine: InstructionEngine, chunk: Chunk, report: Progress) -> Tensor:
         """Latents [1, C, T, h, w] of the chunk, the first its known frame's."""
-        model = engine.models[0]
         count = min(self.latent_frames, max(chunk.latent_frames, 2))
         start = start_from(
-            kind_of(model),
+            kind_of(engine.models[0]),
             chunk.frames[-1:],
             engine.vae,
             engine.encode_prompt(chunk_prompt(chunk.instruction, chunk.states)),
@@ -134,7 +137,7 @@ class FirstFrameChunks:
             engine.clock.frames(count),
         )
         return sample_clip(
-            [Stage(model, 0, self.step_count)],
+            stages_by_boundary(engine.models, self.scheduler, self.step_count, self.boundary),
             start,
             seed=chunk.seed,
             steps=self.step_count,

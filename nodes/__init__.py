@@ -31,6 +31,7 @@ from .instruction_conditioning import (
     LongreelInstructionConditioning,
     LongreelLoadInstructionAdapter,
 )
+from .instruction_engine import LongreelInstructionEngine
 from .instruction_guider import LongreelInstructionGuider
 from .instruction_states import LongreelPlanStates, LongreelReadStates, LongreelStatePrompt
 from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
@@ -60,6 +61,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelStatePrompt,
     LongreelReadStates,
     LongreelPlanStates,
+    LongreelInstructionEngine,
     LongreelLoadInstructionAdapter,
     LongreelApplyInstructionAdapter,
     LongreelInstructionConditioning,

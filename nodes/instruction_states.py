@@ -27,10 +27,10 @@ def instruction_input() -> io.String.Input:
     )
 
 
-def states_count_input() -> io.Int.Input:
+def states_count_input(name: str = "states") -> io.Int.Input:
     """How many states."""
     return io.Int.Input(
-        "states",
+        name,
         default=DEFAULT_STATES,
         min=1,
         max=MAX_STATES,

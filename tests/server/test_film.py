@@ -238,6 +238,8 @@ def speak_miniature(prompt: Prompt) -> None:
             inputs |= {"name": "ball", "description": ""}
         if kind == "LongreelLoadCausalCheckpoint":
             inputs |= {"checkpoint": tiny_models.DIT, "lora": "none"}
+        if kind == "LongreelFilmShot":
+            inputs["shot"] = re.sub(r"^[A-Z].*$", "A red ball walks.", inputs["shot"], flags=re.MULTILINE)
         if kind == "LongreelStoryboard":
             inputs["text"] = re.sub(r"^[A-Z].*$", "A red ball walks.", inputs["text"], flags=re.MULTILINE)
 
