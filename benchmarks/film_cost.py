@@ -33,7 +33,7 @@ SHOT_SECONDS = 10.0
 
 def open_engine() -> Any:
     """The causal engine on the shipped miniature, as the quick start sets it up."""
-    from longreel.training.miniature.pipeline import start_comfyui
+    from longreel.training.core.command_line import start_comfyui
 
     start_comfyui()
     from longreel.engines.causal import CausalEngine, default_sigmas

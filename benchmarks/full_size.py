@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the temporary base directory goes")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     chosen = parser.parse_args()
-    from longreel.training.miniature.pipeline import start_comfyui
+    from longreel.training.core.command_line import start_comfyui
 
     start_comfyui()
     sys.path.insert(0, str(PACK / "tests" / "server"))

@@ -87,7 +87,7 @@ def measure(way: str, suite: str, checkout: Path, latents: Path | None) -> dict[
     """Roll one film out and report its times and this process's peak memory. checkout: of the original, for `upstream`;
     latents: folder that takes the film's beginning, to be compared.
     """
-    from longreel.training.miniature.pipeline import start_comfyui
+    from longreel.training.core.command_line import start_comfyui
 
     start_comfyui()
     import comfy.sample

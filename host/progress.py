@@ -21,6 +21,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
+from ..film.pixels import to_pil
 from .families import of_vae
 
 Previewer = Callable[[Tensor], Image.Image]
@@ -179,4 +180,4 @@ def film_previewer(model: ModelPatcher, vae: VAE | None = None) -> Previewer:
 
 def _picture(frame: Tensor) -> Image.Image:
     """[H, W, channels] in 0..1 to a picture."""
-    return Image.fromarray(frame[..., :3].float().mul(255).round().clamp(0, 255).byte().cpu().numpy())
+    return to_pil(frame[..., :3])

@@ -26,6 +26,14 @@ from .first_frame_engine import LongreelFirstFrameEngine
 from .first_frame_models import LongreelExpertSwitch, LongreelFirstFrameLora
 from .first_frame_prompt import LongreelFirstFramePrompt, LongreelTrimTransition
 from .first_frame_train import LongreelTrainCastLora
+from .instruction_conditioning import (
+    LongreelApplyInstructionAdapter,
+    LongreelInstructionConditioning,
+    LongreelLoadInstructionAdapter,
+)
+from .instruction_engine import LongreelInstructionEngine
+from .instruction_guider import LongreelInstructionGuider
+from .instruction_states import LongreelPlanStates, LongreelReadStates, LongreelStatePrompt
 from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
 from .reel import LongreelLoadReel, LongreelSaveReel
 from .report import LongreelContinuityReport, LongreelIdentityReport
@@ -50,6 +58,14 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelFirstFrameLora,
     LongreelExpertSwitch,
     LongreelFirstFrameEngine,
+    LongreelStatePrompt,
+    LongreelReadStates,
+    LongreelPlanStates,
+    LongreelInstructionEngine,
+    LongreelLoadInstructionAdapter,
+    LongreelApplyInstructionAdapter,
+    LongreelInstructionConditioning,
+    LongreelInstructionGuider,
     LongreelAddReferences,
     LongreelStartFromVideo,
     LongreelFilmShot,

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
 
-import numpy as np
-import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
 
 from ..film.first_frame import Composition, Reference, Size, plan
+from ..film.pixels import from_pil, to_pil
 
 THUMBNAIL = 256
 
@@ -43,7 +42,7 @@ def canvas_payload(
     ]
     if layout.plate is not None:
         shown = made.picture[0, layout.plate.y : layout.plate.bottom, layout.plate.x : layout.plate.right]
-        pictures.append(_thumbnail(Image.fromarray((shown.numpy() * 255).round().astype(np.uint8)).convert("RGBA")))
+        pictures.append(_thumbnail(to_pil(shown).convert("RGBA")))
     files: list[dict[str, Any]] = []
     for picture in pictures:
         files += ui.ImageSaveHelper.save_images([picture], "longreel_cast", io.FolderType.temp, node, compress_level=1)
@@ -64,4 +63,4 @@ def _thumbnail(picture: Image.Image) -> Tensor:
     """A picture at most 256 pixels to a side, [h, w, 4] in 0..1."""
     small = picture.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return torch.from_numpy(np.asarray(small, np.float32) / 255.0)
+    return from_pil(small)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast, get_args
 
-import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 from typing_extensions import override
@@ -20,6 +19,7 @@ from ..film.first_frame import (
     compose,
     parse_arrangement,
 )
+from ..film.pixels import PixelError, from_pil
 from .first_frame_canvas import canvas_payload
 from .sockets import CATEGORY, ReferenceSocket, references_input, references_of
 
@@ -99,10 +99,11 @@ class LongreelReference(io.ComfyNode):
             " ".join(description.split()),
             mask_marks="background" if cut_out == _REMOVE else "foreground",
         )
-        shown = ui.PreviewImage(_pixels(made)[None], cls=cls).as_dict()
-        alpha = _pixels(made)[None, ..., 3]
+        pixels = from_pil(made.picture)
+        shown = ui.PreviewImage(pixels[None], cls=cls).as_dict()
+        alpha = pixels[None, ..., 3]
         box = made.crop_box()
-        on_white = _pixels(made)[..., :3] * alpha[0, ..., None] + (1.0 - alpha[0, ..., None])
+        on_white = pixels[..., :3] * alpha[0, ..., None] + (1.0 - alpha[0, ..., None])
         cropped = on_white[None, box.y : box.bottom, box.x : box.right]
         return io.NodeOutput(made, cropped, alpha, ui={**shown, "text": made.warnings})
 
@@ -197,7 +198,7 @@ class LongreelFirstFrameComposer(io.ComfyNode):
             return True
         try:
             parse_arrangement(canvas)
-        except FirstFrameError as error:
+        except PixelError as error:
             return str(error)
         return True
 
@@ -239,12 +240,6 @@ class LongreelFirstFrameComposer(io.ComfyNode):
             made.layout.to_json(),
             ui={"longreel_canvas": [canvas_payload(made, drawn, order, plate, cls)]},
         )
-
-
-def _pixels(reference: Reference) -> Tensor:
-    """A reference's picture, [H, W, 4] in 0..1."""
-    shape = (reference.height, reference.width, 4)
-    return torch.frombuffer(bytearray(reference.rgba), dtype=torch.uint8).view(shape) / 255.0
 
 
 def _boxes_of(made: Composition) -> list[dict[str, int]]:

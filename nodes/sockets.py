@@ -21,6 +21,8 @@ KeyframeClipSocket = io.Custom("LONGREEL_KEYFRAME_CLIP")
 ReferenceSocket = io.Custom("LONGREEL_REFERENCE")
 CastClipsSocket = io.Custom("LONGREEL_CAST_CLIPS")
 CastDatasetSocket = io.Custom("LONGREEL_CAST_DATASET")
+StatesSocket = io.Custom("LONGREEL_STATES")
+InstructionAdapterSocket = io.Custom("LONGREEL_INSTRUCTION_ADAPTER")
 WeaverDatasetSocket = io.Custom("LONGREEL_WEAVER_DATASET")
 
 _CUSTOM = "custom"

@@ -32,6 +32,12 @@ class LongreelReelToVideo(io.ComfyNode):
             inputs=[
                 ReelSocket.Input("reel", tooltip="The film."),
                 io.Vae.Input("vae", tooltip="The VAE that the reel was filmed with."),
+                io.Vae.Input(
+                    "other_vae",
+                    optional=True,
+                    tooltip="For a reel with shots of two model families (Wan and Stable Video Diffusion): the VAE of "
+                    "the other.",
+                ),
                 io.String.Input(
                     "filename_prefix",
                     default="video/longreel",
@@ -100,18 +106,20 @@ class LongreelReelToVideo(io.ComfyNode):
         fps: float,
         first_image: int,
         images: int,
+        other_vae: VAE | None = None,
     ) -> io.NodeOutput:
+        vaes = [vae] if other_vae is None else [vae, other_vae]
         start, stop = _frames_of(reel, first_shot, last_shot)
         if first_image >= stop - start:
             raise ReelError(f"There is no frame {first_image}: what is shown ends with frame {stop - start - 1}.")
         layout = reel.layout
         target = output_file(filename_prefix, f".{format}", layout.width, layout.height)
-        report = Progress(decoding_steps(reel, vae, start, stop))
+        report = Progress(decoding_steps(reel, vaes, start, stop))
         report.start_decoding(stop - start)
         picked: list[Tensor] = []
         metadata = workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         with VideoWriter(target.path, layout.width, layout.height, fps or layout.fps, metadata=metadata) as writer:
-            for frames in film_frames(reel, vae, start, stop):
+            for frames in film_frames(reel, vaes, start, stop):
                 wanted = slice(max(first_image - writer.frames, 0), max(first_image + images - writer.frames, 0))
                 picked.append(frames[wanted].clone())
                 writer.write(frames)

@@ -1,4 +1,4 @@
-"""`python -m longreel.training RECIPE`: the trainers and their judges; `--help` lists them.
+"""`python -m longreel.training RECIPE`: the trainers and their evaluations; `--help` lists them.
 
 `accelerate launch -m longreel.training cast-lora ...` shares a run between GPUs and machines.
 """
@@ -6,97 +6,33 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import signal
-from collections.abc import Callable
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from .causal import evaluate as memory_judge
-from .causal import long_command
-from .causal import train as memory_lora
+from . import __path__ as _ROOMS
+from .core.command_line import Command
 from .core.processes import processes
-from .dual_cache import command as weaver_command
-from .dual_cache import evaluate as weaver_judge
-from .dual_cache.scenes import command as scene_command
-from .first_frame import command as cast_command
-from .first_frame import evaluate as cast_judge
-from .miniature import command as miniature_command
-from .miniature import counter
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "miniature" / "weights"
 
 
-class Command(NamedTuple):
-    """A recipe on the command line. shared: many processes can work on it together."""
+def find_commands(rooms: Iterable[str] = _ROOMS) -> dict[str, Command]:
+    """The COMMANDS of every room (a package under `rooms`) that has a module `command`, room by room."""
+    found: dict[str, Command] = {}
+    for room in sorted(pkgutil.iter_modules(rooms), key=lambda one: one.name):
+        name = f"{__package__}.{room.name}"
+        if room.ispkg and find_spec(f"{name}.command"):
+            found |= import_module(f"{name}.command").COMMANDS
+    return found
 
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace, Path], None]
-    shared: bool = False
 
-
-COMMANDS = {
-    "miniature": Command(
-        "VAE, DiT, text encoder and probe of the small world, from scratch",
-        miniature_command.add_training_arguments,
-        miniature_command.run_training,
-    ),
-    "evaluate": Command(
-        "probe readings of films of held-out prompts and of the VAE's reconstructions",
-        miniature_command.add_judge_arguments,
-        miniature_command.run_judge,
-    ),
-    "counter": Command(
-        "the network that counts characters, for evaluate --long",
-        counter.add_counter_arguments,
-        counter.run_counter,
-    ),
-    "causal": Command(
-        "a causal model films on from its own frames and learns to hold for minutes",
-        long_command.add_tuning_arguments,
-        long_command.run_tuning,
-        shared=True,
-    ),
-    "memory-lora": Command(
-        "the miniature learns to use its memory (MemFlow)", memory_lora.add_lora_arguments, memory_lora.run_lora
-    ),
-    "memory-judge": Command(
-        "what window, sink and bank are worth", memory_judge.add_judge_arguments, memory_judge.run_judge
-    ),
-    "weaver-clip": Command(
-        "the small world's CLIP, from scratch", weaver_command.add_clip_arguments, weaver_command.run_clip
-    ),
-    "weaver-data": Command(
-        "encoded scenes of the small world", weaver_command.add_data_arguments, weaver_command.run_data
-    ),
-    "weaver-scenes": Command(
-        "such scenes from own films: cuts, captions, encoding",
-        scene_command.add_scene_arguments,
-        scene_command.run_scenes,
-    ),
-    "weaver-lora": Command(
-        "a LoRA that remembers earlier shots and frames (FilmWeaver)",
-        weaver_command.add_lora_arguments,
-        weaver_command.run_lora,
-        shared=True,
-    ),
-    "weaver-judge": Command(
-        "what the two caches do for stories", weaver_judge.add_judge_arguments, weaver_judge.run_judge
-    ),
-    "cast-data": Command(
-        "clips with a cast in the first frame (FFGo)",
-        cast_command.add_data_arguments,
-        lambda chosen, _: cast_command.run_data(chosen),
-    ),
-    "cast-lora": Command(
-        "a LoRA that films a cast, from such clips", cast_command.add_lora_arguments, cast_command.run_lora, shared=True
-    ),
-    "cast-judge": Command(
-        "what such a LoRA does for the miniature", cast_judge.add_judge_arguments, cast_judge.run_judge
-    ),
-}
+COMMANDS = find_commands()
 
 
 def main() -> None:
@@ -108,7 +44,9 @@ def main() -> None:
     )
     recipes = parser.add_subparsers(dest="recipe", required=True)
     for name, command in COMMANDS.items():
-        command.add_arguments(recipes.add_parser(name, help=command.help))
+        own = recipes.add_parser(name, help=command.help)
+        command.add_arguments(own)
+        own.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

@@ -8,7 +8,8 @@ began = time.monotonic()
 import torch  # noqa: E402
 
 print(f"torch {torch.__version__}, CUDA {torch.cuda.is_available()}, {time.monotonic() - began:.1f} s")
-from longreel.training.miniature.pipeline import prepare_device, start_comfyui  # noqa: E402
+from longreel.training.core.command_line import start_comfyui  # noqa: E402
+from longreel.training.miniature.pipeline import prepare_device  # noqa: E402
 
 start_comfyui()
 import comfy.sd  # noqa: E402, F401

@@ -13,7 +13,7 @@ weights, folder = Path(sys.argv[1]), Path(sys.argv[2])
 sys.argv = sys.argv[:1]
 
 import torch  # noqa: E402
-from longreel.training.miniature.pipeline import start_comfyui  # noqa: E402
+from longreel.training.core.command_line import start_comfyui  # noqa: E402
 
 start_comfyui()
 from longreel.host.media.streaming_vae import StreamingDecoder  # noqa: E402

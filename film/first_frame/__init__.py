@@ -9,6 +9,7 @@ Example:
     clip = trim_transition(frames, first.picture).frames
 """
 
+from ..pixels import Box, Reference
 from .arrangement import Arrangement, parse_arrangement
 from .compose import Composition, compose
 from .layouts import MAX_ENLARGE, MAX_REFERENCES, Size, plan
@@ -25,7 +26,7 @@ from .lora import (
 from .plot import plot_cut
 from .prompt import TRIGGER, Described, FirstFramePrompt, build_prompt, contradictions
 from .trim import COLLAGE_FRAMES, Cut, Trimmed, clean_frames, find_cut, request_length, trim_transition
-from .values import Box, FirstFrameError, Layout, LayoutKind, Placement, Reference
+from .values import FirstFrameError, Layout, LayoutKind, Placement
 
 __all__ = [
     "COLLAGE_FRAMES",

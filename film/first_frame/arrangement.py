@@ -16,8 +16,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..pixels import Box
 from .layouts import MAX_REFERENCES
-from .values import Box, FirstFrameError
+from .values import FirstFrameError
 
 __all__ = ["Arrangement", "parse_arrangement"]
 

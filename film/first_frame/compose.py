@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..pixels import Box, Reference, check_pixels, from_pil, to_pil
 from .layouts import MAX_ENLARGE, Size, plan
-from .values import Box, FirstFrameError, Layout, LayoutKind, PlateFit, Reference, check_pixels, to_bytes
+from .values import FirstFrameError, Layout, LayoutKind, PlateFit
 
 __all__ = ["Composition", "compose"]
 
@@ -92,7 +93,7 @@ def compose(
             mask[covered] = 0.0
         masks[index][covered] = np.asarray(_resized(cut_out.getchannel("A"), box), np.float32) / 255.0
 
-    picture = torch.from_numpy(np.asarray(canvas, np.float32) / 255.0)[None]
+    picture = from_pil(canvas)[None]
     return Composition(
         picture,
         torch.from_numpy(masks),
@@ -116,7 +117,7 @@ def _plate_picture(plate: torch.Tensor) -> Image.Image:
         raise FirstFrameError(f"The plate must be one RGB picture [height, width, 3], not {list(plate.shape)}.")
     height, width = int(pixels.shape[0]), int(pixels.shape[1])
     check_pixels(width, height, "The plate")
-    return Image.frombytes("RGB", (width, height), to_bytes(pixels))
+    return to_pil(pixels)
 
 
 def _checked(layout: Layout, references: Sequence[Reference], size: tuple[int, int], has_plate: bool) -> Layout:

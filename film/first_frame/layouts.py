@@ -12,7 +12,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from .values import Box, FirstFrameError, Layout, LayoutKind, Placement, PlateFit, Split
+from ..pixels import Box
+from .values import FirstFrameError, Layout, LayoutKind, Placement, PlateFit, Split
 
 __all__ = ["COMFORTABLE_REFERENCES", "MAX_ENLARGE", "MAX_REFERENCES", "Size", "fit", "plan"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from ..pixels import from_pil
 from .trim import Cut
 
 __all__ = ["plot_cut"]
@@ -44,4 +44,4 @@ def plot_cut(cut: Cut) -> torch.Tensor:
         draw.text((point(frame, 0)[0] - 4, SIZE[1] - MARGIN + 6), str(frame), fill=_INK)
     for share in (0, 1):
         draw.text((12, point(0, share)[1] - 6), str(share), fill=_INK)
-    return torch.from_numpy(np.asarray(picture, np.float32) / 255.0)[None]
+    return from_pil(picture)[None]

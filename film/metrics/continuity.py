@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..first_frame import Box
+from ..pixels import Box
 from .cuts import Span, cut_sharpness
 from .frame_stats import FrameStats, colour_distance
 from .similarity import cosines, join, layout_likeness, margin, mean_of_pairs

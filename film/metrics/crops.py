@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..first_frame import Box, Reference
+from ..pixels import Box, Reference, from_pil
 
 __all__ = ["crop_on_white", "reference_on_white", "windows"]
 
@@ -21,8 +21,7 @@ def crop_on_white(frame: torch.Tensor, box: Box) -> torch.Tensor:
 
 def reference_on_white(reference: Reference) -> torch.Tensor:
     """A reference's kept part on a white square, as `crop_on_white` shows frames: [s, s, 3] in 0..1."""
-    shape = (reference.height, reference.width, 4)
-    pixels = torch.frombuffer(bytearray(reference.rgba), dtype=torch.uint8).view(shape) / 255.0
+    pixels = from_pil(reference.picture)
     box = reference.crop_box(pad=0)
     kept = pixels[box.y : box.bottom, box.x : box.right]
     return _square(kept[..., :3] * kept[..., 3:] + (1.0 - kept[..., 3:]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..first_frame import Box
+from ..pixels import Box
 from .similarity import assign, cosines
 from .values import Found
 

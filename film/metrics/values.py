@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..first_frame import Box
+from ..pixels import Box
 
 __all__ = ["Character", "Found", "MetricsError", "boxes_from_json", "parse_characters", "parse_times", "read_boxes"]
 

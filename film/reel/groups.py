@@ -24,6 +24,7 @@ __all__ = [
     "KVPinsGroup",
     "KeyframeGroup",
     "ShownKeyframesGroup",
+    "StatesGroup",
     "TransitionGroup",
     "groups_until",
 ]
@@ -152,6 +153,17 @@ class ShownKeyframesGroup(Group):
     def uids(self) -> list[str]:
         """Of all chunks, each once, in the order of first use."""
         return list(dict.fromkeys(uid for chunk in self.meta for uid in chunk))
+
+
+class StatesGroup(Group):
+    """The states that an instruction was filmed by: for each chunk of the shot a list of sentences."""
+
+    NAME = "states"
+
+    @property
+    def chunks(self) -> list[list[str]]:
+        """The sentences, chunk by chunk."""
+        return [list(map(str, chunk)) for chunk in self.meta]
 
 
 class TransitionGroup(Group):

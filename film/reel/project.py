@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..storyboard.shot import Shot
+from .atomic import PART_SUFFIX
 from .fingerprint import canonical_json, shot_fingerprint
 from .reel import FilmedShot, ReelError, load_shot_file, save_shot_file
-from .tensor_file import PART_SUFFIX
 
 __all__ = [
     "Decision",

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -24,10 +23,10 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import safe_open
 
+from .atomic import whole_file
 from .fingerprint import canonical_json
 
 __all__ = [
-    "PART_SUFFIX",
     "FileHeader",
     "ReelError",
     "StoredTensors",
@@ -37,7 +36,6 @@ __all__ = [
     "write_tensor_file",
 ]
 
-PART_SUFFIX = ".part"
 FORMAT_VERSION = 1
 
 _DTYPES: dict[torch.dtype, str] = {
@@ -175,42 +173,30 @@ def write_tensor_file(
     header = json.dumps({"__metadata__": metadata, **table}).encode("ascii")
     header += b" " * (-len(header) % 8)
 
-    part = _part_of(path)
     try:
-        try:
-            with part.open("xb") as file:
-                file.write(len(header).to_bytes(8, "little"))
-                file.write(header)
-                for name in order:
-                    _write(file, tensors[name])
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            # After any failure, an interrupt among them; after success there is nothing of this name.
-            part.unlink(missing_ok=True)
+        with whole_file(path, unique=True) as part, part.open("xb") as file:
+            file.write(len(header).to_bytes(8, "little"))
+            file.write(header)
+            for name in order:
+                _write(file, tensors[name])
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as error:
         raise ReelError(f"{path} cannot be written ({error.strerror}): make room or choose another place.") from error
 
 
 def link_file(source: Path, path: Path) -> bool:
     """Gives a whole file the second name `path` instead of copying it; False where that is impossible."""
-    part = _part_of(path)
     try:
-        os.link(source, part)
-        # Temporary files are written without waiting for the disk; under its new name the file must last.
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        with whole_file(path, unique=True) as part:
+            os.link(source, part)
+            # Temporary files are written without waiting for the disk; under its new name the file must last.
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
     except OSError:
-        part.unlink(missing_ok=True)
         return False
     return True
-
-
-def _part_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART_SUFFIX}")
 
 
 def _dtype(source: torch.Tensor | TensorSlot) -> str:

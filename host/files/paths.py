@@ -18,6 +18,9 @@ EXAMPLE_STORIES = Path(__file__).resolve().parents[2] / "miniature" / "example_s
 CLIP_KIND = "open_clip"
 """The folder of models in which open_clip's weights lie."""
 
+ADAPTER_KIND = "aid"
+"""The folder of models in which AID's adapters lie."""
+
 _MODEL_KINDS = ("diffusion_models", "vae", "text_encoders", "loras")
 
 
@@ -38,8 +41,9 @@ def register_model_folders() -> None:
     """Let ComfyUI's own loaders list the miniature's weights, after the user's files of the same name; name ours."""
     for kind in _MODEL_KINDS:
         folder_paths.add_model_folder_path(kind, str(MINIATURE_WEIGHTS / kind))
-    folder_paths.add_model_folder_path(CLIP_KIND, str(Path(folder_paths.models_dir) / CLIP_KIND))
-    folder_paths.add_model_folder_path(CLIP_KIND, str(MINIATURE_WEIGHTS / CLIP_KIND))
+    for kind in (CLIP_KIND, ADAPTER_KIND):
+        folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
+        folder_paths.add_model_folder_path(kind, str(MINIATURE_WEIGHTS / kind))
 
 
 def project_folder(name: str) -> Path:

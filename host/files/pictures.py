@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Iterable
 
 import node_helpers
-import numpy
-import torch
 from comfy.utils import common_upscale
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ...film.pixels import from_pil
 from .paths import input_file
 
 PLATE = "plate="
@@ -63,4 +62,4 @@ def fingerprint_files(names: Iterable[str]) -> str:
 
 def as_image(picture: Image.Image) -> Tensor:
     """A Pillow picture, RGB or RGBA, as ComfyUI's IMAGE: [1, H, W, C] in 0..1."""
-    return torch.from_numpy(numpy.array(picture, dtype=numpy.float32) / 255.0)[None]
+    return from_pil(picture)[None]

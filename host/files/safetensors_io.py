@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import pickle
 import shutil
 import zipfile
@@ -17,6 +15,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 from safetensors import SafetensorError, safe_open
+
+from ...film.reel.atomic import whole_file
 
 __all__ = ["CheckpointError", "StoredTensor", "few", "open_tensors", "write_tensors"]
 
@@ -161,20 +161,14 @@ def write_tensors(
             )
     except OSError as error:
         raise CheckpointError(f"{output.parent} cannot be written to; choose another folder.") from error
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
+        with whole_file(output, unique=True) as part, part.open("wb") as file:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             for _, value in values:
                 # flattened first: a 0-dimensional tensor has no byte view
                 file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        os.replace(temporary, output)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{output} cannot be written ({error.strerror}); choose another folder.") from error
-        raise
+    except OSError as error:
+        raise CheckpointError(f"{output} cannot be written ({error.strerror}); choose another folder.") from error
     return output
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -23,6 +22,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl
 from torch import Tensor
+
+from ...film.reel.atomic import part_of
 
 _SMPTE170M = 6  # ITU-T H.273 code of the BT.601 matrix; PyAV names only the scaler's own code for it
 _CODECS = {".mp4": "h264", ".webm": "libvpx-vp9"}
@@ -73,7 +74,7 @@ class VideoWriter:
         self.frames = 0
         """Frames written so far."""
         self._size = (height, width)
-        self._part = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part")
+        self._part = part_of(path, unique=True)
         self._container: Any = None
         rate = Fraction(fps).limit_denominator(1001)
         self._time_base = 1 / rate

@@ -94,7 +94,7 @@ def test_every_cut_is_shown_pictures_of_all_takes_under_their_words(
     assert second.frames == (0, 2, 3, 4, 5, 6)
     assert third.frames == (0, 3, 6, *(sum(latents[:2]) + latent for latent in (0, 2, 3)))
     words = ["stands", "stands", "jumps", "jumps", "spins", "spins"]
-    prompts = {word: engine._encode(f"A red ball {word} at the beach.")[0][0] for word in set(words)}
+    prompts = {word: engine.encode_prompt(f"A red ball {word} at the beach.")[0][0] for word in set(words)}
     assert all(torch.equal(caption[0][0], prompts[word]) for caption, word in zip(second.captions, words))
     assert len({id(caption) for caption in second.captions}) == 3
     assert third.rows()[:3] != third.rows()[3:]

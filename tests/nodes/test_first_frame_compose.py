@@ -12,8 +12,8 @@ import pytest
 import torch
 from comfy_extras.nodes_compositing import JoinImageWithAlpha
 from comfy_extras.nodes_mask import ImageCompositeMasked
-from longreel.film.first_frame import FirstFrameError, Reference
-from longreel.film.first_frame.values import MAX_PIXELS
+from longreel.film.first_frame import Reference
+from longreel.film.pixels import MAX_PIXELS, PixelError
 from longreel.nodes.first_frame_compose import LongreelFirstFrameComposer, LongreelReference
 from longreel.nodes.first_frame_prompt import LongreelFirstFramePrompt, LongreelTrimTransition
 from longreel.nodes.miniature import LongreelMiniaturePicture
@@ -194,7 +194,7 @@ def test_five_references_and_a_plate_at_720p():
     ],
 )
 def test_bad_input(make: Any, message: str):
-    with pytest.raises(FirstFrameError, match=message.replace("(", r"\(").replace(")", r"\)")) as caught:
+    with pytest.raises(PixelError, match=message.replace("(", r"\(").replace(")", r"\)")) as caught:
         make()
     assert str(caught.value).endswith((".", ")."))
     assert "\n" not in str(caught.value)

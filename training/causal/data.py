@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ...film.reel.atomic import whole_file
 from ...miniature.batch import World
 from ...miniature.stories import describe, is_held_out, random_character
 from ...miniature.text import pad, tokenize
@@ -100,9 +101,8 @@ def encode_takes(
             path = folder / f"{kind}-{shard:03}.safetensors"
             if not path.exists():
                 items = [item(f"{kind} {seed}/{shard}/{index}", alone) for index in range(_SHARD)]
-                part = path.with_suffix(".part")
-                save_file({key: torch.stack([each[key].contiguous() for each in items]) for key in items[0]}, part)
-                part.replace(path)
+                with whole_file(path) as part:
+                    save_file({key: torch.stack([each[key].contiguous() for each in items]) for key in items[0]}, part)
 
 
 def load_takes(folder: Path, kind: str) -> Takes:

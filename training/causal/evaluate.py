@@ -24,11 +24,12 @@ from ...film.kv_memory import LONGLIVE, MEMFLOW, KVMemory, MemorySettings
 from ...miniature.probe import ATTRIBUTES, Probe, Reading
 from ...miniature.stories import describe, random_character
 from ...miniature.world import Scene
+from ..core.command_line import command_line
 from ..core.loop import save_whole
 from ..core.precision import mixed_precision
 from ..miniature import evaluate
 from ..miniature.export import FILES, read_vae
-from ..miniature.pipeline import prepare_device, start_comfyui
+from ..miniature.pipeline import prepare_device
 from ..miniature.vae import VaeRecipe, build_vae, draw
 from .data import scene_of
 
@@ -71,7 +72,7 @@ def film_stories(
     import comfy.model_management
 
     from ...host.wan.forward import kv_layout
-    from .films import film_together
+    from ..miniature.films import film_together
 
     comfy.model_management.load_models_gpu([models.model], force_full_load=True)
     told = [prompts_of(story) for story in stories]
@@ -137,7 +138,7 @@ def _identity(reading: Reading, told: Mapping[str, str]) -> dict[str, float]:
     return {"identity": float(right.mean()), "exact": float(right.amin(dim=0).mean())}
 
 
-def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     """`memory-judge`'s."""
     parser.add_argument("--lora", default="", help="adapter to judge; default the shipped one, 'none' the base alone")
     parser.add_argument("--stories", type=int, default=50, help="different stories")
@@ -145,12 +146,11 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memories", nargs="+", choices=list(MEMORIES), default=list(MEMORIES), metavar="NAME",
                         help=f"which of {', '.join(MEMORIES)}")  # fmt: skip
     parser.add_argument("--folder", type=Path, help="keeps what has been read; the same call goes on there")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
-def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
+@command_line()
+def run_evaluation(chosen: argparse.Namespace, weights: Path) -> None:
     """`memory-judge`."""
-    start_comfyui()
     models = evaluate.load(weights)
     path = weights / FILES["memory"] if not chosen.lora else Path(chosen.lora)
     if chosen.lora != "none":

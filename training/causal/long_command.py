@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from ..core.command_line import command_line
 from ..core.loop import save_whole
-from ..core.processes import main_first, processes
+from ..core.processes import main_first
 from ..miniature.evaluate import print_table
 from ..miniature.export import read_dit, read_probe, read_sizes, read_vae
 from ..miniature.sequences import BLOCK
@@ -171,16 +172,11 @@ def add_tuning_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", type=int, help="of the LoRA: --model 128; miniature 0, which learns all of the model")
     parser.add_argument("--rate", type=float, help="learning rate: miniature 2e-4, --model 1e-5")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
+@command_line(ValueError)
 def run_tuning(chosen: argparse.Namespace, weights: Path) -> None:
     """`causal`. weights: where the miniature's files are, unless named."""
-    from ..core.lora import LoraError
-    from ..miniature.pipeline import start_comfyui
-
-    processes()  # ComfyUI takes the GPU that is this process's own
-    start_comfyui()
     small = chosen.model is None
     preset = MINIATURE if small else WAN
     given = ("truth", "reading", "matching", "films", "blocks", "guidance", "rank", "rate")
@@ -188,11 +184,7 @@ def run_tuning(chosen: argparse.Namespace, weights: Path) -> None:
         preset, steps=chosen.steps, accumulate=chosen.accumulate, levels=tuple(chosen.levels),
         seed=chosen.seed, **{name: getattr(chosen, name) for name in given if getattr(chosen, name) is not None},
     )  # fmt: skip
-    try:
-        made = _tune_miniature(chosen, recipe, weights) if small else _tune_own(chosen, recipe)
-    except (LoraError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    print(made)
+    print(_tune_miniature(chosen, recipe, weights) if small else _tune_own(chosen, recipe))
 
 
 def _tune_miniature(chosen: argparse.Namespace, recipe: CausalRecipe, weights: Path) -> Path:

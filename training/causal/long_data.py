@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ...film.reel.atomic import whole_file
 from ...miniature.batch import World
 from ...miniature.stories import describe, random_scene
 from ...miniature.text import pad, tokenize
@@ -121,9 +122,8 @@ def encode_takes(vae: Any, shards: int, latents: int, folder: Path, seed: int) -
             rng = random.Random(f"long takes {seed}/{shard}/{index}")
             most = min(MOST_PROMPTS - 1, latents // (4 * BLOCK) - 1)
             takes.append(encode_take(vae, world, long_scene(rng, latents, rng.randint(0, most)), latents))
-        part = path.with_suffix(".part")
-        save_file({key: torch.stack([take[key] for take in takes]) for key in takes[0]}, part)
-        part.replace(path)
+        with whole_file(path) as part:
+            save_file({key: torch.stack([take[key] for take in takes]) for key in takes[0]}, part)
 
 
 def load_takes(folder: Path, latents: int) -> LongTakes:

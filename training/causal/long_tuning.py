@@ -22,6 +22,7 @@ from ..core.loop import Metrics, Schedule, train
 from ..core.precision import mixed_precision
 from ..miniature.dit import loss as velocity_loss
 from ..miniature.latent_classifier import multi_hot_labels
+from ..miniature.param_groups import split_matrices
 from ..miniature.sequences import BLOCK, FEW_STEPS, noise_levels
 from .long_data import LongTakes
 from .objectives import DistributionMatching, window
@@ -241,11 +242,20 @@ def run(
 ) -> None:
     """Train what of `learner` has gradients; it ends with averaged weights."""
     schedule = Schedule(
-        recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, warmup=recipe.warmup, weight_decay=0.01,
-        average=recipe.average, accumulate=recipe.accumulate, seconds=seconds,
+        recipe.steps, recipe.rate, muon_lr=recipe.muon_rate, warmup=recipe.warmup, weight_decay=0.01,
+        ema_decay=recipe.average, accumulate=recipe.accumulate, seconds=seconds,
     )  # fmt: skip
     learner.load_state_dict(
-        train(name, learner, tuning.loss_at, schedule, folder, seed=recipe.seed, further=tuning.stream)
+        train(
+            name,
+            learner,
+            tuning.loss_at,
+            schedule,
+            folder,
+            groups=split_matrices(learner),
+            seed=recipe.seed,
+            further=tuning.stream,
+        )
     )
 
 

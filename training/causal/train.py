@@ -26,14 +26,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..core.loop import Metrics, Schedule, train
-from ..core.lora import WAN_LAYERS, adapt, choose_layers, save_lora
+from ..core.auxiliary import AuxiliaryLoss
+from ..core.command_line import command_line
+from ..core.loop import Metrics, train
+from ..core.lora import adapt, choose_layers
 from ..core.precision import mixed_precision
+from ..core.settings import LoraSettings, add_arguments, again, chosen_settings, setting
 from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
 from ..miniature.dit import Miniature, loss, predict
 from ..miniature.export import FILES, read_dit, read_sizes, read_vae
 from ..miniature.latent_classifier import multi_hot_labels
-from ..miniature.pipeline import prepare_device, start_comfyui
+from ..miniature.pipeline import prepare_device
 from ..miniature.sequences import BLOCK, CONTEXT_NOISE, SINK, noise_levels
 from ..miniature.vae import VaeRecipe, build_vae
 from .data import Takes, encode_takes, load_takes
@@ -49,23 +52,27 @@ _CHARACTER_WEIGHT = 10
 
 
 @dataclass(frozen=True)
-class MemoryRecipe:
-    """A run on `shards` shards of takes. ranking: weight of the loss that shapes what the bank keeps, `reading` and
-    sight: of the auxiliary losses on latents and behind the decoder (`critics`). few: share of sequences in which three
-    remembered frames are in view.
+class MemoryLoraSettings(LoraSettings):
+    """A run on `shards` shards of takes. ranking: weight of the loss that shapes what the bank keeps; sparse_rate:
+    share of sequences in which three remembered frames are in view.
     """
 
-    rank: int = 32
-    steps: int = 1700
-    batch: int = 16
-    rate: float = 1e-3
-    muon_rate: float = 2e-3
-    ranking: float = 0.1
-    reading: float = 0.3
-    sight: float = 0.0
-    few: float = 0.35
-    shards: int = 12
-    seed: int = 0
+    rank: int = again(LoraSettings, "rank", 32)
+    steps: int = again(LoraSettings, "steps", 1700)
+    batch: int = again(LoraSettings, "batch", 16)
+    lr: float = again(LoraSettings, "lr", 1e-3)
+    muon_lr: float = again(LoraSettings, "muon_lr", 2e-3)
+    warmup: int = again(LoraSettings, "warmup", 30)
+    final_lr_ratio: float = again(LoraSettings, "final_lr_ratio", 0.05)
+    weight_decay: float = again(LoraSettings, "weight_decay", 0.0)
+    ema_decay: float = again(LoraSettings, "ema_decay", 0.99)
+    ranking: float = setting(0.1)
+    sparse_rate: float = setting(0.35, aliases=("few",))
+    shards: int = setting(12, help="of 64 takes to learn from")
+
+
+_FIXED = ("micro_batch", "precision", "checkpointing", "save_every", "sample_every")
+"""Common settings that this run does without."""
 
 
 @dataclass(frozen=True)
@@ -190,19 +197,23 @@ def ranking_loss(
     return total / len(keys), right / len(keys)
 
 
-def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output: Path) -> Path:
+def train_memory_lora(
+    settings: MemoryLoraSettings, auxiliary: AuxiliaryLoss | None, weights: Path, folder: Path, output: Path
+) -> Path:
     """Train the adapter for the miniature under `weights` on the takes in `folder`/takes, resuming there."""
     people, places = (load_takes(folder / "takes", kind) for kind in ("characters", "places"))
     model = Miniature(read_sizes(weights))
     read_dit(model, weights)
     device = prepare_device()
     model.to(device).requires_grad_(False)
-    critic = open_auxiliary_losses(weights, recipe.reading, recipe.sight, device=device)
-    names = choose_layers(model.dit, WAN_LAYERS)
-    tree, adapter = adapt(model.dit, names, recipe.rank, seed=recipe.seed)
+    names = choose_layers(model.dit, settings.layers)
+    tree, adapter = adapt(
+        model.dit, names, settings.rank, alpha=settings.alpha, dropout=settings.dropout, seed=settings.seed
+    )
 
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
-        batch = draw_sequences(people, places, random.Random(f"{recipe.seed}/{step}"), recipe.batch, recipe.few)
+        rng = random.Random(f"{settings.seed}/{step}")
+        batch = draw_sequences(people, places, rng, settings.batch, settings.sparse_rate)
         batch = Sequences(**{part.name: getattr(batch, part.name).to(device) for part in fields(Sequences)})
         keys: list[tuple[torch.Tensor, torch.Tensor]] = []
         sigma = batch.sigma[:, None, :, None, None]
@@ -210,42 +221,45 @@ def train_memory_lora(recipe: MemoryRecipe, weights: Path, folder: Path, output:
         v = _velocity(model, tree, batch, noised, keys)
         value = loss(v, batch.noise - batch.clean, batch.weight)
         guess = noised - sigma * v
-        seen = critic.loss(guess[:, :, -BLOCK:], list(batch.named)) if critic else value.new_zeros(())
+        seen = auxiliary.loss(guess[:, :, -BLOCK:], list(batch.named)) if auxiliary else value.new_zeros(())
         rank, right = ranking_loss(keys, batch.shows)
         kind = "first" if batch.clean.shape[2] == SINK + BANK + BLOCK else "second"
         told = {kind: value.detach(), f"{kind} seen": seen.detach(), "rank": rank.detach()}
-        return value + recipe.ranking * rank + seen, told | {"kept": right}
+        return value + settings.ranking * rank + seen, told | {"kept": right}
 
-    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, warmup=30, average=0.99)
-    adapter.load_state_dict(train("memory", adapter, learn, schedule, folder, seed=recipe.seed, save_every=60))
-    told = {"base": "longreel-miniature-dit", "recipe": "memory", "steps": str(recipe.steps)}
-    return save_lora(adapter, output, told, dtype=torch.bfloat16)
+    average = train(
+        "memory",
+        adapter,
+        learn,
+        settings.schedule(),
+        folder,
+        groups=adapter.groups(),
+        seed=settings.seed,
+        save_every=60,
+    )
+    adapter.load_state_dict(average)
+    told = {"base": "longreel-miniature-dit", "recipe": "memory", "steps": str(settings.steps)}
+    return adapter.export(output, told)
 
 
 def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     """`memory-lora`'s."""
-    usual = MemoryRecipe()
     parser.add_argument("--folder", type=Path, required=True, help="encoded takes, checkpoints, curve (resumed)")
-    parser.add_argument("--steps", type=int, default=usual.steps, help="updates")
-    parser.add_argument("--rank", type=int, default=usual.rank, help="size of the adapter")
-    parser.add_argument("--shards", type=int, default=usual.shards, help="of 64 takes to learn from")
+    add_arguments(parser, MemoryLoraSettings(), MemoryLoraSettings(), without=_FIXED)
     add_auxiliary_arguments(parser)
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
+@command_line()
 def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     """`memory-lora`. weights: where the miniature's files are and the adapter goes."""
-    start_comfyui()
-    recipe = MemoryRecipe(
-        chosen.rank, chosen.steps, reading=chosen.reading, sight=chosen.sight, shards=chosen.shards, seed=chosen.seed
-    )
+    settings = chosen_settings(chosen, MemoryLoraSettings())
     vae, device = build_vae(VaeRecipe().width), prepare_device()
     read_vae(vae, weights)
     # what read_vae gives has latents of zero mean and unit variance already
     none, one = torch.zeros(16, 1, 1, 1, device=device), torch.ones(16, 1, 1, 1, device=device)
-    encode_takes(vae.to(device).eval(), none, one, recipe.shards, chosen.folder / "takes", recipe.seed)
-    print(train_memory_lora(recipe, weights, chosen.folder, weights / FILES["memory"]))
+    encode_takes(vae.to(device).eval(), none, one, settings.shards, chosen.folder / "takes", settings.seed)
+    auxiliary = open_auxiliary_losses(weights, chosen.latent_loss, chosen.pixel_loss, device=device)
+    print(train_memory_lora(settings, auxiliary, weights, chosen.folder, weights / FILES["memory"]))
 
 
 def _velocity(

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,8 +21,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .muon import BatchedMuon
+from ...film.reel.atomic import whole_file
+from .optimizers import Optimizers
 from .processes import average_gradients, from_all, from_main, processes
+from .trainable import ParamGroup
 
 Metrics = Mapping[str, float | torch.Tensor]
 """Figures of a step; tensors stay on their device until they are logged, so that a GPU is never waited for."""
@@ -53,14 +54,14 @@ class Stateful(Protocol):
 
 
 Callback = Callable[[TrainState], None]
-_callback: ContextVar[Callback | None] = ContextVar("watcher", default=None)
+_callback: ContextVar[Callback | None] = ContextVar("callback", default=None)
 
 
 @contextmanager
 def callbacks(callback: Callback) -> Iterator[None]:
-    """Inside, every run calls `watcher` before each step and after the last one.
+    """Inside, every run calls `callback` before each step and after the last one.
 
-    A watcher that raises KeyboardInterrupt stops the run as a key does: it saves first.
+    A callback that raises KeyboardInterrupt stops the run as a key does: it saves first.
     """
     token = _callback.set(callback)
     try:
@@ -71,83 +72,42 @@ def callbacks(callback: Callback) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and learning rate of a run. `rate` is AdamW's; matrices under Muon use `muon_rate` (0: AdamW for
-    all). `accumulate`: draws of each process in an update. `bf16`: the loss is computed under autocast.
-    `seconds`: a time budget, earlier processes of the same run included; the run ends with it, and its learning rate
-    falls by the share of it that is spent, so that every machine ends with the lowest. `steps` is then the most.
+    """Length and learning rates of a run. lr: AdamW's; matrices under Muon learn at muon_lr (0: AdamW for all).
+    max_grad_norm: longer gradients are cut to it. ema_decay: of the moving average of the weights. betas: AdamW's.
+    accumulate: draws of each process in an update. bf16: the loss is computed under autocast. seconds: a time budget,
+    earlier processes of the same run included; the run ends with it, and its learning rate falls by the part of it that
+    is spent, so that every machine ends with the lowest; steps is then the most.
     """
 
     steps: int
-    rate: float
+    lr: float
     warmup: int = 100
-    final_share: float = 0.05
-    muon_rate: float = 0.0
+    final_lr_ratio: float = 0.05
+    muon_lr: float = 0.0
     weight_decay: float = 0.0
-    clip: float = 1.0
-    average: float = 0.999
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    betas: tuple[float, float] = (0.9, 0.98)
     accumulate: int = 1
     bf16: bool = False
     seconds: float = 0.0
 
-    def share(self, step: int, spent: float = 0.0) -> float:
-        """The share of the full rate at `step`, after `spent` seconds: linear warm-up, then a cosine down to
-        `final_share`.
+    def lr_scale(self, step: int, spent: float = 0.0) -> float:
+        """The part of the full rate at `step`, after `spent` seconds: linear warm-up, then a cosine down to
+        `final_lr_ratio`.
         """
         progress = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
         if self.seconds:
             progress = min(spent / self.seconds, 1.0)
         if step < self.warmup:
             return (step + 1) / self.warmup
-        return self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class _Optimizers:
-    """AdamW for vectors, embeddings and heads; Muon, when asked for, for the matrices and kernels inside.
-
-    Muon takes matrices only; a convolution's kernel is handed to it as the matrix [out, in * taps] on the same storage.
-    """
-
-    def __init__(self, model: nn.Module, schedule: Schedule):
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        inner = [p for name, p in trained if schedule.muon_rate and p.ndim > 1 and not _is_edge(name)]
-        chosen = {id(p) for p in inner}
-        self.kernels = [(p, nn.Parameter(p.detach().flatten(1))) for p in inner]
-        others = [p for _, p in trained if id(p) not in chosen]
-        decay = schedule.weight_decay
-        self.all: list[torch.optim.Optimizer] = []
-        if others:
-            fused = others[0].is_cuda
-            self.all.append(
-                torch.optim.AdamW(others, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=decay, fused=fused)
-            )
-        if inner:
-            self.all.append(BatchedMuon([matrix for _, matrix in self.kernels], schedule.muon_rate, decay))
-        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.all]
-
-    def step(self, share: float) -> None:
-        """One update at `share` of the full learning rates; clears the gradients."""
-        for kernel, matrix in self.kernels:
-            matrix.grad = kernel.grad.flatten(1) if kernel.grad is not None else None
-        for optimizer, rates in zip(self.all, self.rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * share
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        for kernel, _ in self.kernels:
-            kernel.grad = None
-
-
-def _is_edge(name: str) -> bool:
-    """Input, output and embedding layers keep AdamW, as Muon's authors advise; modulation is a bias in matrix form."""
-    edges = ("patch_embedding", "head.head", "words", "places", "modulation", "encoder.conv1", "decoder.head", "gamma")
-    return any(edge in name for edge in edges) or name.startswith(("conv1", "conv2"))
+        return self.final_lr_ratio + (1 - self.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def save_whole(path: Path, value: object) -> None:
     """`torch.save` that leaves the old file or the whole new one, never a part."""
-    part = path.with_suffix(".part")
-    torch.save(value, part)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        torch.save(value, part)
 
 
 def train(
@@ -157,16 +117,18 @@ def train(
     schedule: Schedule,
     folder: Path,
     *,
+    groups: Sequence[ParamGroup] | None = None,
+    further: Stateful | None = None,
     seed: int = 0,
     save_every: float = 120.0,
     before: Callable[[int], None] | None = None,
-    further: Stateful | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, torch.Tensor]:
     """Train `model` in place and return the moving average of its weights.
 
     `loss_at(draw)` gives the loss and figures to log; with one process and nothing accumulated a draw's number is the
-    step's. `before(step)` is called before every update, in the first process only; its random numbers do not change
+    step's. `groups`: as of a Trainable; None: all of the model, its matrices under Muon where the schedule has it.
+    `before(step)` is called before every update, in the first process only; its random numbers do not change
     what is learned. `further` is kept in the checkpoint, the first process's: others begin theirs anew when a run is
     continued. The first process writes into the folder: `<name>.ckpt` (replaced whole, every `save_every`
     seconds and at the end) and `<name>.jsonl`. A checkpoint found there is continued. KeyboardInterrupt saves before
@@ -177,7 +139,12 @@ def train(
     group = processes()
     checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.jsonl"
     device = next(model.parameters()).device
-    optimizers = _Optimizers(model, schedule)
+    if groups is None:
+        groups = [ParamGroup(tuple(model.parameters()), muon=True)]
+    optimizers = Optimizers(
+        model, groups, lr=schedule.lr, muon_lr=schedule.muon_lr, weight_decay=schedule.weight_decay,
+        betas=schedule.betas,
+    )  # fmt: skip
     step, state = 0, None
     if group.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -192,8 +159,7 @@ def train(
     if state is not None:
         step, before_now = state["step"], state.get("seconds", 0.0)
         average = {key: value.to(device) for key, value in state["average"].items()}
-        for optimizer, saved in zip(optimizers.all, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        optimizers.load_state_dicts(state["optimizers"])
         if further is not None and group.is_main_process:
             further.load_state_dict(state["further"])
         if group.is_main_process:
@@ -213,7 +179,7 @@ def train(
                     "seconds": spent(),
                     "model": model.state_dict(),
                     "average": average,
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers.all],
+                    "optimizers": optimizers.state_dicts(),
                     **({} if further is None else {"further": further.state_dict()}),
                 },
             )
@@ -251,13 +217,13 @@ def train(
                 for key, figure in {"loss": newest, **metrics}.items():
                     figures.setdefault(key, []).append(figure)
             average_gradients(trained, schedule.accumulate)
-            norm = nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], schedule.clip)
+            norm = nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], schedule.max_grad_norm)
             figures.setdefault("norm", []).append(norm.detach())
             updating = True
-            optimizers.step(schedule.share(step, spent()))
+            optimizers.step(schedule.lr_scale(step, spent()))
             step += 1
             with torch.no_grad():
-                decay = min(schedule.average, (1 + step) / (10 + step))
+                decay = min(schedule.ema_decay, (1 + step) / (10 + step))
                 torch._foreach_lerp_([average[key] for key, _ in floating], [value for _, value in floating], 1 - decay)
                 for key, value in others:
                     average[key].copy_(value)

@@ -1,10 +1,10 @@
 """Low-rank adapters (LoRA) on any diffusion model as ComfyUI loads it, and the file that core's LoRA loaders apply.
 
 The adapted model is a second module tree over the same weights: the caller's own stays as it was, so nothing is patched
-and nothing has to be undone. In it a chosen Linear is replaced by `LoRALinear`, which calls the base layer and adds the
-pair's output. That, and not `parametrize`, because a parametrization builds the whole matrix `up @ down` at every
-forward pass and needs the base weight as a plain tensor; a base that ComfyUI casts, offloads or keeps in fp8 only has
-to be callable here.
+and nothing has to be undone. In it a chosen Linear is replaced by `LoRALinear`, a Linear that calls the base layer and
+adds the pair's output. That, and not `parametrize`, because a parametrization builds the whole matrix `up @ down` at
+every forward pass and needs the base weight as a plain tensor; a base that ComfyUI casts, offloads or keeps in fp8 only
+has to be callable here. The matrix is built where somebody asks for it (`weight`), as core's layers do since 0.33.
 
 Source: LoRA, arXiv 2106.09685, section 4.1; scale = alpha / rank.
 """
@@ -21,8 +21,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import nn
+
+from .trainable import ParamGroup, Trainable, write_tensors
 
 WAN_LAYERS = r"blocks\.\d+\..*|time_projection\.1"
 """What FFGo adapts of a Wan model: every Linear of the blocks and the time projection."""
@@ -53,25 +55,49 @@ class LoRAWeights(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         return F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype)) * self.scale
 
-    @torch.no_grad()
-    def change(self) -> torch.Tensor:
+    def delta(self) -> torch.Tensor:
         """What the pair adds to the weight [out, in], float32."""
         return self.scale * (self.up @ self.down)
 
 
-class LoRALinear(nn.Module):
-    """A layer with a pair beside it."""
+class LoRALinear(nn.Linear):
+    """A layer with a pair beside it, a layer itself: who computes with its `weight` and `bias` gets the adapted result,
+    too, with gradients of the pair; only dropout, which acts on the pair's inputs, is not in the weight.
+
+    All else that ComfyUI's layers have (`weight_function`, `comfy_cast_weights`, ...) is the base layer's.
+    """
 
     def __init__(self, base: nn.Linear, pair: LoRAWeights):
-        super().__init__()
+        nn.Module.__init__(self)  # no parameters of its own
         self.base, self.pair = base, pair
+        self.in_features, self.out_features = base.in_features, base.out_features
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.base(x)
+        y: torch.Tensor = self.base(x)
         return y + self.pair(x).to(y.dtype)
 
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """The adapted weight [out, in] in the base's dtype; in float32 where that is an 8-bit one."""
+        weight = self.base.weight
+        dtype = weight.dtype if weight.dtype.itemsize > 1 else torch.float32
+        return weight.to(dtype) + self.pair.delta().to(dtype)
 
-class Adapter(nn.Module):
+    @property
+    def bias(self) -> torch.Tensor | None:  # type: ignore[override]
+        """The base's."""
+        return self.base.bias
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("base", "pair"):
+                raise
+            return getattr(self.base, name)
+
+
+class Adapter(Trainable):
     """All pairs of a LoRA and nothing of its base: what is trained, averaged and checkpointed.
 
     names: the dotted names of the layers, in the order of `pairs`.
@@ -85,6 +111,14 @@ class Adapter(nn.Module):
     def items(self) -> list[tuple[str, LoRAWeights]]:
         """Layer names with their pairs."""
         return list(zip(self.names, self.pairs, strict=True))  # type: ignore[arg-type]
+
+    def groups(self) -> list[ParamGroup]:
+        """One; matrices go to Muon where a run uses it."""
+        return [ParamGroup(tuple(self.parameters()), muon=True)]
+
+    def export(self, path: Path, metadata: Mapping[str, str]) -> Path:
+        """`save_lora` in bf16."""
+        return save_lora(self, path, metadata, dtype=torch.bfloat16)
 
 
 def choose_layers(model: nn.Module, pattern: str = WAN_LAYERS) -> tuple[str, ...]:
@@ -137,7 +171,7 @@ def merge(model: nn.Module, adapter: Adapter) -> nn.Module:
     tree = clone_sharing_weights(model)
     for name, pair in adapter.items():
         weight = tree.get_parameter(f"{name}.weight")
-        _put(tree, f"{name}.weight", nn.Parameter(weight + pair.change().to(weight), requires_grad=False))
+        _put(tree, f"{name}.weight", nn.Parameter(weight + pair.delta().to(weight), requires_grad=False))
     return tree
 
 
@@ -166,18 +200,13 @@ def save_lora(adapter: Adapter, path: Path, metadata: Mapping[str, str], *, dtyp
     tensors: dict[str, torch.Tensor] = {}
     for name, pair in adapter.items():
         prefix = f"diffusion_model.{name}"
-        tensors[f"{prefix}.lora_down.weight"] = pair.down.detach().to("cpu", dtype).contiguous()
-        tensors[f"{prefix}.lora_up.weight"] = pair.up.detach().to("cpu", dtype).contiguous()
+        tensors[f"{prefix}.lora_down.weight"] = pair.down.detach().to(dtype)
+        tensors[f"{prefix}.lora_up.weight"] = pair.up.detach().to(dtype)
         # Alpha in float32: bf16 would round a strength of its own.
         tensors[f"{prefix}.alpha"] = torch.tensor(pair.alpha)
     first = adapter.items()[0][1]
     own = {"rank": str(first.down.shape[0]), "alpha": f"{first.alpha:g}"}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    # Not save_file, whose files only their owner may read: a server often runs as another user.
-    part.write_bytes(save(tensors, {**metadata, **own}))
-    part.replace(path)
-    return path
+    return write_tensors(path, tensors, {**metadata, **own})
 
 
 @torch.no_grad()

@@ -47,9 +47,9 @@ class MemoryPlan:
 
 
 def plan_memory(
-    dit: nn.Module, adapter: nn.Module, examples: Sequence[Clip], *, at_once: int, bf16: bool, checkpointing: bool
+    dit: nn.Module, adapter: nn.Module, examples: Sequence[Clip], *, micro_batch: int, bf16: bool, checkpointing: bool
 ) -> MemoryPlan:
-    """The plan for the largest of the examples, `at_once` of them in a pass.
+    """The plan for the largest of the examples, `micro_batch` of them in a pass.
 
     The base and the adapter are counted. Activations are estimated from what autograd keeps of a Wan block.
     """
@@ -58,7 +58,7 @@ def plan_memory(
     device = next(dit.parameters()).device
     weights = sum(p.numel() * p.element_size() for p in dit.parameters())
     parameters = sum(p.numel() for p in adapter.parameters())
-    tokens = at_once * max(_tokens(dit, example.latents) for example in examples)
+    tokens = micro_batch * max(_tokens(dit, example.latents) for example in examples)
     element = 2 if bf16 else 4
     # Weight, gradient, two moments, average: five times float32.
     free = int(comfy.model_management.get_free_memory(device)) + (weights if device.type != "cpu" else 0)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from ...film.reel.atomic import write_text
 from ...film.reel.fingerprint import canonical_json
 
 
@@ -44,10 +44,7 @@ class StageCache:
         if kept is not None and kept["from"] == mark and whole(kept["result"]):
             return kept["result"]
         result = json.loads(json.dumps(make()))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"from": mark, "result": result}, indent=1), encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps({"from": mark, "result": result}, indent=1))
         self.made[stage] = self.made.get(stage, 0) + 1
         return result
 

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ...film.dual_cache import CacheNoise
+from ...film.dual_cache import CacheError, CacheNoise
 from ...miniature.stories import character_phrase, describe, random_character
 from ...miniature.world import BODIES, COLOURS, PLACES, Character, render
-from ..first_frame.world import empty_place
+from ..core.command_line import command_line
 from ..miniature.clip import CLIP_FILE, box_of, cut_out
 from ..miniature.evaluate import expected, load, write_strip
 from ..miniature.export import FILES, read_vae
-from ..miniature.pipeline import start_comfyui
+from ..miniature.places import empty_place
 from ..miniature.vae import VaeRecipe, build_vae
 from .stories import FilmedShot, StoryShot, Studio, Variant, draw_story, film_shots, film_stories, new_cache
 from .train import WeaverMatcher
@@ -53,7 +53,7 @@ def character_of(frame: torch.Tensor, shot: StoryShot) -> torch.Tensor:
     return cut_out(picture, box_of(mask)) if float(mask.max()) > 0.5 else picture
 
 
-def judge_story(studio: Studio, story: Sequence[FilmedShot], stranger: torch.Tensor) -> dict[str, float]:
+def evaluate_story(studio: Studio, story: Sequence[FilmedShot], stranger: torch.Tensor) -> dict[str, float]:
     """Measures of one story. stranger: keyframes' embeddings [n, d] of another story."""
     middles = [filmed.frames[len(filmed.frames) // 2] for filmed in story]
     crops = [character_of(frame, filmed.shot) for frame, filmed in zip(middles, story, strict=True)]
@@ -101,7 +101,7 @@ def continuity(frames: torch.Tensor, chunk: int = 6) -> float:
     return min(1.0, sum(inside) / len(inside) / max(at_seams, 1e-6))
 
 
-def judge_stories(
+def evaluate_stories(
     studio: Studio, variant: Variant, count: int, seed: int, strip: Path | None = None
 ) -> dict[str, float]:
     """Mean measures over `count` stories, the same for every seed and variant."""
@@ -109,13 +109,13 @@ def judge_stories(
     filmed = film_stories(studio, stories, variant, seed=seed)
     middles = [[shot.frames[len(shot.frames) // 2] for shot in story] for story in filmed]
     embedded = [studio.embedder.images(torch.stack(frames)) for frames in middles]
-    rows = [judge_story(studio, story, embedded[index - 1]) for index, story in enumerate(filmed)]
+    rows = [evaluate_story(studio, story, embedded[index - 1]) for index, story in enumerate(filmed)]
     if strip is not None:
         write_strip([torch.cat([shot.frames[[0, 14, 24, 38]] for shot in story]) for story in filmed[:8]], strip)
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def judge_injection(studio: Studio, count: int, seed: int, strip: Path | None = None) -> dict[str, float]:
+def evaluate_injection(studio: Studio, count: int, seed: int, strip: Path | None = None) -> dict[str, float]:
     """Share of frames in which the probe finds colour and body of a character that is given as one picture: a pair that
     the LoRA was never trained on, prompted as "the same character" in another place.
     """
@@ -138,7 +138,7 @@ def judge_injection(studio: Studio, count: int, seed: int, strip: Path | None = 
     return {"frames": 100 * sum(_found(studio, film, who) for film, who in zip(films, wanted, strict=True)) / count}
 
 
-def judge_retrieval(embedder: Any, count: int) -> float:
+def evaluate_retrieval(embedder: Any, count: int) -> float:
     """Share of stories in which a prompt's first keyframe shows its character, absent for two shots: shot 1 has one,
     shots 2 and 3 another, the prompt of shot 4 names the first again, in any place.
     """
@@ -191,7 +191,7 @@ def open_studio(lora: Path, weights: Path, steps: int = 12, guidance: float = 1.
     return Studio(matcher, base.clip, embedder, vae.to(matcher.device).eval(), base.probe, steps, guidance, renoise)
 
 
-def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     """`weaver-judge`'s."""
     parser.add_argument("--lora", type=Path, help="that weaver-lora trained on the miniature; default the shipped one")
     parser.add_argument("--without-noise", type=Path, help="one that was trained with --no-cache-noise")
@@ -204,12 +204,11 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--injections", type=int, default=20, help="characters given as a picture, 0 for none")
     parser.add_argument("--retrievals", type=int, default=100, help="stories in which somebody was away, 0 for none")
     parser.add_argument("--folder", type=Path, required=True, help="results and strips; what is there already is kept")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
-def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
+@command_line(CacheError)
+def run_evaluation(chosen: argparse.Namespace, weights: Path) -> None:
     """`weaver-judge`: every result is written as soon as it is known, and not computed again."""
-    start_comfyui()
     shown = chosen.lora or weights / FILES["filmweaver"]
     loras = {name: (shown, variant) for name, variant in VARIANTS.items()}
     loras["without noise augmentation"] = (chosen.without_noise, WITHOUT_NOISE)
@@ -224,7 +223,7 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
             from ...host.media.embedder import load_embedder
 
             embedder = load_embedder(weights / CLIP_FILE)
-            print(f"Right keyframe first: {100 * judge_retrieval(embedder, chosen.retrievals):.0f} % of "
+            print(f"Right keyframe first: {100 * evaluate_retrieval(embedder, chosen.retrievals):.0f} % of "
                   f"{chosen.retrievals} stories", flush=True)  # fmt: skip
         for seed in chosen.seeds:
             for name, (lora, variant) in loras.items():
@@ -233,12 +232,14 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
                 path = chosen.folder / f"{name.replace(' ', '-')}-{seed}.json"
                 if not path.exists():
                     strip = path.with_suffix(".png") if seed == chosen.seeds[0] else None
-                    _write(path, judge_stories(studio_of(lora), variant, chosen.stories, seed, strip))
+                    _write(path, evaluate_stories(studio_of(lora), variant, chosen.stories, seed, strip))
                 print(name, seed, path.read_text(encoding="utf-8"), flush=True)
             path = chosen.folder / f"injection-{seed}.json"
             if chosen.injections:
                 if not path.exists():
-                    _write(path, judge_injection(studio_of(shown), chosen.injections, seed, path.with_suffix(".png")))
+                    _write(
+                        path, evaluate_injection(studio_of(shown), chosen.injections, seed, path.with_suffix(".png"))
+                    )
                 print("injection", seed, path.read_text(encoding="utf-8"), flush=True)
     for name in loras:
         paths = [chosen.folder / f"{name.replace(' ', '-')}-{seed}.json" for seed in chosen.seeds]

@@ -24,6 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ...film.dual_cache import CacheError, LayoutProfile, Mode, Payload, Segment, StoryCache, build_payload
+from ...film.reel.atomic import whole_file
+from ..core.settings import setting
 
 _Rates = tuple[float, float, float, float]
 TEMPORAL_ONLY: _Rates = (0.2, 0.8, 0.0, 0.0)
@@ -72,9 +74,12 @@ class Curriculum:
     either. drop_text, drop_cache: for guidance by each.
     """
 
-    modes: _Rates = ALL_MODES
-    ranked: float = 0.7
-    negative: float = 0.25
+    modes: _Rates = setting(ALL_MODES, help="how often stage 2 draws no cache, temporal, shot, both")
+    ranked: float = setting(0.7, help="share of samples with the best keyframes, else any")
+    negative: float = setting(
+        0.25, help="share of keyframes taken from other scenes", low=0.0, high=1.0, step=0.01, advanced=True,
+        tooltip="Share of keyframes taken from other scenes. More: what does not help is ignored better.",
+    )  # fmt: skip
     keep_real: float = 0.8
     counts: tuple[float, ...] = (0.15, 0.25, 0.6)
     shot_sigma: tuple[float, float] = (0.1, 0.4)
@@ -181,10 +186,9 @@ def save_scene(scene: TrainingScene, path: Path) -> None:
             if (value := getattr(shot, part)) is not None:
                 tensors[f"shot{number}.{part}"] = value.to(torch.bfloat16).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
     told = {"vae": scene.vae, "text_encoder": scene.text_encoder, "shots": json.dumps(len(scene.shots))}
-    save_file(tensors, unfinished, metadata=told)
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata=told)
 
 
 def load_scenes(folder: Path) -> list[TrainingScene]:

@@ -91,7 +91,7 @@ class Variant:
 
     shot_cache: bool = True
     temporal_cache: bool = True
-    noise: CacheNoise = CacheNoise()  # noqa: RUF009 - immutable
+    noise: CacheNoise = CacheNoise()
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,23 +15,31 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from ...film.dual_cache import FILMWEAVER, LayoutProfile, Payload
+from ..core.auxiliary import AuxiliaryLoss
 from ..core.loop import Metrics
-from ..core.lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, read_lora
-from ..core.memory_plan import plan_memory
-from ..core.objectives.flow_matching import SigmaRange, advance
-from ..core.processes import main_first, processes
-from ..core.run import quiet, run_lora, weighted_mse
-from ..first_frame.train import recompute, remember_recipe, uses_bf16
-from ..miniature.latent_classifier import AuxiliaryLoss, weights_of
+from ..core.lora import WAN_LAYERS, WAN_SELF_ATTENTION, LoraError
+from ..core.objectives.denoiser import stratified
+from ..core.objectives.flow_matching import FlowMatching, SigmaRange
+from ..core.processes import processes
+from ..core.run import (
+    adapted,
+    planned,
+    remember_settings,
+    run_training,
+    said_once,
+    uses_bf16,
+    weighted_mse,
+)
+from ..core.settings import FlowLoraSettings, LoraSettings, again, setting
+from ..miniature.auxiliary import weights_of
 from .samples import TEMPORAL_ONLY, Curriculum, TrainingScene, WeaverSample, draw_sample, sample_payload
 
 _NAME = "weaver"
@@ -40,46 +48,64 @@ _OWN_STEPS = 4
 
 
 @dataclass(frozen=True)
-class WeaverRecipe:
-    """A run. Defaults are for a real base: docs/methods/filmweaver.md, training.
+class WeaverSettings(FlowLoraSettings):
+    """A run. Defaults are for a real base (docs/methods/filmweaver.md).
 
     `first_steps` updates of stage 1 under `first`, `steps` of stage 2 under `second`, `rollout_steps` of stage 3, in
-    which a history is the model's own with probability `rollout_share`. Each update sees `batch` samples, `at_once` of
-    them in one pass: those are of one mode and size. muon_rate: of Muon, which trains the matrices where it is not 0;
-    AdamW trains the rest at `rate`. average: decay of the moving average. final_share: of the rate, at the end of a
-    cosine; 1 keeps it constant. subject: how much more than scenery the subjects weigh in the loss, where scenes say
-    where they are; 0 is the paper's. precision: "auto" is bf16 on a GPU that has it, else float32. `checkpointing`
-    recomputes blocks in the backward pass: a quarter more time for a fraction of the memory. save_every, sample_every:
-    steps, 0 never.
+    which a history is the model's own with probability `rollout_share`. The samples of one pass are of one mode and
+    size. subject_weight: how much more than scenery the subjects weigh in the loss, where scenes say where they are; 0
+    is the paper's.
     """
 
-    profile: LayoutProfile = FILMWEAVER
-    rank: int = 128
-    alpha: float = 128.0
-    dropout: float = 0.0
-    layers: str = WAN_SELF_ATTENTION
-    first: Curriculum = field(default_factory=lambda: Curriculum(modes=TEMPORAL_ONLY))
-    second: Curriculum = field(default_factory=Curriculum)
-    first_steps: int = 10_000
-    steps: int = 10_000
-    rollout_steps: int = 0
-    rollout_share: float = 0.5
-    shift: float = 5.0
-    batch: int = 16
-    at_once: int = 1
-    rate: float = 1e-4
-    muon_rate: float = 0.0
-    warmup: int = 500
-    final_share: float = 1.0
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    average: float = 0.999
-    subject: float = 0.0
-    checkpointing: bool = True
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    save_every: int = 500
-    sample_every: int = 500
-    seed: int = 0
+    profile: LayoutProfile = setting(FILMWEAVER)
+    first: Curriculum = setting(Curriculum(modes=TEMPORAL_ONLY))
+    second: Curriculum = setting(Curriculum())
+    rank: int = again(
+        LoraSettings, "rank", 128,
+        tooltip="Size of the LoRA; its alpha is the same. More: learns more, takes more memory and disk. 16 for the "
+        "miniature.",
+    )  # fmt: skip
+    layers: str = again(
+        LoraSettings, "layers", WAN_SELF_ATTENTION, advanced=False,
+        choices={"self-attention": WAN_SELF_ATTENTION, "all": WAN_LAYERS},
+        tooltip="What is adapted. all: learns more, takes more memory; for the miniature.",
+    )  # fmt: skip
+    first_steps: int = setting(
+        10_000, help="updates with the temporal cache alone", low=0, high=1_000_000,
+        tooltip="Updates of stage 1, which knows the frames before only. More: motion goes on better. 10000 as "
+        "published, 400 for the miniature.",
+    )  # fmt: skip
+    steps: int = again(
+        LoraSettings, "steps", 10_000, help="updates with all four modes", low=0, high=1_000_000,
+        tooltip="Updates of stage 2, with keyframes too. More: looks are held better across cuts. 10000 as published, "
+        "1600 for the miniature. A higher number goes on with a finished run.",
+    )  # fmt: skip
+    rollout_steps: int = setting(
+        0, help="updates with histories of the model's own", low=0, high=1_000_000, advanced=True,
+        tooltip="Updates of stage 3, in which histories are the model's own. More: its errors add up less in long "
+        "shots. Slower by half.",
+    )  # fmt: skip
+    rollout_share: float = setting(0.5)
+    batch: int = again(
+        LoraSettings, "batch", 16, tooltip="Samples in an update. More: steadier and slower. 8 for the miniature."
+    )
+    micro_batch: int = again(
+        LoraSettings, "micro_batch", 1, widget="samples_at_once",
+        tooltip="Samples in a pass, of one kind. More: faster, takes more memory.",
+    )  # fmt: skip
+    lr: float = again(
+        LoraSettings, "lr", 1e-4,
+        tooltip="Learning rate. More: faster, until it breaks. 0.001 for the miniature.",
+    )  # fmt: skip
+    warmup: int = again(
+        LoraSettings, "warmup", 500,
+        tooltip="Updates until the full rate. More: a gentler start. 50 for the miniature.",
+    )  # fmt: skip
+    subject_weight: float = setting(
+        0.0, aliases=("subject",), help="how much more than scenery subjects weigh, where scenes say where they are"
+    )
+    save_every: int = again(LoraSettings, "save_every", 500)
+    sample_every: int = again(LoraSettings, "sample_every", 500)
 
     @property
     def updates(self) -> int:
@@ -95,8 +121,18 @@ class WeaverRecipe:
         return step >= self.first_steps + self.steps
 
 
-class WeaverMatcher:
-    """A model that reads caches, and the precision it runs in. empty: the encoded empty caption [L, D]; None: zeros."""
+PAPER = WeaverSettings()
+MINIATURE = WeaverSettings(
+    profile=LayoutProfile(time_mode="own"), rank=16, layers=WAN_LAYERS, first_steps=400, steps=1600, batch=8,
+    micro_batch=4, lr=1e-3, muon_lr=2e-3, warmup=50, final_lr_ratio=0.1, ema_decay=0.99, subject_weight=4.0,
+    checkpointing=False,
+)  # fmt: skip
+
+
+class WeaverMatcher(FlowMatching):
+    """A model that reads caches. empty: the encoded empty caption [L, D]; None: zeros. auxiliary: a further loss on its
+    guesses.
+    """
 
     def __init__(
         self,
@@ -104,16 +140,12 @@ class WeaverMatcher:
         profile: LayoutProfile,
         bf16: bool,
         empty: torch.Tensor | None = None,
-        critic: AuxiliaryLoss | None = None,
+        auxiliary: AuxiliaryLoss | None = None,
     ):
-        # Never adapted, and in the precision of the blocks (core keeps the patch embedding in float32).
-        weight: torch.Tensor = dit.get_parameter("head.modulation")
-        self.dit, self.profile, self.device, self.critic = dit, profile, weight.device, critic
+        super().__init__(dit, bf16)
+        self.profile, self.auxiliary = profile, auxiliary
         width: Any = dit.text_dim
         self.empty = torch.zeros(1, width) if empty is None else empty
-        # A base in float32 is cast layer by layer under autocast; any other is fed what it computes in.
-        self.autocast = bf16 and weight.dtype == torch.float32
-        self.dtype = torch.bfloat16 if bf16 and not self.autocast else torch.float32
 
     def texts(self, texts: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """[B, L, D], shorter ones filled up with zeros as Wan's are; None is the empty caption."""
@@ -126,28 +158,25 @@ class WeaverMatcher:
         """Predicted velocity [B, C, T, h, w], float32, of chunks at noise levels `sigma` [B]."""
         from ...host.wan.cache_tokens import told
 
-        time = sigma.to(self.device) * 1000
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.dit(x.to(self.dtype), time, text, **told(self.profile, payloads)).float()
+        return self.network(x, sigma.to(self.device) * 1000, text, **told(self.profile, payloads))
 
     def loss(
-        self, samples: Sequence[WeaverSample], sigma: torch.Tensor, noise: torch.Tensor, subject: float = 0.0
+        self, samples: Sequence[WeaverSample], sigma: torch.Tensor, noise: torch.Tensor, subject_weight: float = 0.0
     ) -> torch.Tensor:
-        """Mean squared error of the velocity of the targets, known subjects weighing 1 + `subject` times as much, plus
-        the auxiliary loss on the predicted clean latents; samples of one pass (see `draw_pass`).
+        """Mean squared error of the velocity of the targets, known subjects weighing 1 + `subject_weight` times as
+        much, plus the auxiliary loss on the predicted clean latents; samples of one pass (see `draw_pass`).
         """
         clean = torch.stack([sample.target for sample in samples]).to(self.device, torch.float32)
-        level = sigma.to(self.device)[:, None, None, None, None]
         text = self.texts([sample.text for sample in samples])
         payloads = [sample.payload for sample in samples if sample.payload is not None]
-        noised = (1 - level) * clean + level * noise
+        noised = self.add_noise(clean, sigma, noise)
         v = self.velocity(noised, sigma, text, payloads)
         error = (v - (noise - clean)).square().mean(dim=1)
-        value = weighted_mse(error, [one.subject for one in samples], subject)
-        if self.critic:
+        value = weighted_mse(error, [one.subject for one in samples], subject_weight)
+        if self.auxiliary:
             # neither text nor cache names the character: no label for the classifier
             told = [None if one.text is None or one.payload is None else one.shown for one in samples]
-            value = value + self.critic.loss(noised - level * v, told)
+            value = value + self.auxiliary.loss(self.guess(noised, sigma, v), told)
         return value
 
     @torch.no_grad()
@@ -169,37 +198,36 @@ class WeaverMatcher:
         renoise: re-noises each prediction of the clean latents instead of an Euler step, for few-step models.
         """
         text = self.texts(texts)
-        x = noise.to(self.device, torch.float32)
-        for here, there in pairwise(SigmaRange(shift=shift).at(torch.linspace(1, 0, steps + 1)).tolist()):
-            sigma = torch.full((len(x),), here)
+
+        def predict(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             v = self.velocity(x, sigma, text, payloads)
-            if guidance != 1:
-                v = v + (guidance - 1) * (v - self.velocity(x, sigma, text, without))
-            again = None if renoise is None else torch.randn(x.shape, generator=renoise).to(x)
-            x = advance(x, v, here, there, again)
-        return x
+            return v if guidance == 1 else v + (guidance - 1) * (v - self.velocity(x, sigma, text, without))
+
+        levels = SigmaRange(shift=shift).quantile(torch.linspace(1, 0, steps + 1)).tolist()
+        again = None if renoise is None else lambda: torch.randn(noise.shape, generator=renoise)
+        return self.denoise(noise.to(self.device, torch.float32), levels, predict, again)
 
 
 def train_weaver(
     dit: nn.Module,
     scenes: Sequence[TrainingScene],
-    recipe: WeaverRecipe,
+    settings: WeaverSettings,
     folder: Path,
     metadata: Mapping[str, str],
     *,
     empty: torch.Tensor | None = None,
     start_from: Path | None = None,
-    critic: AuxiliaryLoss | None = None,
+    auxiliary: AuxiliaryLoss | None = None,
     sample: Callable[[int, WeaverMatcher], None] | None = None,
     tick: Callable[[int], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train a LoRA for `dit` (as ComfyUI has it, on the device to train on; it stays as it is); returns the file.
 
-    empty: the encoded empty caption [L, D]. start_from: a finished LoRA of the same layers and rank. critic: a further
-    loss, for scenes that say what they show. `sample(step, matcher)` is called every `recipe.sample_every` steps with
-    what has been learned so far, `tick(step)` before every step; either may stop the run. Of many processes (see
-    training/core/loop.py) the first calls them and writes; each learns from a batch of its own.
+    empty: the encoded empty caption [L, D]. start_from: a finished LoRA of the same layers and rank. auxiliary: a
+    further loss, for scenes that say what they show. `sample(step, matcher)` is called every `settings.sample_every`
+    steps with what has been learned so far, `tick(step)` before every step; either may stop the run. Of many
+    processes (see training/core/loop.py) the first calls them and writes; each learns from a batch of its own.
 
     Raises LoraError: no scenes, a model that cannot take cache tokens, or a folder with another recipe's run;
     CacheError: the scenes are too short for a mode that is asked for; KeyboardInterrupt, ComfyUI's
@@ -207,66 +235,55 @@ def train_weaver(
     """
     from comfy.model_management import InterruptProcessingException
 
-    _check(dit, scenes, recipe)
-    names = choose_layers(dit, recipe.layers)
-    tree, adapter = adapt(dit, names, recipe.rank, alpha=recipe.alpha, dropout=recipe.dropout, seed=recipe.seed)
-    if start_from:
-        read_lora(adapter, start_from)
-    if recipe.checkpointing:
-        recompute(tree)
-    bf16 = uses_bf16(recipe.precision, next(dit.parameters()).device)
-    matcher = WeaverMatcher(tree, recipe.profile, bf16, empty, critic)
-    first, several = processes().is_main_process, processes().num_processes
-    with main_first():
-        told = {"scenes": len(scenes), **weights_of(critic)}
-        remember_recipe({**asdict(recipe), **told}, folder)
-    if not first:
-        say = quiet
-    say(plan_memory(dit, adapter, [_Pass(_largest(scenes, recipe.profile))], at_once=recipe.at_once, bf16=bf16,
-                    checkpointing=recipe.checkpointing).text())  # fmt: skip
-    shared = {**metadata, **recipe.profile.to_metadata(), "shift": f"{recipe.shift:g}"}
+    _check(dit, scenes, settings)
+    tree, adapter = adapted(dit, settings, start_from)
+    bf16 = uses_bf16(settings.precision, next(dit.parameters()).device)
+    matcher = WeaverMatcher(tree, settings.profile, bf16, empty, auxiliary)
+    several = processes().num_processes
+    remember_settings(settings, folder, scenes=len(scenes), **weights_of(auxiliary))
+    say = said_once(say)
+    say(planned(dit, adapter, [_Pass(_largest(scenes, settings.profile))], settings, bf16))
+    shared = {**metadata, **settings.profile.to_metadata(), "shift": f"{settings.shift:g}"}
 
     def loss_at(draw: int) -> tuple[torch.Tensor, Metrics]:
-        return _update_loss(matcher, scenes, recipe, draw // several, draw)
+        return _update_loss(matcher, scenes, settings, draw // several, draw)
 
     look = None if sample is None else lambda step: sample(step, matcher)
-    return run_lora(
-        _NAME, tree, adapter, loss_at, recipe, recipe.updates, folder, shared,
+    return run_training(
+        _NAME, tree, adapter, loss_at, settings, folder, shared,
         sample=look, tick=tick, stops=(KeyboardInterrupt, InterruptProcessingException), say=say,
     )  # fmt: skip
 
 
 def draw_pass(
-    scenes: Sequence[TrainingScene], recipe: WeaverRecipe, step: int, name: str, count: int
+    scenes: Sequence[TrainingScene], settings: WeaverSettings, step: int, name: str, count: int
 ) -> list[WeaverSample]:
     """`count` samples of one mode and size: what runs in one pass of update `step`. name: of the pass, its seed."""
-    rng = random.Random(f"{recipe.seed}/{name}")
-    curriculum = recipe.curriculum(step)
-    first = draw_sample(scenes, rng, curriculum, recipe.profile)
-    return [first, *(draw_sample(scenes, rng, curriculum, recipe.profile, first) for _ in range(count - 1))]
+    rng = random.Random(f"{settings.seed}/{name}")
+    curriculum = settings.curriculum(step)
+    first = draw_sample(scenes, rng, curriculum, settings.profile)
+    return [first, *(draw_sample(scenes, rng, curriculum, settings.profile, first) for _ in range(count - 1))]
 
 
 def _update_loss(
-    matcher: WeaverMatcher, scenes: Sequence[TrainingScene], recipe: WeaverRecipe, step: int, draw: int
+    matcher: WeaverMatcher, scenes: Sequence[TrainingScene], settings: WeaverSettings, step: int, draw: int
 ) -> tuple[torch.Tensor, Metrics]:
     """The mean loss of a batch, the `draw`-th of all; the gradients of all passes but the last are already there when
     this returns.
     """
-    counts = [recipe.at_once] * (recipe.batch // recipe.at_once)
-    if rest := recipe.batch % recipe.at_once:
+    counts = [settings.micro_batch] * (settings.batch // settings.micro_batch)
+    if rest := settings.batch % settings.micro_batch:
         counts.append(rest)
-    # One level from each equal part of the schedule: less noise in the gradient than independent draws.
-    share = (torch.randperm(recipe.batch) + torch.rand(recipe.batch)) / recipe.batch
-    levels = SigmaRange(shift=recipe.shift).at(share).split(counts)
+    levels = SigmaRange(shift=settings.shift).quantile(stratified(settings.batch)).split(counts)
     done = torch.zeros(())
     metrics: dict[str, float] = {}
     for number, (count, sigma) in enumerate(zip(counts, levels, strict=True)):
-        samples = draw_pass(scenes, recipe, step, f"{draw}/{number}", count)
-        if recipe.rolls_out(step):
-            samples = roll_out_history(matcher, scenes, samples, recipe, f"{draw}/{number}")
+        samples = draw_pass(scenes, settings, step, f"{draw}/{number}", count)
+        if settings.rolls_out(step):
+            samples = roll_out_history(matcher, scenes, samples, settings, f"{draw}/{number}")
         noise = torch.randn(count, *samples[0].target.shape).to(matcher.device)
-        loss = matcher.loss(samples, sigma, noise, recipe.subject) * (count / recipe.batch)
-        metrics[f"mode {samples[0].mode.value}"] = float(loss.detach()) * recipe.batch / count
+        loss = matcher.loss(samples, sigma, noise, settings.subject_weight) * (count / settings.batch)
+        metrics[f"mode {samples[0].mode.value}"] = float(loss.detach()) * settings.batch / count
         if number == len(counts) - 1:
             return loss + done.to(loss), metrics
         loss.backward()
@@ -278,33 +295,37 @@ def roll_out_history(
     matcher: WeaverMatcher,
     scenes: Sequence[TrainingScene],
     samples: list[WeaverSample],
-    recipe: WeaverRecipe,
+    settings: WeaverSettings,
     name: str,
 ) -> list[WeaverSample]:
-    """The samples, with probability `recipe.rollout_share` with the newest frames of their histories filmed by the
+    """The samples, with probability `settings.rollout_share` with the newest frames of their histories filmed by the
     model itself, from what lies before them in the shot. Samples whose history is shorter than a chunk stay as they
     are.
     """
-    profile, first = recipe.profile, samples[0]
-    rng = random.Random(f"{recipe.seed}/{name}/own")
-    if first.payload is None or first.history < profile.chunk or rng.random() >= recipe.rollout_share:
+    profile, first = settings.profile, samples[0]
+    rng = random.Random(f"{settings.seed}/{name}/own")
+    if first.payload is None or first.history < profile.chunk or rng.random() >= settings.rollout_share:
         return samples
     before = [_taken(scenes, one, one.start - first.history, one.start - profile.chunk) for one in samples]
-    told_before = [_told(scenes, frames, one, rng, recipe) for frames, one in zip(before, samples, strict=True)]
+    told_before = [_told(scenes, frames, one, rng, settings) for frames, one in zip(before, samples, strict=True)]
     payloads = [payload for payload in told_before if payload is not None]
     texts = [one.text for one in samples]
     noise = torch.randn(len(samples), *first.target.shape)
-    own = matcher.sample(texts, payloads, noise, steps=_OWN_STEPS, shift=recipe.shift).cpu()
+    own = matcher.sample(texts, payloads, noise, steps=_OWN_STEPS, shift=settings.shift).cpu()
     return [
-        replace(one, payload=_told(scenes, torch.cat([frames, filmed], dim=1), one, rng, recipe))
+        replace(one, payload=_told(scenes, torch.cat([frames, filmed], dim=1), one, rng, settings))
         for frames, filmed, one in zip(before, own, samples, strict=True)
     ]
 
 
 def _told(
-    scenes: Sequence[TrainingScene], history: torch.Tensor, one: WeaverSample, rng: random.Random, recipe: WeaverRecipe
+    scenes: Sequence[TrainingScene],
+    history: torch.Tensor,
+    one: WeaverSample,
+    rng: random.Random,
+    settings: WeaverSettings,
 ) -> Payload | None:
-    return sample_payload(scenes, history, one.keyframes, rng, recipe.second, recipe.profile)
+    return sample_payload(scenes, history, one.keyframes, rng, settings.second, settings.profile)
 
 
 def _taken(scenes: Sequence[TrainingScene], one: WeaverSample, start: int, stop: int) -> torch.Tensor:
@@ -329,7 +350,7 @@ def _largest(scenes: Sequence[TrainingScene], profile: LayoutProfile) -> torch.T
     return torch.empty(largest.shape[0], frames, *largest.shape[2:], device="meta")
 
 
-def _check(dit: nn.Module, scenes: Sequence[TrainingScene], recipe: WeaverRecipe) -> None:
+def _check(dit: nn.Module, scenes: Sequence[TrainingScene], settings: WeaverSettings) -> None:
     """Refuse, before anything is computed, what cannot be trained."""
     from ...host.families.wan import PLAIN
 
@@ -341,8 +362,10 @@ def _check(dit: nn.Module, scenes: Sequence[TrainingScene], recipe: WeaverRecipe
     if channels != given:
         raise LoraError(f"The model takes {channels} channels and the scenes have {given}: "
                         "load the text-to-video model that goes with the scenes' VAE.")  # fmt: skip
-    if tuple(dit.patch_size) != recipe.profile.patch:  # type: ignore[arg-type]
+    if tuple(dit.patch_size) != settings.profile.patch:  # type: ignore[arg-type]
         raise LoraError(f"The model's patches are {list(dit.patch_size)} and the layout's "  # type: ignore[arg-type]
-                        f"{list(recipe.profile.patch)}: choose a profile for this model.")  # fmt: skip
-    if not 1 <= recipe.at_once <= recipe.batch:
-        raise LoraError(f"{recipe.at_once} samples at once of a batch of {recipe.batch}: choose 1 to the batch's size.")
+                        f"{list(settings.profile.patch)}: choose a profile for this model.")  # fmt: skip
+    if not 1 <= settings.micro_batch <= settings.batch:
+        raise LoraError(
+            f"{settings.micro_batch} samples at once of a batch of {settings.batch}: choose 1 to the batch's size."
+        )

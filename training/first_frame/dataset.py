@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -31,13 +30,14 @@ from ...film.first_frame import (
     Box,
     Composition,
     Described,
-    FirstFrameError,
     LayoutKind,
     Reference,
     build_prompt,
     compose,
     contradictions,
 )
+from ...film.pixels import PixelError, from_pil, to_pil
+from ...film.reel.atomic import write_text
 from ..core.contact_sheet import Row, draw_sheet
 
 METADATA = "train_data.json"
@@ -82,7 +82,7 @@ class CastClip:
 class CastSource:
     """A clip that can be made: its name in the dataset, what changes when it changes, and how to load it.
 
-    `load` raises CastDataError or FirstFrameError for input that cannot be used.
+    `load` raises CastDataError or PixelError for input that cannot be used.
     """
 
     id: str
@@ -138,7 +138,7 @@ def build_dataset(
                 continue
         try:
             record = {"fingerprint": mark, **_build(source, settings, folder)}
-        except (CastDataError, FirstFrameError) as error:
+        except (CastDataError, PixelError) as error:
             path.unlink(missing_ok=True)
             say(f"{source.id} is left out: {error}")
             continue
@@ -217,7 +217,7 @@ def read_frames(
                 picture = frame.to_image()
                 if size is not None and picture.size != size:
                     picture = picture.resize(size, Image.Resampling.BOX)
-                frames.append(pixels_of(picture))
+                frames.append(from_pil(picture))
     except (OSError, av.error.FFmpegError, IndexError) as error:
         raise CastDataError(f"{path} cannot be read as a video: {error}.") from error
     if not frames or (count is not None and len(frames) < count):
@@ -225,21 +225,11 @@ def read_frames(
     return torch.stack(frames), fps
 
 
-def pixels_of(picture: Image.Image) -> torch.Tensor:
-    """[H, W, C] in 0..1."""
-    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return data.reshape(picture.height, picture.width, -1).float() / 255
-
-
 def write_json(path: Path, value: Any) -> None:
     """The old file or the whole new one, never a part; a file that says the same stays as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1)
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
 
 
 def _build(source: CastSource, settings: CastSettings, folder: Path) -> dict[str, Any]:
@@ -270,9 +260,9 @@ def _build(source: CastSource, settings: CastSettings, folder: Path) -> dict[str
     for path, frames in films.items():
         with VideoWriter(path, width, height, clip.fps, crf=10) as writer:
             writer.write(frames[: settings.frames])
-    picture_of(drawn.picture[0]).save(folder / canvas)
+    to_pil(drawn.picture[0]).save(folder / canvas)
     if clip.plate is not None:
-        picture_of(clip.plate).save(materials / "main_entity.png")
+        to_pil(clip.plate).save(materials / "main_entity.png")
     for number, reference in enumerate(clip.references):
         name = "object.png" if len(clip.references) == 1 else f"object_{number}.png"
         reference.picture.save(materials / name)
@@ -302,13 +292,8 @@ def _row(item: CastItem) -> Row:
     frames, _ = read_frames(item.clip)
     shown = [frames[index] for index in (4, len(frames) // 2, len(frames) - 1)]
     with Image.open(item.canvas) as canvas:
-        pictures = [canvas.convert("RGB"), *(picture_of(frame) for frame in shown)]
+        pictures = [canvas.convert("RGB"), *(to_pil(frame) for frame in shown)]
     return Row(item.id, item.text, pictures)
-
-
-def picture_of(pixels: torch.Tensor) -> Image.Image:
-    """[H, W, 3] in 0..1 as 8-bit RGB."""
-    return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().numpy())
 
 
 def _fingerprint(value: Any) -> str:

@@ -20,11 +20,11 @@ from ...film.first_frame import build_prompt
 from ...film.kv_memory import MEMFLOW
 from ...miniature.stories import describe, is_held_out
 from ...miniature.world import ACTIONS, FPS, Actor, Beat, Scene, render
-from ..causal.films import film_together
-from ..core.objectives.flow_matching import Example
 from ..miniature.evaluate import schedule
+from ..miniature.films import film_together
 from .dataset import CastDataError, CastItem, fingerprint_of
-from .encode import Encoders, coverage_of, encode_video, remembered
+from .encode import Encoders, cached_tensors, coverage_of, encode_video
+from .matcher import Example
 from .world import LEARNED, MINIATURE_TRIGGER, CastScene, canvas_picture, caption_of, draw_casts
 
 _TOGETHER = 60
@@ -43,7 +43,7 @@ def casts_of(items: Sequence[CastItem]) -> list[CastScene]:
     return casts
 
 
-def recast(casts: Sequence[CastScene], count: int, *, seed: int = 0) -> list[CastScene]:
+def recombine(casts: Sequence[CastScene], count: int, *, seed: int = 0) -> list[CastScene]:
     """`count` scenes like those of `casts`, one after the other, with characters out of all of them and other actions;
     no combination of character and place that training may not show.
     """
@@ -84,7 +84,7 @@ def self_distill(
         for index, cast in enumerate(part, start=first):
             path = folder / f"recast-{index:04}.safetensors"
             mark = fingerprint_of([repr(cast), frames, encoders.name + encoders.mark], [])
-            tensors, _ = remembered(path, mark, partial(_example, cast, index, encoders, frames, film))
+            tensors, _ = cached_tensors(path, mark, partial(_example, cast, index, encoders, frames, film))
             examples.append(Example(tensors["latents"], tensors["text"], subject=tensors["subject"]))
         if films:
             say(f"filmed {len(examples)}/{len(casts)} casts put together anew")

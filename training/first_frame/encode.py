@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import adjust_hue
 
 from ...film.first_frame import COLLAGE_FRAMES
-from ..core.objectives.flow_matching import Example, FirstFrame
-from .dataset import CastDataError, CastItem, fingerprint_of, pixels_of, read_frames
+from ...film.pixels import from_pil
+from ...film.reel.atomic import whole_file
+from .dataset import CastDataError, CastItem, fingerprint_of, read_frames
+from .matcher import Example, FirstFrame
 
 Transition = Literal["frames", "latents"]
 """How the canvas becomes the clip. "frames", as published: the collage stands in frames 0 to 3 of the video, which then
@@ -151,14 +153,14 @@ def encode_dataset(
         files = [item.clip, item.canvas, *([item.subjects] if item.subjects else [])]
         mark = fingerprint_of([*told, astuple(variant)] if way else told, files)
         way_of = partial(_encode, item, variant, encoders, first_frame, frames, size, cut)
-        loaded, made = remembered(path, mark, way_of)
+        loaded, made = cached_tensors(path, mark, way_of)
         if made:
             say(f"encoded {number}/{len(wanted)} {name}")
         examples.append(Example(loaded["latents"], loaded["text"], loaded.get("known"), loaded.get("subject"), clip))
     return examples
 
 
-def remembered(
+def cached_tensors(
     path: Path, mark: str, make: Callable[[], Mapping[str, torch.Tensor]]
 ) -> tuple[dict[str, torch.Tensor], bool]:
     """The tensors in the file `path`, in fp32, and whether they had to be made: if there is no such file, or it has
@@ -167,9 +169,8 @@ def remembered(
     made = not path.exists() or _mark_of(path) != mark
     if made:
         tensors = {key: value.float().cpu().contiguous() for key, value in make().items()}
-        part = path.with_suffix(".part")
-        save_file(tensors, part, metadata={"fingerprint": mark})
-        part.replace(path)
+        with whole_file(path) as part:
+            save_file(tensors, part, metadata={"fingerprint": mark})
     return load_file(path), made
 
 
@@ -205,7 +206,7 @@ def _encode(
     clip, masks = read_frames(item.clip, frames, picture.size)[0], None
     if item.subjects:
         masks = read_frames(item.subjects, frames, picture.size)[0]
-    canvas = variant.canvas(pixels_of(picture), None if masks is None else pictured)
+    canvas = variant.canvas(from_pil(picture), None if masks is None else pictured)
     clip = variant.frames(clip, masks)
     if cut == "latents":
         latents = torch.cat([encode_video(encoders, canvas[None]), encode_video(encoders, clip)], dim=1)
@@ -240,8 +241,7 @@ def encode_video(encoders: Encoders, video: torch.Tensor) -> torch.Tensor:
 
 
 def coverage_of(masks: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Where masks [T, H, W] are in latents of `shape` (F, h, w), the first of which is one picture: [F, h, w] of 0..1.
-    """
+    """Where masks [T, H, W] are in latents of `shape` (F, h, w), whose first is one picture: [F, h, w] of 0..1."""
     frames, *size = shape
     first = F.adaptive_max_pool2d(masks[:1], size)
     return torch.cat([first, F.adaptive_max_pool3d(masks[None, 1:], (frames - 1, *size))[0]])

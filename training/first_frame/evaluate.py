@@ -19,9 +19,10 @@ from ...film.first_frame import COLLAGE_FRAMES, build_prompt
 from ...miniature.probe import Probe, Reading, half
 from ...miniature.stories import describe
 from ...miniature.world import FPS, render
-from ..core.objectives.flow_matching import Example, FlowMatcher, SigmaRange
+from ..core.command_line import command_line
+from ..core.objectives.flow_matching import SigmaRange
 from ..miniature import evaluate
-from ..miniature.pipeline import start_comfyui
+from .matcher import Example, FirstFrameMatcher
 from .world import MINIATURE_TRIGGER, MOST_REFERENCES, CastScene, canvas_picture, caption_of, draw_casts
 
 _CHANNELS = 16
@@ -50,7 +51,7 @@ def right_attributes(probe: Probe, film: torch.Tensor, cast: CastScene) -> dict[
     return right | {"place": [_reads(probe.read(film), place=cast.scene.place)]}
 
 
-def judge_casts(
+def evaluate_casts(
     film_of: Callable[[CastScene, int], torch.Tensor], probe: Probe, count: int, *, seed: int = 0
 ) -> dict[str, float]:
     """Shares over `count` casts that training never shows, of 1, 2, 3, 4, 1, ... references.
@@ -92,21 +93,21 @@ def model_film(
     trigger: str = MINIATURE_TRIGGER,
 ) -> torch.Tensor:
     """What the model films from the cast's canvas and caption behind `trigger`, without the collage. renoise: as of
-    `FlowMatcher.sample`.
+    `FirstFrameMatcher.sample`.
     """
     model = models.model.model
     first = model.process_latent_in(models.vae.encode(canvas_picture(cast)))[0]
     prompt = build_prompt(caption_of(cast), [], trigger=trigger).text
     text = models.clip.encode_from_tokens(models.clip.tokenize(prompt))
     unknown = torch.zeros(_CHANNELS, latent_frames - 1, *first.shape[2:]).to(first)
-    matcher = FlowMatcher(model.diffusion_model, "clean", bf16=False)
+    matcher = FirstFrameMatcher(model.diffusion_model, "clean", bf16=False)
     example = Example(torch.cat([first, unknown], dim=1), text[0])
     latents = matcher.sample(example, SigmaRange(), steps, seed, renoise=renoise)
     frames: torch.Tensor = models.vae.decode(model.process_latent_out(latents[None]))[0]
     return frames[COLLAGE_FRAMES:].cpu()
 
 
-def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     """`cast-judge`'s."""
     parser.add_argument("--lora", type=Path, help="a LoRA that cast-lora trained on the miniature; default the base")
     parser.add_argument("--trigger", default=MINIATURE_TRIGGER, help="first sentence of every prompt")
@@ -115,14 +116,13 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--renoise", action="store_true", help="noise each guess anew in place of Euler steps (lcm)")
     parser.add_argument("--latent-frames", type=int, default=21, help="length of the films: a multiple of 3 from 12")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
-def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
+@command_line()
+def run_evaluation(chosen: argparse.Namespace, weights: Path) -> None:
     """`cast-judge`: tables of what the LoRA does for casts and to ordinary prompts, beside what the base can draw at
     all: every look in the caption, rolled out block by block, with the trigger in front and without.
     """
-    start_comfyui()
     import comfy.model_management
     import comfy.sd
 
@@ -137,7 +137,7 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         "true clips": true_film, "told in words": told,
         "the same behind the trigger": partial(told, trigger=chosen.trigger),
     }  # fmt: skip
-    casts = {name: judge_casts(way, base.probe, chosen.casts) for name, way in ways.items()}
+    casts = {name: evaluate_casts(way, base.probe, chosen.casts) for name, way in ways.items()}
     prompts = {}
     models_of = {"without": base.model}
     if chosen.lora:
@@ -150,7 +150,7 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
             model_film, models, steps=chosen.steps, latent_frames=chosen.latent_frames, renoise=chosen.renoise,
             trigger=chosen.trigger,
         )  # fmt: skip
-        casts[name] = judge_casts(film, base.probe, chosen.casts)
+        casts[name] = evaluate_casts(film, base.probe, chosen.casts)
         if chosen.prompts:
             prompts[name] = evaluate.evaluate_prompts(
                 models, chosen.prompts, latent_frames=chosen.latent_frames, steps=chosen.steps

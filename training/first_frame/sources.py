@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from ...film.first_frame import Reference
-from ...film.first_frame.values import to_bytes
-from .dataset import CastClip, CastDataError, CastSettings, CastSource, fingerprint_of, pixels_of, read_frames
+from ...film.pixels import from_pil, to_bytes
+from .dataset import CastClip, CastDataError, CastSettings, CastSource, fingerprint_of, read_frames
 
 _WAYS = ("picture", "mask", "box")
 _NAME = r"[\w-]+"
@@ -121,6 +121,6 @@ def _reference(entity: Mapping[str, Any], first: torch.Tensor, folder: Path) -> 
 def _open(path: Path, mode: str) -> torch.Tensor:
     try:
         with Image.open(path) as picture:
-            return pixels_of(picture.convert(mode))
+            return from_pil(picture.convert(mode))
     except OSError as error:
         raise CastDataError(f"{path} cannot be read as a picture: {error}.") from error

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from ...film.first_frame import Reference
 from ...miniature.drawing import sprite
 from ...miniature.stories import character_phrase, describe, kind_phrase, random_scene
-from ...miniature.world import BODIES, COLOURS, FPS, SIZE, Actor, Beat, Character, Scene, render
+from ...miniature.world import BODIES, COLOURS, FPS, SIZE, Beat, Scene, render
+from ..miniature.places import empty_place
 from .dataset import CastClip, CastSettings, CastSource, canvas_of, fingerprint_of
 
 MINIATURE_TRIGGER = "The place."
@@ -144,16 +145,3 @@ def _reference(picture: torch.Tensor, name: str, description: str) -> Reference:
     alpha = picture[3]
     colour = torch.where(alpha > 0, picture[:3] / alpha.clamp(min=1e-6), 1.0)
     return Reference.from_image(colour.movedim(0, -1), alpha, name, description)
-
-
-def empty_place(scene: Scene) -> torch.Tensor:
-    """The place [64, 64, 3] at the first moment, without characters: from two takes with one left and one right."""
-
-    def take(position: str) -> tuple[torch.Tensor, torch.Tensor]:
-        somebody = Actor(Character("white", "ball", "beanie"), position)
-        beat = Beat(0.0, ("stands",), scene.beats[0].camera)
-        drawn = render(Scene(scene.place, (somebody,), (beat,)), torch.zeros(1))
-        return drawn.frames[0].movedim(0, -1), drawn.masks[0, 0, :, :, None]
-
-    (left, hidden), (right, _) = take("left"), take("right")
-    return torch.where(hidden > 0, right, left)

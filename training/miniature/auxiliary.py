@@ -8,18 +8,19 @@ from pathlib import Path
 import torch
 
 from ...miniature.probe import Probe
+from ..core.auxiliary import AuxiliaryLoss, AuxiliaryLosses
 from .export import read_latent_classifier, read_probe, read_vae
-from .latent_classifier import AuxiliaryLoss, AuxiliaryLosses, Reading
+from .latent_classifier import Reading
 from .pixel_losses import DecodedProbeLoss
 from .vae import VaeRecipe, build_vae
 
 
 def add_auxiliary_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--reading` and `--sight`."""
-    parser.add_argument("--reading", type=float, default=0.3, help="miniature only: weight of the loss made of what a "
-                        "reader sees in guessed latents, 0 for none")  # fmt: skip
-    parser.add_argument("--sight", type=float, default=0.0, help="miniature only: weight of the loss made of what an "
-                        "eye behind the decoder sees, 0 for none; doubles a step's time")  # fmt: skip
+    """`--latent-loss` and `--pixel-loss`."""
+    parser.add_argument("--latent-loss", "--reading", type=float, default=0.3, help="miniature only: weight of the "
+                        "loss by a classifier of predicted latents, 0 for none")  # fmt: skip
+    parser.add_argument("--pixel-loss", "--sight", type=float, default=0.0, help="miniature only: weight of the loss "
+                        "by a probe of the decoded latents, 0 for none; doubles a step's time")  # fmt: skip
 
 
 def open_auxiliary_losses(
@@ -39,3 +40,8 @@ def open_auxiliary_losses(
         vae.to(device).eval().requires_grad_(False)
         parts.append(DecodedProbeLoss(vae, eye.to(device), sight, most))
     return AuxiliaryLosses(tuple(parts)) if parts else None
+
+
+def weights_of(auxiliary: AuxiliaryLoss | None) -> dict[str, float]:
+    """Of all auxiliary losses that there are, 0 for those that a run does without."""
+    return {"reading": 0.0, "sight": 0.0} | (auxiliary.weights if auxiliary else {})

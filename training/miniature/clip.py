@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import nn
 
 from ...miniature.stories import character_phrase, describe, random_scene
@@ -26,6 +25,7 @@ from ...miniature.text import WORDS, tokenize
 from ...miniature.world import ACTIONS, FPS, PLACES, SIZE, Beat, Scene, render
 from ..core.loop import Metrics, Schedule, train
 from ..core.precision import mixed_precision
+from ..core.trainable import write_tensors
 from .probe import _spoil as spoil
 
 CLIP_FOLDER = "open_clip/longreel-miniature-clip"
@@ -122,7 +122,7 @@ def train_clip(recipe: ClipRecipe, folder: Path, weights: Path) -> Path:
             right.append(float(alike[torch.arange(len(alike)), scores.argmax(dim=1)].gt(0).float().mean()))
         return losses[0] + losses[1] / 2, {"frames": right[0], "characters": right[1]}
 
-    schedule = Schedule(recipe.steps, recipe.rate, weight_decay=0.01, average=0.99)
+    schedule = Schedule(recipe.steps, recipe.rate, weight_decay=0.01, ema_decay=0.99)
     model.load_state_dict(train("clip", model, loss_at, schedule, folder, seed=recipe.seed))
     return export_clip(model, weights / CLIP_FOLDER)
 
@@ -142,10 +142,7 @@ def export_clip(model: nn.Module, folder: Path) -> Path:
         for key, value in model.state_dict().items()
     }
     path = folder / Path(CLIP_FILE).name
-    # Not save_file, whose files only their owner may read.
-    path.with_suffix(".part").write_bytes(save(halves))
-    path.with_suffix(".part").replace(path)
-    return path
+    return write_tensors(path, halves, {})
 
 
 def _tokenizer() -> dict[str, Any]:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..causal.long_command import add_long_arguments, judge_long
-from .pipeline import MiniatureRecipe, start_comfyui, train_miniature
+from ..core.command_line import Command, start_comfyui
+from .counter import add_counter_arguments, run_counter
+from .pipeline import MiniatureRecipe, train_miniature
 
 CURVES = Path(__file__).resolve().parents[2] / "docs" / "images" / "miniature-loss.png"
 
@@ -19,7 +21,6 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", type=Path, help="where the finished files go; default the pack's own")
     parser.add_argument("--curves", type=Path, default=CURVES, help="loss curves")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
     parser.add_argument("--effort", type=float, default=1.0, help="scales the number of steps; 1 is the full recipe")
     parser.add_argument("--start-from", type=Path, default=None, help="finished weights to train on instead of nothing")
     parser.add_argument("--keep", nargs="*", choices=("probe", "vae", "reader", "eye", "sight", "causal", "decoder"),
@@ -89,7 +90,6 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strips", type=Path, default=None, help="folder for strips of frames")
     add_long_arguments(parser)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
 def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
@@ -145,3 +145,14 @@ def scaled(recipe: MiniatureRecipe, effort: float) -> MiniatureRecipe:
             films=times(recipe.decoder.films),
         ),
     )
+
+
+COMMANDS = {
+    "miniature": Command(
+        "VAE, DiT, text encoder and probe of the small world, from scratch", add_training_arguments, run_training
+    ),
+    "evaluate": Command(
+        "probe readings of films of held-out prompts and of the VAE's reconstructions", add_judge_arguments, run_judge
+    ),
+    "counter": Command("the network that counts characters, for evaluate --long", add_counter_arguments, run_counter),
+}

@@ -30,10 +30,12 @@ from ...miniature.world import _Pose as Pose
 from ...miniature.world import _sample as sample
 from ...miniature.world import _scroll_matrix as scroll_matrix
 from ...miniature.world import _sprite_matrix as sprite_matrix
+from ..core.command_line import command_line
 from ..core.loop import Metrics, Schedule, save_whole, train
 from ..core.precision import mixed_precision
 from .export import FILES
 from .export import _write as write
+from .param_groups import split_matrices
 from .probe import _spoil as spoil
 from .vae import draw, encode
 
@@ -220,8 +222,9 @@ def train_counter(
         wanted = numbers[chosen].to(device)
         return F.cross_entropy(logits, wanted), {"right": (logits.argmax(1) == wanted).float().mean().item()}
 
-    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.02, average=0.995)
-    counter.load_state_dict(train("counter", counter, loss_at, schedule, folder, seed=recipe.seed))
+    schedule = Schedule(recipe.steps, recipe.rate, muon_lr=recipe.muon_rate, weight_decay=0.02, ema_decay=0.995)
+    groups = split_matrices(counter)
+    counter.load_state_dict(train("counter", counter, loss_at, schedule, folder, groups=groups, seed=recipe.seed))
 
 
 def export_counter(counter: Counter, folder: Path) -> Path:
@@ -265,16 +268,14 @@ def add_counter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=usual.steps, help="updates")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
+@command_line()
 def run_counter(chosen: argparse.Namespace, weights: Path) -> None:
     """`counter`. `weights`: the miniature's, unless named."""
     from .export import read_vae
-    from .pipeline import start_comfyui
     from .vae import VaeRecipe, build_vae
 
-    start_comfyui()
     weights = chosen.weights or weights
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = CounterRecipe(chosen.frames, chosen.clips, chosen.steps, seed=chosen.seed)

@@ -32,6 +32,7 @@ from ..core.precision import mixed_precision
 from .dit import Miniature, predict
 from .evaluate import Models, schedule
 from .latents import Stories, opening_scene, story_scenes
+from .param_groups import split_matrices
 from .pixel_losses import attribute_loss, feature_matching_loss, numbers
 from .sequences import FEW_STEPS
 from .vae import draw, encode, psnr
@@ -237,5 +238,5 @@ def train_decoder(
         }
         return value + recipe.likeness * likeness, figures
 
-    schedule = Schedule(recipe.steps, recipe.rate, warmup=20, muon_rate=recipe.muon_rate, average=0.99)
-    vae.load_state_dict(train("decoder", vae, learn, schedule, folder, seed=recipe.seed))
+    schedule = Schedule(recipe.steps, recipe.rate, warmup=20, muon_lr=recipe.muon_rate, ema_decay=0.99)
+    vae.load_state_dict(train("decoder", vae, learn, schedule, folder, groups=split_matrices(vae), seed=recipe.seed))

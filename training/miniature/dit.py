@@ -21,6 +21,7 @@ from ..core.loop import Metrics, Schedule, train
 from ..core.precision import mixed_precision
 from .latent_classifier import VISIBLE_WORDS, latent_bce, multi_hot_labels
 from .latents import Stories
+from .param_groups import split_matrices
 from .pixel_losses import DecodedProbeLoss
 from .sequences import FEW_STEPS, Batch, draw_batch
 
@@ -316,5 +317,5 @@ def train_dit(
         value = loss(v, batch.noise - batch.clean, batch.weight)
         return value + recipe.reading * read, {kind: float(value.detach()), f"{kind} read": float(read.detach())}
 
-    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01, average=0.995)
-    model.load_state_dict(train(name, model, learn, schedule, folder, seed=recipe.seed))
+    schedule = Schedule(recipe.steps, recipe.rate, muon_lr=recipe.muon_rate, weight_decay=0.01, ema_decay=0.995)
+    model.load_state_dict(train(name, model, learn, schedule, folder, groups=split_matrices(model), seed=recipe.seed))

@@ -144,9 +144,7 @@ def evaluate_prompts(
     strip: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Share of frames (windows, for the action) read as the prompt says, over `count` held-out one-character
-    prompts.
-    """
+    """Share of frames (windows, for the action) read as the prompt says, of `count` held-out one-character prompts."""
     rng = random.Random(f"prompts {seed}")
     sums = dict.fromkeys(_READ, 0.0)
     rows = []

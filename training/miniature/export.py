@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ...film.reel.atomic import whole_file
 from ...miniature.probe import Probe
 from .dit import DitRecipe, Miniature
 from .latent_classifier import LatentClassifier, LatentClassifierRecipe
@@ -32,10 +33,9 @@ FILES = {
 def _write(state: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """fp16 halves the files and costs nothing visible; replaced whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
     halves = {key: value.detach().cpu().half().contiguous() for key, value in state.items()}
-    save_file(halves, part, metadata=metadata)
-    part.replace(path)
+    with whole_file(path) as part:
+        save_file(halves, part, metadata=metadata)
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,50 +22,12 @@ from ...miniature.text import WORDS
 from ...miniature.world import BODIES, COLOURS, HEADGEAR, PLACES
 from ..core.loop import Metrics, Schedule, train
 from .latents import Stories
+from .param_groups import split_matrices
 
 VISIBLE_WORDS = tuple(sorted({word for phrase in (*COLOURS, *BODIES, *HEADGEAR, *PLACES) for word in phrase.split()}))
 """The words that a single frame can show."""
 _TOKENS = torch.tensor([WORDS.index(word) + 1 for word in VISIBLE_WORDS])
 _NOISE = 0.4
-
-
-class AuxiliaryLoss(Protocol):
-    """An auxiliary loss of a recipe, on predicted clean latents [B, 16, F, h, w]."""
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """What a run remembers of it, by the options' names."""
-        ...
-
-    def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """Each of the latents shows the words `named`; None is not looked at."""
-        ...
-
-    def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """The loss without labels: against the features of `clean`."""
-        ...
-
-
-@dataclass(frozen=True)
-class AuxiliaryLosses:
-    """Several as one."""
-
-    parts: tuple[AuxiliaryLoss, ...]
-
-    @property
-    def weights(self) -> dict[str, float]:
-        return {name: weight for part in self.parts for name, weight in part.weights.items()}
-
-    def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        return torch.stack([part.loss(guess, named) for part in self.parts]).sum()
-
-    def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        return torch.stack([part.likeness(guess, clean) for part in self.parts]).sum()
-
-
-def weights_of(critic: AuxiliaryLoss | None) -> dict[str, float]:
-    """Of all critics that there are, 0 for those that a run does without."""
-    return {"reading": 0.0, "sight": 0.0} | (critic.weights if critic else {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,5 +155,6 @@ def train_latent_classifier(recipe: LatentClassifierRecipe, reader: LatentClassi
         right = ((logits > 0) == (named > 0.5)).float()
         return value, {"frames": right.amin(dim=1).mean(), "bodies": right[:, bodies].amin(dim=1).mean()}
 
-    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=2 * recipe.rate, average=0.995, seconds=recipe.seconds)
-    reader.load_state_dict(train("reader", reader, learn, schedule, folder, seed=recipe.seed))
+    schedule = Schedule(recipe.steps, recipe.rate, muon_lr=2 * recipe.rate, ema_decay=0.995, seconds=recipe.seconds)
+    groups = split_matrices(reader)
+    reader.load_state_dict(train("reader", reader, learn, schedule, folder, groups=groups, seed=recipe.seed))

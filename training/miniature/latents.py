@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ...film.reel.atomic import whole_file
 from ...miniature.stories import describe, is_held_out, random_scene
 from ...miniature.text import pad, tokenize
 from ...miniature.world import FPS, Actor, Scene, render
@@ -139,9 +140,8 @@ def encode_stories(
             path = folder / f"{kind}-{shard:03}.safetensors"
             if path.exists():
                 continue
-            part = path.with_suffix(".part")
-            save_file(_stacked([make(shard * size + i) for i in range(size)]), part)
-            part.replace(path)
+            with whole_file(path) as part:
+                save_file(_stacked([make(shard * size + i) for i in range(size)]), part)
 
 
 def load_stories(folder: Path, kind: str = "stories") -> Stories:

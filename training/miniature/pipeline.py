@@ -6,7 +6,6 @@ Each stage resumes where it was killed and is skipped when it is done; a folder 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from ...miniature.probe import Probe
+from ..core.command_line import start_comfyui
 from ..core.curves import draw_curves
 from ..core.loop import save_whole
 from .decoder import DecoderRecipe, draw_films, train_decoder
@@ -52,17 +52,6 @@ class MiniatureRecipe:
     )
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
     seed: int = 0
-
-
-def start_comfyui() -> None:
-    """ComfyUI decides on devices when first imported and reads its options from the command line."""
-    import comfy.options
-
-    own, sys.argv = sys.argv, [sys.argv[0], *([] if torch.cuda.is_available() else ["--cpu"])]
-    comfy.options.enable_args_parsing()
-    import comfy.cli_args
-
-    sys.argv = own
 
 
 def prepare_device() -> torch.device:

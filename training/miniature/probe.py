@@ -19,6 +19,7 @@ from ...miniature.probe import ATTRIBUTES, SIGHT, SPACING, Probe
 from ...miniature.stories import random_scene
 from ...miniature.world import ACTIONS, FPS, Scene, render
 from ..core.loop import Metrics, Schedule, train
+from .param_groups import split_matrices
 
 _SHIFT = 5
 
@@ -133,8 +134,8 @@ def train_probe(
             metrics[name] = (logits.argmax(1) == wanted).float().mean()
         return value, metrics
 
-    schedule = Schedule(recipe.steps, recipe.rate, muon_rate=recipe.muon_rate, average=0.995, seconds=recipe.seconds)
-    probe.load_state_dict(train(name, probe, loss_at, schedule, folder, seed=recipe.seed))
+    schedule = Schedule(recipe.steps, recipe.rate, muon_lr=recipe.muon_rate, ema_decay=0.995, seconds=recipe.seconds)
+    probe.load_state_dict(train(name, probe, loss_at, schedule, folder, groups=split_matrices(probe), seed=recipe.seed))
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from ...miniature.world import FPS
 from ..core.loop import Metrics, Schedule, train
 from .dit import Miniature
 from .drawn import DrawnClips
+from .param_groups import split_matrices
 from .pixel_losses import feature_matching_loss
 from .take_films import refilm
 from .take_sequences import TakeSequences
@@ -109,6 +110,6 @@ def train_decoder_on_takes(
         return value + recipe.likeness * seen, figures
 
     schedule = Schedule(
-        recipe.steps, recipe.rate, warmup=20, muon_rate=recipe.muon_rate, average=0.99, seconds=recipe.seconds
+        recipe.steps, recipe.rate, warmup=20, muon_lr=recipe.muon_rate, ema_decay=0.99, seconds=recipe.seconds
     )
-    vae.load_state_dict(train("decoder", vae, learn, schedule, folder, seed=recipe.seed))
+    vae.load_state_dict(train("decoder", vae, learn, schedule, folder, groups=split_matrices(vae), seed=recipe.seed))

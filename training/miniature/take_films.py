@@ -22,6 +22,7 @@ from ..core.loop import Metrics, Schedule, train
 from ..core.precision import mixed_precision
 from .dit import Miniature, loss, predict, velocity, with_self_rollout
 from .latent_classifier import VISIBLE_WORDS, multi_hot_labels
+from .param_groups import split_matrices
 from .pixel_losses import DecodedProbeLoss
 from .sequences import FEW_STEPS, Batch
 from .take_sequences import Pattern, TakeSequences, frames_seen
@@ -142,7 +143,7 @@ def train_on_takes(
     reader.requires_grad_(False).eval()
     sequences = TakeSequences(footage, recipe.own_share)
     schedule = Schedule(
-        steps, recipe.rate, muon_rate=recipe.muon_rate, weight_decay=0.01, average=recipe.average, seconds=seconds
+        steps, recipe.rate, muon_lr=recipe.muon_rate, weight_decay=0.01, ema_decay=recipe.average, seconds=seconds
     )
     films = random.Random(f"films {recipe.seed}")
     count = min(recipe.refilmed, len(footage.takes))
@@ -161,6 +162,7 @@ def train_on_takes(
     def progress(step: int) -> float:
         return (time.monotonic() - began) / seconds if seconds else step / steps
 
-    average = train(name, model, learn, schedule, folder, seed=recipe.seed, before=films_again)
+    groups = split_matrices(model)
+    average = train(name, model, learn, schedule, folder, groups=groups, seed=recipe.seed, before=films_again)
     model.load_state_dict(average)
     return sequences

@@ -27,6 +27,7 @@ from ...miniature.stories import random_scene
 from ...miniature.world import FPS, Rendering, render
 from ..core.loop import Metrics, Schedule, train
 from ..core.precision import mixed_precision
+from .param_groups import split_matrices
 
 LATENT_NOISE = 0.1
 """Standard deviation of the noise added to (unit variance) latents in training: the decoder learns to forgive a
@@ -306,5 +307,5 @@ def train_vae(
         return value, figures
 
     steps = 10**9 if recipe.seconds else recipe.image_steps + recipe.clip_steps
-    schedule = Schedule(steps, recipe.rate, muon_rate=recipe.muon_rate, seconds=recipe.seconds)
-    vae.load_state_dict(train("vae", vae, loss_at, schedule, folder, seed=recipe.seed))
+    schedule = Schedule(steps, recipe.rate, muon_lr=recipe.muon_rate, seconds=recipe.seconds)
+    vae.load_state_dict(train("vae", vae, loss_at, schedule, folder, groups=split_matrices(vae), seed=recipe.seed))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from longreel.film.first_frame import Box, FirstFrameError, Reference, compose
+from longreel.film.first_frame import Box, Reference, compose
+from longreel.film.pixels import PixelError
 from PIL import Image
 
 SIZE = (1280, 720)
@@ -170,7 +171,7 @@ def test_reference_round_trip(small: tuple[list[Reference], torch.Tensor]):
     for reference in small[0]:
         assert Reference.from_dict(reference.to_dict()) == reference
     for data in ({}, {"name": "", "description": "", "png": "!"}, {"name": "", "description": "", "png": "aGVsbG8="}):
-        with pytest.raises(FirstFrameError, match="not a saved reference"):
+        with pytest.raises(PixelError, match="not a saved reference"):
             Reference.from_dict(data)
 
 
@@ -209,7 +210,7 @@ PICTURE = torch.rand(8, 8, 3)
     ],
 )
 def test_bad_input_is_one_clear_sentence(make, sentence: str):
-    with pytest.raises(FirstFrameError, match=sentence) as caught:
+    with pytest.raises(PixelError, match=sentence) as caught:
         make()
     assert str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import torch
 from longreel.film.kv_memory import LONGLIVE, MEMFLOW, MemorySettings
 from longreel.host.wan.forward import kv_layout
 from longreel.host.wan.rollout import Prompt, roll_out
-from longreel.training.causal.films import film_together
+from longreel.training.miniature.films import film_together
 
 SIGMAS = torch.tensor([1.0, 0.8333333, 0.0])
 LENGTHS = [15, 21]

@@ -35,7 +35,7 @@ def learn(folder: Path, accumulate: int = 1, *, double: bool = False, stop: bool
         loss = torch.stack([draw_loss(model, number) for number in draws]).mean()
         return loss, {"noise": float(torch.rand(()))}
 
-    schedule = Schedule(STEPS, 1e-2, warmup=2, accumulate=accumulate, clip=1.0)
+    schedule = Schedule(STEPS, 1e-2, warmup=2, accumulate=accumulate, max_grad_norm=1.0)
     # Only the first process has the folder, as on several machines.
     mine = folder if group.is_main_process else folder / f"process-{group.process_index}"
     return train("line", model, loss_at, schedule, mine, say=lambda _: None)

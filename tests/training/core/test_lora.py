@@ -125,7 +125,7 @@ def test_dropout_acts_in_training_only():
         assert not torch.equal(pair(x)[0], pair(x)[1])
         tree.eval()
         assert torch.equal(pair(x)[0], pair(x)[1])
-        assert torch.allclose(pair(x), x @ pair.change().T, atol=1e-5)
+        assert torch.allclose(pair(x), x @ pair.delta().T, atol=1e-5)
 
 
 def test_filters_and_refusals():
@@ -171,3 +171,57 @@ def test_the_released_layout_is_patched_whole(released, tmp_path, caplog):
     for name in adapter.names:
         assert torch.equal(merged.get_parameter(f"{name}.weight"), dit.get_parameter(f"{name}.weight"))
     patched.unpatch_model()
+
+
+def test_an_adapted_layer_stays_a_layer_for_those_who_compute_with_its_weight():
+    """As core's feed-forward does since 0.33: it reads the down-projection's weight and may compute with it."""
+    dit = patcher().model.diffusion_model
+    tree, adapter = trained(dit)
+    layer, base = tree.blocks[0].ffn[2], dit.blocks[0].ffn[2]
+    assert isinstance(layer, nn.Linear)
+    assert (layer.in_features, layer.out_features) == (base.in_features, base.out_features)
+    assert layer.bias.data_ptr() == base.bias.data_ptr()
+    assert layer.comfy_cast_weights == base.comfy_cast_weights
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = layer.nothing_of_the_kind
+    x = torch.randn(2, 3, layer.in_features)
+    by_weight = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(by_weight, layer(x))
+    assert not torch.allclose(by_weight, base(x), atol=1e-3)
+    pair = adapter.pairs[adapter.names.index("blocks.0.ffn.2")]
+    gradients = [torch.autograd.grad(y.square().sum(), [pair.up, pair.down]) for y in (by_weight, layer(x))]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    names = {name for name, _ in tree.named_parameters()}
+    assert {"blocks.0.ffn.2.base.weight", "blocks.0.ffn.2.pair.up"} <= names
+    assert "blocks.0.ffn.2.weight" not in names, "it has none of its own"
+    exact = layer.weight.detach()
+    layer.base.weight = nn.Parameter(base.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    assert layer.weight.dtype == torch.float32
+    torch.testing.assert_close(layer.weight.detach(), exact, rtol=0.1, atol=0.02)
+
+
+def test_a_feed_forward_that_folds_its_activation_trains_the_same():
+    """A fake of 0.33's WanFeedForward in every block: output and gradients as of the one that calls its layers."""
+
+    class Folded(nn.Sequential):
+        def forward(self, x):
+            linear, inner = self[2], self[0](x)
+            weight = linear.weight
+            assert weight.shape == (linear.out_features, linear.in_features)
+            return torch.nn.functional.linear(torch.nn.functional.gelu(inner, approximate="tanh"), weight, linear.bias)
+
+    outputs, gradients = [], []
+    for folds in (False, True):
+        tree, adapter = trained(patcher().model.diffusion_model)
+        if folds:
+            for block in tree.blocks:
+                block.ffn = Folded(*block.ffn)
+        with differentiable():
+            y = tree(*inputs(), transformer_options={})
+            y.square().mean().backward()
+        outputs.append(y.detach())
+        gradients.append([p.grad for p in adapter.parameters()])
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)

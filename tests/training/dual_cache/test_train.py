@@ -16,7 +16,7 @@ from longreel.host.adapters.dual_cache import load_cache_lora
 from longreel.host.wan.cache_tokens import installed_profile
 from longreel.training.core.lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, differentiable
 from longreel.training.dual_cache.samples import TEMPORAL_ONLY, Curriculum, SceneShot, TrainingScene, draw_sample
-from longreel.training.dual_cache.train import WeaverMatcher, WeaverRecipe, draw_pass, roll_out_history, train_weaver
+from longreel.training.dual_cache.train import WeaverMatcher, WeaverSettings, draw_pass, roll_out_history, train_weaver
 from longreel.training.miniature.latent_classifier import VISIBLE_WORDS, LatentClassifier, Reading
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -29,8 +29,8 @@ SIZES = {
     "operations": disable_weight_init,
 }  # fmt: skip
 PROFILE = LayoutProfile(chunk=2)
-QUICK = WeaverRecipe(
-    profile=PROFILE, rank=4, alpha=4, first_steps=3, steps=3, batch=3, at_once=2, rate=1e-2, warmup=1, save_every=4,
+QUICK = WeaverSettings(
+    profile=PROFILE, rank=4, alpha=4, first_steps=3, steps=3, batch=3, micro_batch=2, lr=1e-2, warmup=1, save_every=4,
     sample_every=3, checkpointing=False,
 )  # fmt: skip
 
@@ -121,7 +121,7 @@ def test_what_is_read_off_a_guess_is_added_where_something_tells_of_it():
     told = replace(one, shown=words)
     reader = LatentClassifier(16)
     plain = WeaverMatcher(model(), PROFILE, bf16=False)
-    reading = WeaverMatcher(model(), PROFILE, bf16=False, critic=Reading(reader, 0.5))
+    reading = WeaverMatcher(model(), PROFILE, bf16=False, auxiliary=Reading(reader, 0.5))
     sigma, noise = torch.tensor([0.5]), torch.randn(1, *one.target.shape)
     x = 0.5 * one.target[None] + 0.5 * noise
     v = plain.velocity(x, sigma, one.text[None], [one.payload])
@@ -221,15 +221,15 @@ def test_what_cannot_be_trained_is_told_first(tmp_path):
     with pytest.raises(LoraError, match="cannot take cache tokens"):
         train_weaver(VaceWanModel(in_dim=16, vace_layers=1, vace_in_dim=16, **SIZES), scenes(), QUICK, tmp_path, {})
     with pytest.raises(LoraError, match="at once"):
-        train_weaver(model(), scenes(), replace(QUICK, at_once=4), tmp_path, {})
+        train_weaver(model(), scenes(), replace(QUICK, micro_batch=4), tmp_path, {})
     assert not list(tmp_path.iterdir())
-    assert WeaverRecipe().profile == FILMWEAVER
-    assert WeaverRecipe().first.modes == TEMPORAL_ONLY
+    assert WeaverSettings().profile == FILMWEAVER
+    assert WeaverSettings().first.modes == TEMPORAL_ONLY
 
 
 def test_a_run_trains_on_from_a_finished_lora(tmp_path):
     first = run(tmp_path / "first")
-    still = replace(QUICK, first_steps=0, steps=1, rate=1e-12, weight_decay=0)
+    still = replace(QUICK, first_steps=0, steps=1, lr=1e-12, weight_decay=0)
     on = load_file(run(tmp_path / "on", still, start_from=first))
     assert all(torch.equal(on[key], value) for key, value in load_file(first).items())
     with pytest.raises(LoraError, match="another rank"):

@@ -10,11 +10,12 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
+from longreel.film.pixels import from_pil
 from longreel.host.miniature_clip import load_miniature_clip
-from longreel.training.core.objectives.flow_matching import first_frame_of
 from longreel.training.first_frame import command as cast_command
-from longreel.training.first_frame.dataset import load_dataset, pixels_of
+from longreel.training.first_frame.dataset import load_dataset
 from longreel.training.first_frame.encode import Encoders, encode_dataset
+from longreel.training.first_frame.matcher import first_frame_of
 from longreel.training.miniature.export import FILES, export_latent_classifier
 from longreel.training.miniature.latent_classifier import LatentClassifier, LatentClassifierRecipe
 from PIL import Image
@@ -154,7 +155,7 @@ def test_models_with_extra_channels_get_the_canvas_and_nothing_of_the_clip(data,
     one, other = encode_dataset(mixed, encoders, "concat", 9, None, tmp_path, say=print)
     assert torch.equal(one.known, other.known)
     assert not torch.equal(one.latents, other.latents)
-    canvas = pixels_of(Image.open(items[0].canvas))[None]
+    canvas = from_pil(Image.open(items[0].canvas))[None]
     raw = vae.encode(torch.cat([canvas, torch.full((8, 64, 64, 3), 0.5)]))
     assert torch.allclose(base.model.process_latent_in(raw)[0], one.known, atol=1e-5)
     # The first latent is the first frame alone, so it is the same whether the clip or grey follows.

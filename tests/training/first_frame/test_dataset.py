@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longreel.film.first_frame import Reference, compose
+from longreel.film.pixels import from_pil, to_pil
 from longreel.host.files.video import VideoWriter
 from longreel.miniature.drawing import sprite
 from longreel.miniature.stories import PLACE_PHRASES, is_held_out, kind_phrase
@@ -22,11 +23,9 @@ from longreel.training.first_frame.dataset import (
     CastSettings,
     build_dataset,
     load_dataset,
-    picture_of,
-    pixels_of,
     read_frames,
 )
-from longreel.training.first_frame.distill import casts_of, recast
+from longreel.training.first_frame.distill import casts_of, recombine
 from longreel.training.first_frame.encode import PLAIN, Tint, Variant, target_frames, variants
 from longreel.training.first_frame.sources import list_clips
 from longreel.training.first_frame.world import (
@@ -77,16 +76,16 @@ def test_canvases_are_what_the_composer_draws_of_the_materials(world):
     for item in load_dataset(world):
         materials = world / "train_materials" / f"video_{item.id}"
         references = [
-            Reference.from_image(pixels_of(Image.open(path))) for path in sorted(materials.glob("object*.png"))
+            Reference.from_image(from_pil(Image.open(path))) for path in sorted(materials.glob("object*.png"))
         ]
         plate = materials / "main_entity.png"
         drawn = compose(
             references,
-            pixels_of(Image.open(plate)) if plate.exists() else None,
+            from_pil(Image.open(plate)) if plate.exists() else None,
             "paper (training)" if plate.exists() else "auto",
             (64, 64),
         )
-        assert np.array_equal(np.asarray(picture_of(drawn.picture[0])), np.asarray(Image.open(item.canvas)))
+        assert np.array_equal(np.asarray(to_pil(drawn.picture[0])), np.asarray(Image.open(item.canvas)))
 
 
 def test_clips_survive_the_codec_and_start_with_the_canvas(world):
@@ -102,7 +101,7 @@ def test_clips_survive_the_codec_and_start_with_the_canvas(world):
     red, green, blue = read_frames(two.subjects, 9, (64, 64))[0].unbind(-1)
     assert min(red[..., :32].mean(), green[..., 32:].mean()) > 0.05, "the left one and the right one"
     assert max(red[..., 40:].mean(), green[..., :24].mean(), blue.mean()) < 0.03
-    canvas = pixels_of(Image.open(item.canvas))
+    canvas = from_pil(Image.open(item.canvas))
     video = target_frames(canvas, stored)
     assert len(video) == 9
     assert all(torch.equal(video[index], canvas) for index in range(4))
@@ -168,9 +167,9 @@ def test_a_tint_keeps_greys_and_brightness(hue, pale, grey):
 def test_casts_put_together_anew(seed):
     casts = draw_casts(LEARNED, 12, seed=seed)
     known = {actor.character for cast in casts for actor in cast.scene.actors}
-    anew = recast(casts, 24, seed=seed)
-    assert anew == recast(casts, 24, seed=seed)
-    assert anew[:5] == recast(casts, 5, seed=seed), "more leave the others as they are"
+    anew = recombine(casts, 24, seed=seed)
+    assert anew == recombine(casts, 24, seed=seed)
+    assert anew[:5] == recombine(casts, 5, seed=seed), "more leave the others as they are"
     for cast, like in zip(anew, casts * 2, strict=True):
         assert (cast.references, cast.plate, cast.scene.place) == (like.references, like.plate, like.scene.place)
         who = [actor.character for actor in cast.scene.actors]

@@ -11,7 +11,7 @@ import torch
 from longreel.miniature.probe import Probe
 from longreel.miniature.world import Character
 from longreel.training.core.lora import adapt, choose_layers, save_lora
-from longreel.training.first_frame import evaluate as cast_judge
+from longreel.training.first_frame import evaluate as cast_evaluation
 from longreel.training.first_frame.world import draw_cast
 from longreel.training.miniature.export import FILES
 from safetensors.torch import load_file, save_file
@@ -29,7 +29,7 @@ def probe():
 
 
 def test_true_clips_are_nearly_always_right(probe):
-    row = cast_judge.judge_casts(cast_judge.true_film, probe, 8)
+    row = cast_evaluation.evaluate_casts(cast_evaluation.true_film, probe, 8)
     assert row["each"] > 0.9
     assert row["every reference"] > 0.7
     assert row["of 1"] == 1
@@ -41,12 +41,12 @@ def test_true_clips_are_nearly_always_right(probe):
 
 def test_what_of_a_character_is_wrong(probe):
     cast = draw_cast(random.Random(1), 1)
-    film, (actor,) = cast_judge.true_film(cast, 0), cast.scene.actors
+    film, (actor,) = cast_evaluation.true_film(cast, 0), cast.scene.actors
     told = {"colour": [True], "body": [True], "headgear": [True], "place": [True]}
-    assert cast_judge.right_attributes(probe, film, cast) == told
+    assert cast_evaluation.right_attributes(probe, film, cast) == told
     other = replace(actor.character, body="star" if actor.character.body != "star" else "box")
     changed = replace(cast, scene=replace(cast.scene, actors=(replace(actor, character=other),)))
-    assert cast_judge.right_attributes(probe, film, changed) == told | {"body": [False]}
+    assert cast_evaluation.right_attributes(probe, film, changed) == told | {"body": [False]}
 
 
 def test_every_reference_is_asked_for(probe):
@@ -55,11 +55,11 @@ def test_every_reference_is_asked_for(probe):
         for seed in range(99)
         if (cast := draw_cast(random.Random(seed), 4)).scene.beats[0].actions == ("stands", "stands")
     )
-    film = cast_judge.true_film(cast, 0)
-    assert cast_judge.right_references(probe, film, cast) == [True] * 4
+    film = cast_evaluation.true_film(cast, 0)
+    assert cast_evaluation.right_references(probe, film, cast) == [True] * 4
 
     def seen(**scene):
-        return cast_judge.right_references(probe, film, replace(cast, scene=replace(cast.scene, **scene)))
+        return cast_evaluation.right_references(probe, film, replace(cast, scene=replace(cast.scene, **scene)))
 
     bare = next(iter(cast.bareheaded))
     order = [("whole", 1 - bare)] if bare else []
@@ -100,18 +100,18 @@ def test_the_table_of_a_lora(tmp_path, capsys):
         pair.up.normal_(std=0.5)
     lora = save_lora(adapter, tmp_path / "lora.safetensors", {})
     parser = argparse.ArgumentParser()
-    cast_judge.add_judge_arguments(parser)
+    cast_evaluation.add_evaluation_arguments(parser)
     films = []
-    film = cast_judge.model_film
+    film = cast_evaluation.model_film
 
     def watched(*arguments, **options):
         films.append(film(*arguments, **options))
         return films[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cast_judge, "model_film", watched)
+        patch.setattr(cast_evaluation, "model_film", watched)
         line = f"--lora {lora} --casts 1 --steps 1 --latent-frames 12 --prompts 1"
-        cast_judge.run_judge(parser.parse_args(line.split()), tmp_path)
+        cast_evaluation.run_evaluation(parser.parse_args(line.split()), tmp_path)
     told = capsys.readouterr().out
     rows = ("true clips", "told in words", "the same behind the trigger", "without", "with the LoRA")
     for row in (*(f"| {name} |" for name in rows), "1 held-out casts", "1 held-out prompts"):

@@ -11,9 +11,10 @@ from comfy.ldm.wan.model import WanModel
 from comfy.ops import disable_weight_init
 from longreel.training.core.lora import LoraError, adapt, choose_layers, differentiable
 from longreel.training.core.memory_plan import plan_memory
-from longreel.training.core.objectives.flow_matching import Example, FlowMatcher, SigmaRange, advance, first_frame_of
+from longreel.training.core.objectives.flow_matching import SigmaRange, denoise_step
+from longreel.training.first_frame.matcher import Example, FirstFrameMatcher, first_frame_of
 from longreel.training.first_frame.prior_preservation import PriorPreservation
-from longreel.training.first_frame.train import LoraRecipe, draw_examples, train_lora
+from longreel.training.first_frame.train import FirstFrameSettings, draw_examples, train_lora
 from longreel.training.miniature.latent_classifier import LatentClassifier, Reading
 from longreel.training.miniature.sequences import FEW_STEPS
 from safetensors import safe_open
@@ -25,7 +26,9 @@ SIZES = {
     "dim": 64, "ffn_dim": 64, "freq_dim": 32, "text_dim": 128, "num_heads": 2, "num_layers": 1,
     "operations": disable_weight_init,
 }  # fmt: skip
-QUICK = LoraRecipe(rank=4, alpha=4, steps=6, batch=2, rate=1e-2, warmup=1, save_every=4, sample_every=3, clip=1.0)
+QUICK = FirstFrameSettings(
+    rank=4, alpha=4, steps=6, batch=2, lr=1e-2, warmup=1, save_every=4, sample_every=3, max_grad_norm=1.0
+)
 
 
 def model(in_dim=16, **sizes):
@@ -56,12 +59,12 @@ def test_bands_of_the_experts():
     assert low.share == pytest.approx(0.643, abs=1e-3)
     share = torch.linspace(0, 1, 1001)
     for band in (high, low, both, SigmaRange.of("low", 0.875, 8.0)):
-        sigma = band.at(share)
+        sigma = band.quantile(share)
         assert (sigma.diff() > 0).all()
         assert sigma[0].item() == pytest.approx(band.low, abs=1e-6)
         assert sigma[-1].item() == pytest.approx(band.high, abs=1e-6)
     # An unrestricted draw, cut at the boundary, is the two experts' draws.
-    sigma = both.at(torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
+    sigma = both.quantile(torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
     assert (sigma >= 0.9).float().mean().item() == pytest.approx(high.share, abs=0.02)
 
 
@@ -69,7 +72,7 @@ def test_bands_of_the_experts():
 def test_a_clean_first_frame_is_given_at_noise_level_zero_and_not_learned():
     torch.manual_seed(0)
     dit, clips = model(), examples(2)
-    matcher = FlowMatcher(dit, first_frame_of(dit, 16), bf16=False)
+    matcher = FirstFrameMatcher(dit, first_frame_of(dit, 16), bf16=False)
     assert matcher.first_frame == "clean"
     sigma, noise = torch.tensor([0.3, 0.8]), torch.randn(2, 16, 3, 4, 4)
     x = matcher.noised(sigma, noise, clips)
@@ -99,7 +102,7 @@ def test_a_reader_finds_no_fault_in_the_truth_and_its_place_counts():
 def test_what_is_read_is_a_further_loss_of_what_is_not_given():
     reading, clips = Reading(LatentClassifier(16).requires_grad_(False), 0.5), examples(2)
     dit = model()
-    plain, read = (FlowMatcher(dit, "clean", bf16=False, critic=look) for look in (None, reading))
+    plain, read = (FirstFrameMatcher(dit, "clean", bf16=False, auxiliary=look) for look in (None, reading))
     sigma, noise = torch.tensor([0.3, 0.8]), torch.randn(2, 16, 3, 4, 4)
     noised = plain.noised(sigma, noise, clips)
     guess = noised - sigma[:, None, None, None, None] * plain.velocity(noised, sigma, clips)
@@ -114,14 +117,14 @@ def test_known_subjects_weigh_more():
     where = torch.zeros(3, 4, 4)
     where[1, :2] = 1
     clips[0] = replace(clips[0], subject=where)
-    matcher = FlowMatcher(model(), "clean", bf16=False)
+    matcher = FirstFrameMatcher(model(), "clean", bf16=False)
     sigma, noise = torch.tensor([0.3, 0.8]), torch.randn(2, 16, 3, 4, 4)
     clean = torch.stack([clip.latents for clip in clips])
     error = (matcher.velocity(matcher.noised(sigma, noise, clips), sigma, clips) - (noise - clean)).square().mean(dim=1)
     weight = torch.ones(2, 3, 4, 4)
     weight[0, 1, :2] = 5
     wanted = (error * weight)[:, 1:].sum() / weight[:, 1:].sum()
-    assert torch.isclose(matcher.loss(clips, sigma, noise, subject=4), wanted)
+    assert torch.isclose(matcher.loss(clips, sigma, noise, subject_weight=4), wanted)
     assert torch.isclose(matcher.loss(clips, sigma, noise), error[:, 1:].mean())
 
 
@@ -140,7 +143,7 @@ def test_extra_channels_are_mask_and_first_frame_as_core_orders_them():
     import comfy.model_base
 
     dit, (clip,) = model(36), examples(1, known=True)
-    matcher = FlowMatcher(dit, first_frame_of(dit, 16), bf16=False)
+    matcher = FirstFrameMatcher(dit, first_frame_of(dit, 16), bf16=False)
     assert matcher.first_frame == "concat"
     seen = []
     hook = dit.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -172,7 +175,7 @@ def test_extra_channels_are_mask_and_first_frame_as_core_orders_them():
 def test_the_loss_of_the_picture_is_that_of_the_velocity_times_sigma_squared():
     """Core's trainer weighs noise levels so; FFGo's velocity loss does not."""
     dit, clips = model(36), examples(1, known=True)
-    matcher = FlowMatcher(dit, first_frame_of(dit, 16), bf16=False)
+    matcher = FirstFrameMatcher(dit, first_frame_of(dit, 16), bf16=False)
     for level in (0.2, 0.7, 1.0):
         sigma, noise = torch.tensor([level]), torch.randn(1, 16, 3, 4, 4)
         x = matcher.noised(sigma, noise, clips)
@@ -182,17 +185,17 @@ def test_the_loss_of_the_picture_is_that_of_the_velocity_times_sigma_squared():
 
 
 def test_gradients_are_clipped_to_the_published_norm(tmp_path, monkeypatch):
-    from longreel.training.core import loop
+    from longreel.training.core.optimizers import Optimizers
 
-    norms, real = [], loop._Optimizers.step
+    norms, real = [], Optimizers.step
 
-    def watched(self, share):
+    def watched(self, lr_scale):
         gradients = [p.grad for group in self.all[0].param_groups for p in group["params"] if p.grad is not None]
         norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
-        real(self, share)
+        real(self, lr_scale)
 
-    monkeypatch.setattr(loop._Optimizers, "step", watched)
-    run(tmp_path, replace(QUICK, clip=0.05, steps=3))
+    monkeypatch.setattr(Optimizers, "step", watched)
+    run(tmp_path, replace(QUICK, max_grad_norm=0.05, steps=3))
     assert len(norms) == 3
     assert all(norm <= 0.05001 for norm in norms)
     line = json.loads((tmp_path / "lora.jsonl").read_text().splitlines()[-1])
@@ -210,14 +213,14 @@ def test_a_step_of_either_kind_stays_on_the_way_from_noise_to_clean():
     torch.manual_seed(0)
     clean, noise, other = torch.randn(3, 1, 16, 3, 2, 2)
     x, v = 0.4 * clean + 0.6 * noise, noise - clean
-    torch.testing.assert_close(advance(x, v, 0.6, 0.2, None), 0.8 * clean + 0.2 * noise)
-    torch.testing.assert_close(advance(x, v, 0.6, 0.2, other), 0.8 * clean + 0.2 * other)
-    torch.testing.assert_close(advance(x, v, 0.6, 0.0, other), clean)
+    torch.testing.assert_close(denoise_step(x, v, 0.6, 0.2, None), 0.8 * clean + 0.2 * noise)
+    torch.testing.assert_close(denoise_step(x, v, 0.6, 0.2, other), 0.8 * clean + 0.2 * other)
+    torch.testing.assert_close(denoise_step(x, v, 0.6, 0.0, other), clean)
 
 
 @pytest.mark.parametrize("in_dim", [16, 36])
 def test_noising_anew_is_another_film_of_the_same_first_frame(in_dim):
-    matcher = FlowMatcher(model(in_dim), "concat" if in_dim == 36 else "clean", bf16=False)
+    matcher = FirstFrameMatcher(model(in_dim), "concat" if in_dim == 36 else "clean", bf16=False)
     (clip, *_) = examples(known=in_dim == 36)
     films = [matcher.sample(clip, QUICK.band, 3, seed=1, renoise=renoise) for renoise in (False, True, True)]
     assert torch.equal(films[1], films[2])
@@ -273,9 +276,9 @@ def test_another_recipe_does_not_go_on_in_the_same_folder(tmp_path):
         train_lora(model(), [], QUICK, tmp_path, {})
 
 
-@pytest.mark.parametrize("changed", [{"at_once": 4}, {"at_once": 2, "checkpointing": False}])
+@pytest.mark.parametrize("changed", [{"micro_batch": 4}, {"micro_batch": 2, "checkpointing": False}])
 def test_passes_and_recomputation_do_not_change_what_is_learned(changed, tmp_path):
-    recipe = replace(QUICK, batch=4, steps=3, rate=1e-3)
+    recipe = replace(QUICK, batch=4, steps=3, lr=1e-3)
     one = load_file(run(tmp_path / "a", recipe))
     other = load_file(run(tmp_path / "b", replace(recipe, **changed)))
     assert all(torch.allclose(one[key].float(), other[key].float(), atol=1e-4) for key in one)
@@ -284,7 +287,7 @@ def test_passes_and_recomputation_do_not_change_what_is_learned(changed, tmp_pat
 
 
 def test_clips_of_several_sizes_in_one_batch(tmp_path):
-    run(tmp_path, replace(QUICK, batch=4, at_once=4), clips=[*examples(2), *examples(1, frames=2)])
+    run(tmp_path, replace(QUICK, batch=4, micro_batch=4), clips=[*examples(2), *examples(1, frames=2)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -293,8 +296,8 @@ def test_bf16(dtype, tmp_path):
     for name, parameter in dit.named_parameters():
         if not name.startswith("patch_embedding"):  # core feeds it float32 and casts it itself
             parameter.data = parameter.data.to(dtype)
-    matcher = FlowMatcher(dit, "clean", bf16=True)
-    exact = FlowMatcher(model(), "clean", bf16=False)
+    matcher = FirstFrameMatcher(dit, "clean", bf16=True)
+    exact = FirstFrameMatcher(model(), "clean", bf16=False)
     sigma, noise, clips = torch.tensor([0.5]), torch.randn(1, 16, 3, 4, 4), examples(1)
     with torch.no_grad():
         assert matcher.loss(clips, sigma, noise).item() == pytest.approx(
@@ -306,7 +309,7 @@ def test_it_learns_one_clip(tmp_path):
     clips = examples(1)
     dit = model()
     recipe = replace(
-        QUICK, rank=16, alpha=16, steps=200, batch=4, at_once=4, checkpointing=False, sample_every=0, save_every=0
+        QUICK, rank=16, alpha=16, steps=200, batch=4, micro_batch=4, checkpointing=False, sample_every=0, save_every=0
     )
     run(tmp_path, recipe, dit, clips)
     lines = [json.loads(line) for line in (tmp_path / "lora.jsonl").read_text().splitlines()]
@@ -317,7 +320,7 @@ def test_what_is_filmed_after_the_collage_follows_the_words(tmp_path):
     """Two clips that differ in their words and in what comes after one and the same first frame."""
     one, other = examples(2)
     other = replace(other, latents=torch.cat([one.latents[:, :1], -one.latents[:, 1:]], dim=1))
-    recipe = replace(QUICK, rank=16, alpha=16, steps=150, batch=2, at_once=2, checkpointing=False, save_every=0)
+    recipe = replace(QUICK, rank=16, alpha=16, steps=150, batch=2, micro_batch=2, checkpointing=False, save_every=0)
     films = {}
 
     def look(step, matcher):
@@ -341,7 +344,7 @@ def test_the_memory_plan_is_near_what_autograd_keeps(checkpointing):
     dit = model(dim=256, ffn_dim=512, num_layers=3)
     _, adapter = adapt(dit, choose_layers(dit), 8)
     clips = [Example(torch.randn(16, 8, 16, 16), torch.randn(16, 128))]
-    plan = plan_memory(dit, adapter, clips, at_once=1, bf16=False, checkpointing=checkpointing)
+    plan = plan_memory(dit, adapter, clips, micro_batch=1, bf16=False, checkpointing=checkpointing)
     assert plan.tokens == 8 * 8 * 8
     assert plan.parameters == sum(p.numel() for p in adapter.parameters())
     assert plan.training == plan.parameters * 20
@@ -358,7 +361,7 @@ def test_the_memory_plan_is_near_what_autograd_keeps(checkpointing):
             return tensor
 
         with differentiable(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            matcher = FlowMatcher(tree, "clean", bf16=False)
+            matcher = FirstFrameMatcher(tree, "clean", bf16=False)
             loss = matcher.loss(clips, torch.tensor([0.5]), torch.randn(1, 16, 8, 16, 16))
         measured = sum(size for _, size in kept.values())
         assert loss.requires_grad
@@ -369,7 +372,7 @@ def test_the_memory_plan_is_near_what_autograd_keeps(checkpointing):
 
 def test_few_steps_and_own_steps():
     clips, seen = examples(2), []
-    matcher = FlowMatcher(model(), "clean", bf16=False)
+    matcher = FirstFrameMatcher(model(), "clean", bf16=False)
     flow = matcher.flow
 
     def watched(x, time, text):
@@ -396,7 +399,7 @@ def test_few_steps_and_own_steps():
 
 def test_what_is_kept_is_what_the_base_does(tmp_path):
     texts = torch.randn(6, 5, 128, generator=torch.Generator().manual_seed(3))
-    base = FlowMatcher(model(), "clean", bf16=False)
+    base = FirstFrameMatcher(model(), "clean", bf16=False)
     keeper = PriorPreservation(base, texts, (16, 4, 4))
     asked = []
 
@@ -414,7 +417,7 @@ def test_what_is_kept_is_what_the_base_does(tmp_path):
     assert levels == {round(1000 * level, 1) for level in FEW_STEPS}
     assert all(time[:, :-3].eq(0).all() for _, time in asked)
     with pytest.raises(LoraError, match="needs prompts"):
-        run(tmp_path, replace(QUICK, keep=0.5))
-    run(tmp_path, replace(QUICK, keep=0.5, few=0.5, own_steps=0.5), kept=texts)
+        run(tmp_path, replace(QUICK, prior_weight=0.5))
+    run(tmp_path, replace(QUICK, prior_weight=0.5, few_step_rate=0.5, self_rollout_rate=0.5), prior_texts=texts)
     told = [json.loads(line) for line in (tmp_path / "lora.jsonl").read_text().splitlines()]
     assert any("kept" in line for line in told)

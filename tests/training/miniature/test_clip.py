@@ -7,7 +7,7 @@ import torch
 from longreel.host.files.paths import MINIATURE_WEIGHTS
 from longreel.host.media.embedder import load_embedder
 from longreel.miniature.text import WORDS
-from longreel.training.dual_cache.evaluate import judge_retrieval
+from longreel.training.dual_cache.evaluate import evaluate_retrieval
 from longreel.training.miniature.clip import CLIP_FILE, ClipRecipe, encode_sentences, train_clip
 
 SENTENCES = ["A red ball with a crown walks on the left in the forest.", "At night, the same character spins."]
@@ -24,7 +24,7 @@ def test_shipped_tokenizer_reads_as_the_trainer_does(embedder):
 
 
 def test_who_was_away_for_two_shots_is_found_again(embedder):
-    assert judge_retrieval(embedder, 12) >= 0.9
+    assert evaluate_retrieval(embedder, 12) >= 0.9
 
 
 def test_trained_model_is_one_that_open_clip_opens(tmp_path):

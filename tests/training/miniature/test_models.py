@@ -240,7 +240,7 @@ def _toy(folder, steps):
         value = (model(torch.randn(16, 4)) - 1).square().mean()
         return value, {}
 
-    schedule = loop.Schedule(20, 1e-2, warmup=2, muon_rate=1e-2)
+    schedule = loop.Schedule(20, 1e-2, warmup=2, muon_lr=1e-2)
     if steps < 20:
         inner = loss_at
 

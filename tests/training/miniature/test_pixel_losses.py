@@ -9,10 +9,10 @@ import torch
 from longreel.miniature.probe import ATTRIBUTES, Probe
 from longreel.miniature.text import pad, tokenize
 from longreel.miniature.world import FPS, Actor, Beat, Character, Scene, render
-from longreel.training.miniature.auxiliary import open_auxiliary_losses
+from longreel.training.miniature.auxiliary import open_auxiliary_losses, weights_of
 from longreel.training.miniature.evaluate import expected
 from longreel.training.miniature.export import read_probe, read_vae
-from longreel.training.miniature.latent_classifier import multi_hot_labels, weights_of
+from longreel.training.miniature.latent_classifier import multi_hot_labels
 from longreel.training.miniature.pixel_losses import DecodedProbeLoss, attribute_loss, numbers
 from longreel.training.miniature.sequences import BLOCK, Batch, draw_layout
 from longreel.training.miniature.vae import VaeRecipe, build_vae, encode

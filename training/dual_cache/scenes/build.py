@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ....film.pixels import to_pil
 from ...core.contact_sheet import Row, draw_sheet
 from ...core.stages import StageCache
-from ...first_frame.dataset import picture_of
 from .captions import check_caption, expand_captions, write_captions
 from .encode import SceneModels, embed_middles, encode_scene, look, sheet_of
 from .films import CutMethod, SceneDataError, Shot, choose_method, find_shots, list_films, read_list
@@ -270,7 +270,7 @@ def draw_scenes(report: SceneReport, path: Path) -> None:
     """A contact sheet of the first shots that are learned from, with their captions."""
     draw_sheet(
         [
-            Row(one.name, one.caption, [picture_of(frame) for frame in look(one.path, one.shot)])
+            Row(one.name, one.caption, [to_pil(frame) for frame in look(one.path, one.shot)])
             for one in report.learned[:_SHEET_ROWS]
         ],
         path,

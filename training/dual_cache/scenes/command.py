@@ -10,9 +10,9 @@ from typing import Any, get_args
 import torch
 
 from ....film.dual_cache import CacheError
+from ...core.command_line import command_line
 from ...miniature.clip import CLIP_FILE
 from ...miniature.export import FILES
-from ...miniature.pipeline import start_comfyui
 from .build import STAGES, SceneBuilder, SceneSettings, draw_scenes
 from .encode import SceneModels
 from .films import CutMethod, SceneDataError
@@ -44,26 +44,20 @@ def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--floor", type=float, default=usual.floor, help="least likeness of caption and pictures")
     parser.add_argument("--keyframes", type=int, default=usual.keyframes, help="candidates taken of each shot")
     parser.add_argument("--seed", type=int, default=0, help="small world: which films")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
+@command_line(SceneDataError, CacheError)
 def run_scenes(chosen: argparse.Namespace, weights: Path) -> None:
     """`weaver-scenes`. weights: where the miniature's files are."""
-    start_comfyui()
     small = chosen.vae is None
     size = {"width": chosen.width or (64 if small else 832), "height": chosen.height or (64 if small else 480)}
     told = {one.name: getattr(chosen, one.name) for one in fields(SceneSettings)}
-    try:
-        if chosen.world:
-            write_world_films(chosen.world, chosen.films, seed=chosen.seed)
-        builder = SceneBuilder(
-            chosen.films, chosen.folder, SceneSettings(**told | size), _models(chosen, weights), again=chosen.again
-        )
-        report = builder.build(chosen.until)
-    except (SceneDataError, CacheError) as error:
-        raise SystemExit(str(error)) from error
-    except KeyboardInterrupt as stop:
-        raise SystemExit(130) from stop
+    if chosen.world:
+        write_world_films(chosen.world, chosen.films, seed=chosen.seed)
+    builder = SceneBuilder(
+        chosen.films, chosen.folder, SceneSettings(**told | size), _models(chosen, weights), again=chosen.again
+    )
+    report = builder.build(chosen.until)
     print("\n".join(report.lines))
     if report.scenes:
         sheet = chosen.folder / "contact_sheet.png"

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ....film.metrics.cuts import find_cuts
 from ....film.metrics.frame_stats import WORKING_SIDE, Watcher
+from ....film.pixels import from_pil
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 CutMethod = Literal["auto", "list", "pyscenedetect", "transnetv2", "none", "frames"]
@@ -193,5 +194,4 @@ def _pixels(picture: Image.Image, cover: tuple[int, int]) -> torch.Tensor:
     if scale < 1:
         size = (max(round(picture.width * scale), cover[0]), max(round(picture.height * scale), cover[1]))
         picture = picture.resize(size, Image.Resampling.BOX)
-    data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-    return data.reshape(picture.height, picture.width, 3).float() / 255
+    return from_pil(picture.convert("RGB"))

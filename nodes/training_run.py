@@ -1,0 +1,69 @@
+"""What every training node does around its recipe: a folder, a run inside ComfyUI, and what comes out of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+from torch import Tensor
+
+from ..film.reel.project import project_folder
+from ..host.files.pictures import as_image
+from ..training.core.in_node import training_in_node
+from ..training.core.run import newest_sample
+
+_PROGRESS = re.compile(r"encoded |\w+: step ")
+"""Begins a line that a report leaves out."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: the file in output/loras, pictures of its loss and of what it films [1, H, W, 3], and what it
+    said; `ui` shows the curve and the report on the node.
+    """
+
+    file: Path
+    curve: Tensor
+    samples: Tensor
+    report: str
+    ui: dict[str, Any]
+
+
+def run_folder(name: str) -> Path:
+    """Where the run that a person calls `name` lies; its own name is the file's."""
+    return project_folder(Path(folder_paths.get_output_directory()) / "longreel-loras", name)
+
+
+def trained(cls: type[io.ComfyNode], run: Path, loader: str, train: Callable[[Callable[[str], None]], Path]) -> Trained:
+    """Run `train(say)`, which returns the trained file, as a node does: with its progress bar, and interrupted as
+    ComfyUI interrupts. The file is copied to where loaders list it. loader: the node that loads it, for the report.
+    """
+    told: list[str] = []
+    with training_in_node() as tell:
+
+        def say(line: str) -> None:
+            told.append(line)
+            tell(line)
+
+        made = train(say)
+    file = run.parent.parent / "loras" / f"{run.name}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(made, file)
+    report = "\n".join([*(line for line in told if not _PROGRESS.match(line)), f"{file}, also for {loader}."])
+    curve, newest = picture(run / "loss.png"), newest_sample(run)
+    shown: dict[str, Any] = {**ui.PreviewImage(curve, cls=cls).as_dict(), "text": (report,)}
+    return Trained(file, curve, curve if newest is None else picture(newest), report, shown)
+
+
+def picture(path: Path) -> Tensor:
+    """A picture file as IMAGE [1, H, W, 3]."""
+    with Image.open(path) as opened, torch.inference_mode():
+        return as_image(opened.convert("RGB"))
