@@ -93,7 +93,7 @@ def small(recipe: BudgetRecipe) -> BudgetRecipe:
         recipe,
         probe=replace(recipe.probe, clips=64, batch=2, frames=16),
         vae=replace(recipe.vae, image_batch=8, clip_batch=1, frames=9),
-        takes=replace(recipe.takes, takes=8, frames=27, openings=64, spliced=8, clip=9),
+        takes=replace(recipe.takes, takes=8, frames=27, openings=32, spliced=4, clip=9),
         reader=replace(recipe.reader, batch=64),
         training=light,
         sight=replace(light, rate=recipe.sight.rate, muon_rate=recipe.sight.muon_rate, own_steps=0.5, after=0.0),
@@ -260,26 +260,31 @@ def _footage(recipe: BudgetRecipe, clock: _Clock, world: World, vae: Any, folder
     else:
         pictures = 6000 if world.device.type == "cuda" else 400
         seconds = clock.stage("footage")
-        trial = replace(recipe.takes, takes=max(recipe.takes.takes // 64, 2), openings=64, spliced=8)
-        each = 0.0
+        trial, each = _part(recipe.takes, 1 / 64), 0.0
         # on a GPU the first draw also chooses kernels: the second one is timed
         for _ in range(2 if world.device.type == "cuda" else 1):
             began = time.monotonic()
             tried = film_world(trial, world, vae, shift, scale, pictures=pictures)
             float(tried.takes.latents.float().sum())
             each = (time.monotonic() - began) / trial.takes
-        part = min(max(0.8 * seconds / each / recipe.takes.takes, 1 / 64), 1.0)
-        counts = {
-            "takes": max(2 * round(part * recipe.takes.takes / 2), 4),
-            "openings": max(round(part * recipe.takes.openings), 64),
-            "spliced": max(round(part * recipe.takes.spliced), 8),
-        }
+        whole = _part(recipe.takes, min(max(0.8 * seconds / each / recipe.takes.takes, 1 / 64), 1.0))
+        counts = {name: getattr(whole, name) for name in ("takes", "openings", "spliced")}
         print(f"footage: {counts}, {each:.3f} s for each of a few takes", flush=True)
-        footage = film_world(replace(recipe.takes, **counts), world, vae, shift, scale, pictures=pictures)
+        footage = film_world(whole, world, vae, shift, scale, pictures=pictures)
         sizes.write_text(json.dumps(counts))
         save_footage(footage, path)
     clock.done("footage")
     return footage
+
+
+def _part(recipe: TakeRecipe, share: float) -> TakeRecipe:
+    """A `share` of it, of each kind a few at least."""
+    return replace(
+        recipe,
+        takes=max(2 * round(share * recipe.takes / 2), 2),
+        openings=max(round(share * recipe.openings), 4),
+        spliced=max(round(share * recipe.spliced), 2),
+    )
 
 
 def _frames(footage: Footage, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from longreel.training.miniature.probe import ProbeRecipe
 from longreel.training.miniature.vae import VaeRecipe
 
 STAGES = ("probe", "eye", "vae", "reader", "dit", "sight", "causal", "decoder")
-SECONDS = 30
+SECONDS = 40
 DIT = DitRecipe(dim=64, ffn_dim=64, layers=1, heads=1, freq_dim=32)
 
 
@@ -43,7 +43,7 @@ def small() -> budget.BudgetRecipe:
         recipe,
         probe=ProbeRecipe(steps=10**9, clips=8, batch=1, frames=4),
         vae=VaeRecipe(width=4, image_batch=4, clip_batch=1, frames=5, likeness=0.1),
-        takes=replace(recipe.takes, takes=4, openings=8, spliced=2, clip=5),
+        takes=replace(recipe.takes, takes=2, openings=4, spliced=2, clip=5),
     )
 
 
@@ -51,7 +51,7 @@ def test_every_stage_learns_and_the_budget_is_kept(quick_world: None, tmp_path: 
     began = time.monotonic()
     failed = budget.train_within(small(), tmp_path / "run", tmp_path / "weights", tmp_path / "curves.png")
     assert not failed
-    assert time.monotonic() - began < 1.1 * SECONDS + 20, "what overlaps the budget is no stage's own work"
+    assert time.monotonic() - began < 2 * SECONDS, "only what is drawn and opened before a stage's first step is over"
     for name in STAGES:
         lines = [json.loads(line) for line in (tmp_path / "run" / f"{name}.jsonl").read_text().splitlines()]
         assert lines[-1]["step"] >= 1, name
