@@ -139,7 +139,7 @@ def _open(chosen: argparse.Namespace, weights: Path) -> Encoders:
         clip = comfy.sd.load_clip([str(chosen.text)], clip_type=comfy.sd.CLIPType.WAN)
     on_cpu = comfy.model_management.get_torch_device().type == "cpu"
     vae_path = chosen.vae or weights / FILES["vae"]
-    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae_path)), dtype=torch.float32 if on_cpu else None)
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae_path)), dtype=torch.float32 if on_cpu or chosen.model is None else None)
     return Encoders(model, clip, vae, path.stem)
 
 

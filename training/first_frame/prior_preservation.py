@@ -57,5 +57,6 @@ class PriorPreservation:
             time[:, -BLOCK:] = 1000 * level
             if step == done:
                 break
-            block = (x - level * self.base.flow(x, time, text))[:, :, -BLOCK:]
+            v = self.base.flow(x, time, text)  # on the model's device, where the rest then is, too
+            block = (x.to(v) - level * v)[:, :, -BLOCK:]
         return x, time
