@@ -11,7 +11,7 @@ TAIL=8 step imports 90 "$python" "$checkout/benchmarks/gpu/check.py" || exit 1
 cp -r "$checkout/miniature/weights" "$G/weights"
 # the judge's counter, where none is shipped, learns beside the VAE, which leaves CPU cores idle
 [[ -e $G/weights/probe/longreel-miniature-counter.safetensors ]] || {
-  nice -n 10 timeout 240 "$python" -m longreel.training counter --folder "$G/counter" --weights "$G/weights" --workers 10 \
+  nice -n 10 timeout "${COUNTER_S:-240}" "$python" -m longreel.training counter --folder "$G/counter" --weights "$G/weights" --workers 10 \
     --threads 2 >"$G/logs/counter.log" 2>&1 &
   counter=$!
 }

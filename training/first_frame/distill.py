@@ -21,7 +21,6 @@ from ...film.kv_memory import MEMFLOW
 from ...miniature.stories import describe, is_held_out
 from ...miniature.world import ACTIONS, FPS, Actor, Beat, Scene, render
 from ..miniature.evaluate import schedule
-from ..miniature.films import film_together
 from .dataset import CastDataError, CastItem, fingerprint_of
 from .encode import Encoders, cached_tensors, coverage_of, encode_video
 from .matcher import Example
@@ -97,6 +96,7 @@ def _filmed(casts: Sequence[CastScene], first: int, encoders: Encoders, frames: 
     import comfy.model_management
 
     from ...host.wan.forward import kv_layout
+    from ..miniature.films import film_together
 
     comfy.model_management.load_models_gpu([encoders.model], force_full_load=True)
     clip = encoders.clip
