@@ -47,8 +47,8 @@ class TrainSettings:
     trains the matrices where it is not 0. final_lr_ratio: of the learning rate, at the end of a cosine; 1 keeps it
     constant. max_grad_norm: longer gradients are cut to it. ema_decay: of the moving average of the weights. precision:
     "auto" is bf16 on a GPU that has it, else float32. checkpointing recomputes blocks in the backward pass: a quarter
-    more time for a fraction of the memory. save_every, sample_every: steps, 0 never. seconds: a time budget, 0 for none; the
-    learning rate then falls by it.
+    more time for a fraction of the memory. save_every, sample_every: steps, 0 never. seconds: a time budget, 0 for
+    none; the learning rate then falls by it.
     """
 
     steps: int = setting(1000, help="updates", low=1, high=100_000)
