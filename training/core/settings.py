@@ -47,7 +47,8 @@ class TrainSettings:
     trains the matrices where it is not 0. final_lr_ratio: of the learning rate, at the end of a cosine; 1 keeps it
     constant. max_grad_norm: longer gradients are cut to it. ema_decay: of the moving average of the weights. precision:
     "auto" is bf16 on a GPU that has it, else float32. checkpointing recomputes blocks in the backward pass: a quarter
-    more time for a fraction of the memory. save_every, sample_every: steps, 0 never.
+    more time for a fraction of the memory. save_every, sample_every: steps, 0 never. seconds: a time budget, 0 for
+    none; the learning rate then falls by it.
     """
 
     steps: int = setting(1000, help="updates", low=1, high=100_000)
@@ -79,6 +80,7 @@ class TrainSettings:
         100, help="steps between samples, 0 never", low=0, high=100_000, advanced=True,
         tooltip="Steps between two looks at what the LoRA films; each also writes a LoRA file. 0: never.",
     )  # fmt: skip
+    seconds: float = setting(0.0, help="a time budget, which ends the run if the updates do not; 0 for none")
     seed: int = setting(
         0, help="another seed is another run", low=0, high=2**31, tooltip="Another seed is another run."
     )
@@ -93,7 +95,7 @@ class TrainSettings:
         return Schedule(
             self.updates, self.lr, warmup=self.warmup, final_lr_ratio=self.final_lr_ratio, muon_lr=self.muon_lr,
             weight_decay=self.weight_decay, max_grad_norm=self.max_grad_norm, ema_decay=self.ema_decay,
-            betas=self.betas,
+            betas=self.betas, seconds=self.seconds,
         )  # fmt: skip
 
     def recorded(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 
 from ...film.dual_cache import CacheError, LayoutProfile
 from ...film.dual_cache.profile import TimeMode
+from ...miniature.batch import World
 from ..core.command_line import Command, add_model_arguments, command_line, load_base
 from ..core.settings import add_arguments, chosen_settings
 from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
@@ -62,7 +63,9 @@ def run_data(chosen: argparse.Namespace, weights: Path) -> None:
     vae = build_vae(VaeRecipe().width)
     read_vae(vae, weights)
     embedder = load_embedder(chosen.clip or weights / CLIP_FILE)
-    models = WorldModels(vae.to(prepare_device()).eval(), load_miniature_clip(str(weights / FILES["text"])), embedder)
+    device = prepare_device()
+    clip = load_miniature_clip(str(weights / FILES["text"]))
+    models = WorldModels(vae.to(device).eval(), clip, embedder, World(device))
     with torch.inference_mode():
         encode_world(models, chosen.scenes, chosen.folder, seed=chosen.seed)
     print(f"{chosen.scenes} scenes in {chosen.folder}.")

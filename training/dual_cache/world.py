@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...film.dual_cache import spread_frames
+from ...miniature.batch import World
 from ...miniature.stories import describe, is_held_out, random_character
 from ...miniature.text import pad, tokenize
 from ...miniature.world import (
@@ -25,18 +26,16 @@ from ...miniature.world import (
     BODIES,
     CAMERAS,
     COLOURS,
-    FPS,
     PLACES,
     POSITIONS,
     Actor,
     Beat,
     Character,
     Scene,
-    render,
 )
 from ..core.precision import mixed_precision
 from ..miniature.latent_classifier import multi_hot_labels
-from ..miniature.latents import coverage
+from ..miniature.takes import latent_coverage, times
 from ..miniature.vae import encode
 from .samples import SceneShot, TrainingScene, save_scene
 
@@ -98,11 +97,12 @@ def _known(rng: random.Random) -> Character:
 
 @dataclass(frozen=True, eq=False)
 class WorldModels:
-    """What encodes: the miniature's VAE as its trainer has it, text encoder and keyframe CLIP."""
+    """What encodes: the miniature's VAE as its trainer has it, text encoder and keyframe CLIP; and what draws."""
 
     vae: nn.Module
     clip: Any
     embedder: Any
+    world: World
 
 
 def encode_world(models: WorldModels, count: int, folder: Path, *, seed: int = 0) -> None:
@@ -118,8 +118,8 @@ def encode_world(models: WorldModels, count: int, folder: Path, *, seed: int = 0
 @torch.no_grad()
 def encode_shot(models: WorldModels, shot: WorldShot) -> SceneShot:
     """A take as the trainer reads it; its keyframes are spread from first to last."""
-    drawn = render(shot.scene, torch.arange(1 + 4 * (shot.latents - 1)) / FPS)
-    frames = drawn.frames
+    drawn = models.world.render([shot.scene], times(1, shot.latents))
+    frames = drawn.frames[0].cpu()
     chosen = frames[[4 * place for place in spread_frames(shot.latents, _KEYFRAMES)]]
     embedded = models.embedder.images(chosen.movedim(1, -1))
     tokens = models.clip.tokenize(shot.caption)
@@ -130,7 +130,7 @@ def encode_shot(models: WorldModels, shot: WorldShot) -> SceneShot:
         caption=F.normalize(models.embedder.text(shot.caption).mean(dim=0), dim=0),
         keyframes=torch.stack([encode_frames(models.vae, frame[None]) for frame in chosen]),
         embeddings=embedded,
-        subject=coverage(drawn.masks),
+        subject=latent_coverage(drawn.masks)[0].cpu(),
         shown=multi_hot_labels(pad(tokenize(describe(shot.scene)))),
     )
 

@@ -9,6 +9,7 @@ import torch
 from longreel.host.files.paths import MINIATURE_WEIGHTS
 from longreel.host.media.embedder import load_embedder
 from longreel.host.miniature_clip import load_miniature_clip
+from longreel.miniature.batch import World
 from longreel.miniature.stories import SAME, is_held_out
 from longreel.miniature.world import BODIES, COLOURS, Character, render
 from longreel.training.dual_cache.evaluate import character_of, continuity
@@ -69,7 +70,7 @@ def test_encoding_goes_on_where_it_stopped(tmp_path):
     vae = build_vae(VaeRecipe().width)
     read_vae(vae, MINIATURE_WEIGHTS)
     clip = load_miniature_clip(str(MINIATURE_WEIGHTS / FILES["text"]))
-    models = WorldModels(vae.eval(), clip, load_embedder(MINIATURE_WEIGHTS / CLIP_FILE))
+    models = WorldModels(vae.eval(), clip, load_embedder(MINIATURE_WEIGHTS / CLIP_FILE), World("cpu"))
     encode_world(models, 1, tmp_path)
     (path,) = tmp_path.iterdir()
     written = path.stat().st_mtime_ns
