@@ -1,8 +1,8 @@
 """What the model itself makes of long takes, block by block out of its own frames, and training on sequences of them.
 
 A rollout goes on from its own pictures, and their errors add up over a minute. Films of nothing lose the take's truth
-within seconds: what should follow them nobody knows. So a take is filmed again from noised truth: each block begins
-at a noise level at which place and pose can still be told, and is denoised behind the model's own sink and window, not
+within seconds, and no ground truth follows them. So a take is sampled again from noised truth: each block begins at a
+noise level at which place and pose are still determined, and is denoised behind the model's own sink and window, not
 the take's. Such films carry the errors of twenty seconds and keep time with the take: what follows is known, and the
 model learns to go on rightly from what it does wrongly (Ross et al., "DAgger", 2011; Guo et al., "End-to-End Training
 for Autoregressive Video Diffusion via Self-Resampling", 2025).
@@ -31,14 +31,16 @@ from .takes import BLOCK, PROMPTS, Footage
 
 _WORDLESS = 0.1
 _LEAD = 3
-"""Blocks before the one that is filmed whose keys are made anew with it; the first of them see less than they did."""
+"""Blocks before the one that is filmed whose keys are made anew with it; the first of them attend to less than they
+did.
+"""
 
 
 @dataclass(frozen=True)
 class TakeTraining:
-    """A run on batches of `batch` sequences. `own_share`: of sequences that go on from own frames, once
-    `refilmed` takes are filmed again every `every` steps, from `after` of the run on; `own_steps`: share of
-    batches that go on denoising what the model has denoised; `reading`: weight of what a reader sees.
+    """A run on batches of `batch` sequences. own_share: of sequences that go on from own frames, once `refilmed` takes
+    are filmed again every `every` steps, from `after` of the run on; own_steps: share of batches that go on denoising
+    what the model has denoised; reading: weight of the loss by a classifier of latents.
     """
 
     batch: int = 64
@@ -106,7 +108,7 @@ def step_loss(
     probe_loss: DecodedProbeLoss | None = None,
 ) -> tuple[torch.Tensor, Metrics]:
     """The loss of one batch: of the velocity and of what the reader reads; in some batches of own steps alone, where an
-    `probe_loss` looks, too.
+    `probe_loss` is added.
     """
     own = random.random() < recipe.own_steps
     if own:
@@ -137,9 +139,9 @@ def train_on_takes(
     probe_loss: DecodedProbeLoss | None = None,
     name: str = "dit",
 ) -> TakeSequences:
-    """Train `model` in place on the device it is on, for `steps` or `seconds`, resuming from `folder`; it ends
-    with averaged weights. `reader`: a trained one
-    (`training.miniature.latent_classifier`). Returns the sequences with its films.
+    """Train `model` in place on the device it is on, for `steps` or `seconds`, resuming from `folder`; it ends with
+    averaged weights. reader: a trained one (`training.miniature.latent_classifier`). Returns the sequences with its
+    films.
     """
     reader.requires_grad_(False).eval()
     sequences = TakeSequences(footage, recipe.own_share)
