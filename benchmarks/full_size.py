@@ -4,8 +4,8 @@
 
 Writes the synthetic checkpoint (5.7 GB, fp32, the released names) and a text encoder of its width into a temporary base
 directory, films two blocks with Load Causal Checkpoint, Causal Engine and Film Shot, and reports times and the server's
-peak memory. Needs 9 GB of disk, 10 GB of memory and some minutes. The pictures mean nothing: what is shown is that
-the path of a released checkpoint works at its true size.
+peak memory. Needs 9 GB of disk, 10 GB of memory and some minutes. The pictures mean nothing: it proves that the path of
+a released checkpoint works at its true size.
 
 Prediction, written before the first run: the first prompt converts (a minute of disk), loads 2.8 GB and films at some
 10 s a pass on two cores; peak memory 8 to 10 GB, most of it the checkpoint mapped while it is converted.

@@ -1,10 +1,11 @@
-"""The instruction engine: a sentence is told in states, and the model that is there films them (AID, 2406.06465).
+"""The instruction engine: a sentence is planned as successive states, and the model at hand films them (AID,
+2406.06465).
 
-A shot's prompt says what shall happen. A vision-language model looks at the frame in which the shot begins and tells it
-in successive states; a backend films them: a causal Wan as a schedule of prompts, an image-to-video Wan chunk by chunk,
+A shot's prompt says what shall happen. A vision-language model gets the frame in which the shot begins and writes
+successive states; a backend films them: a causal Wan as a schedule of prompts, an image-to-video Wan chunk by chunk,
 each from the last frame and with a prompt of its states, Stable Video Diffusion with an adapter chunk by chunk from the
 last frames and with a condition for every frame. Between chunks the plan can be made anew from the frame that was
-reached. Several prompts in a shot are states that a person wrote, with their times.
+reached. Several prompts in a shot are states written by the user, with their times.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from .causal import CausalEngine
 from .engine import EngineError, ShotInputs
 from .instruction import Chunk, InstructionEngine, Planning, timed_prompts
 
-__all__ = ["CausalInstructionEngine", "FirstFrameChunks", "SvdChunks"]
+__all__ = ["AdapterChunks", "CausalInstructionEngine", "FirstFrameChunks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ class FirstFrameChunks:
 
 
 @dataclass(frozen=True, eq=False)
-class SvdChunks:
+class AdapterChunks:
     """Chunks of Stable Video Diffusion with an AID adapter.
 
     adapter: it; strengths: of its parts. clip_vision: the checkpoint's vision encoder. step_count, sampler, scheduler:

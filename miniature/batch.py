@@ -44,7 +44,7 @@ class _Poses(NamedTuple):
 
 
 class _Scenes(NamedTuple):
-    """S scenes as tensors with at most two actors and K beats. sprites: [S, 2], the last for nobody; x, low, high:
+    """S scenes as tensors with at most two actors and K beats. sprites: [S, 2], the last for no actor; x, low, high:
     [S, 2]; at: [S, K] seconds; actions: [S, 2, K]; cameras: [S, K].
     """
 

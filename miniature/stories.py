@@ -70,8 +70,8 @@ def describe(
     """The sentence for what is on at `time`; actors whose index is in `same` are only called "the same character", the
     others by their `phrase`.
 
-    After the first beat positions are left out, as the film so far shows where everybody is; with `positions` they
-    say where everybody is when the beat begins. Of a scene without actors it names the place: "At the beach."
+    After the first beat positions are left out, as the film so far decides them; with `positions` they give the place
+    of every character when the beat begins. Of a scene without actors it names the place: "At the beach."
     """
     beat = scene.beat_at(time)
     clauses = []

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io, ui
-from PIL import Image
 from typing_extensions import override
 
 from ..film.reel.project import project_folder
-from ..host.files.pictures import as_image
 from ..host.media.embedder import Embedder
 from ..host.progress import Progress
+from ..training.core.settings import from_widgets, node_inputs
 from ..training.dual_cache.run import draw_keyframes
 from ..training.dual_cache.samples import load_scenes
-from ..training.dual_cache.scenes.build import STAGES, SceneBuilder, SceneSettings, draw_scenes
+from ..training.dual_cache.scenes.build import PAPER, STAGES, SceneBuilder, draw_scenes
 from ..training.dual_cache.scenes.encode import SceneModels
-from ..training.dual_cache.scenes.films import CutMethod, SceneDataError
+from ..training.dual_cache.scenes.films import SceneDataError
 from ..training.dual_cache.scenes.world import write_world_films
 from .sockets import CATEGORY, KeyframeClipSocket, WeaverDatasetSocket
+from .training_run import picture
 
-_USUAL = SceneSettings()
 _NOTHING = "nothing"
-_CUTS = ("auto", "list", "pyscenedetect", "transnetv2", "none", "frames")
 
 
 class LongreelMiniatureFilms(io.ComfyNode):
@@ -101,92 +99,8 @@ class LongreelWeaverDataset(io.ComfyNode):
                     "and captions.json may lie there too. A folder of encoded scenes is opened as it is.",
                 ),
                 io.String.Input("name", default="my-films", tooltip="The dataset's folder in output/longreel-scenes."),
-                io.Int.Input(
-                    "width",
-                    default=_USUAL.width,
-                    min=16,
-                    max=4096,
-                    step=16,
-                    tooltip="Of the encoded takes, "
-                    "in pixels. More: more detail is learned, training costs more. 64 for the miniature.",
-                ),
-                io.Int.Input("height", default=_USUAL.height, min=16, max=4096, step=16, tooltip="See width."),
-                io.Float.Input(
-                    "fps",
-                    default=_USUAL.fps,
-                    min=1.0,
-                    max=60.0,
-                    tooltip="Frames a second that the model "
-                    "films: 16 for Wan 2.1, 24 for TI2V-5B. More: less motion between two frames.",
-                ),
-                io.Combo.Input(
-                    "cuts",
-                    options=list(_CUTS),
-                    default="auto",
-                    tooltip="Who finds the cuts. list: cuts.json. none: every file is one shot. frames: our own "
-                    "measure, hard cuts only. auto: the list, else PySceneDetect or TransNetV2 if installed, else "
-                    "frames.",
-                ),
-                io.Float.Input(
-                    "longest",
-                    default=_USUAL.longest,
-                    min=1.0,
-                    max=120.0,
-                    tooltip="Seconds taken of a shot. More: longer motion is seen, encoding takes longer.",
-                ),
-                io.Float.Input(
-                    "shortest",
-                    default=_USUAL.shortest,
-                    min=0.0,
-                    max=60.0,
-                    advanced=True,
-                    tooltip="Shots below so many seconds are left out. More: fewer scraps, and less to learn from.",
-                ),
-                io.Float.Input(
-                    "threshold",
-                    default=_USUAL.threshold,
-                    min=-1.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Likeness by which a shot joins the scene before it. More: shorter, purer "
-                    "scenes. Less: longer ones, in which strangers meet.",
-                ),
-                io.Int.Input(
-                    "window",
-                    default=_USUAL.window,
-                    min=1,
-                    max=20,
-                    advanced=True,
-                    tooltip="Of a scene, so "
-                    "many newest shots are compared. More: scenes survive a cutaway, and drift further.",
-                ),
-                io.Int.Input(
-                    "most_people",
-                    default=_USUAL.most_people,
-                    min=0,
-                    max=100,
-                    advanced=True,
-                    tooltip="Scenes with more people are left out, where people.json counts them. More: crowds too.",
-                ),
-                io.Float.Input(
-                    "floor",
-                    default=_USUAL.floor,
-                    min=-1.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Likeness of caption and pictures below which a shot is left out. More: only "
-                    "what is told well is learned. Less: mistakes are learned too.",
-                ),
-                io.Int.Input(
-                    "keyframes",
-                    default=_USUAL.keyframes,
-                    min=1,
-                    max=8,
-                    advanced=True,
-                    tooltip="Candidates taken of each shot. More: more variety, larger files.",
-                ),
+                *node_inputs(PAPER, "width", "height", "fps", "cuts", "longest", "shortest", "threshold", "window"),
+                *node_inputs(PAPER, "most_people", "floor", "keyframes"),
                 io.Combo.Input(
                     "again",
                     options=[_NOTHING, *STAGES],
@@ -220,19 +134,9 @@ class LongreelWeaverDataset(io.ComfyNode):
         keyframe_clip: Embedder,
         films: str,
         name: str,
-        width: int,
-        height: int,
-        fps: float,
-        cuts: str,
-        longest: float,
-        shortest: float,
-        threshold: float,
-        window: int,
-        most_people: int,
-        floor: float,
-        keyframes: int,
         again: str,
         writer: CLIP | None = None,
+        **chosen: Any,
     ) -> io.NodeOutput:
         source = _folder(films)
         folder = project_folder(Path(folder_paths.get_output_directory()) / "longreel-scenes", name)
@@ -245,19 +149,7 @@ class LongreelWeaverDataset(io.ComfyNode):
             draw_keyframes(scenes, vae, model.model.latent_format, sheet)
             data, report = source, f"{len(scenes)} encoded scenes in {source}, taken as they are."
         else:
-            settings = SceneSettings(
-                width,
-                height,
-                fps,
-                cast(CutMethod, cuts),
-                window,
-                threshold,
-                shortest,
-                longest,
-                most_people,
-                floor,
-                keyframes,
-            )
+            settings = from_widgets(PAPER, chosen)
             models = SceneModels(keyframe_clip, clip, vae, model.model.latent_format, writer)
             stages = () if again == _NOTHING else (again,)
 
@@ -268,8 +160,7 @@ class LongreelWeaverDataset(io.ComfyNode):
             draw_scenes(found, sheet)
             data, report = folder / "encoded", "\n".join(found.lines)
         progress.finish(report.splitlines()[-1])
-        with Image.open(sheet) as picture:
-            shown = as_image(picture.convert("RGB"))
+        shown = picture(sheet)
         return io.NodeOutput(data, shown, report, ui={**ui.PreviewImage(shown, cls=cls).as_dict(), "text": (report,)})
 
 

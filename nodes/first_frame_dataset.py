@@ -7,15 +7,15 @@ from typing import Any
 
 import folder_paths
 from comfy_api.latest import io, ui
-from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from ..film.first_frame import TRIGGER, Reference
+from ..film.first_frame import Reference
 from ..film.reel.project import project_folder
-from ..host.files.pictures import as_image
+from ..training.core.settings import from_widgets, node_inputs
 from ..training.first_frame.dataset import (
     METADATA,
+    PAPER,
     CastSettings,
     CastSource,
     build_dataset,
@@ -25,6 +25,7 @@ from ..training.first_frame.dataset import (
 from ..training.first_frame.sources import given_clip
 from ..training.first_frame.world import MINIATURE_TRIGGER, world_clips
 from .sockets import CATEGORY, CastClipsSocket, CastDatasetSocket, references_input, references_of
+from .training_run import picture
 
 _KIND = "longreel-casts"
 
@@ -169,30 +170,7 @@ class LongreelBuildCastDataset(io.ComfyNode):
                 io.String.Input(
                     "name", default="my-cast", tooltip="Its folder in output/longreel-casts. Another name, another one."
                 ),
-                io.Int.Input(
-                    "width",
-                    default=1280,
-                    min=16,
-                    max=4096,
-                    step=16,
-                    tooltip="Of the canvases, in pixels, and the size trained at. More: references keep more detail, "
-                    "training costs more. 1280 x 720 as published, 64 x 64 for the miniature.",
-                ),
-                io.Int.Input("height", default=720, min=16, max=4096, step=16, tooltip="In pixels; see width."),
-                io.Int.Input(
-                    "frames",
-                    default=81,
-                    min=9,
-                    max=241,
-                    step=4,
-                    tooltip="Frames kept of each clip; shorter clips are left out. More: longer motion can be learned.",
-                ),
-                io.String.Input(
-                    "trigger",
-                    default=TRIGGER,
-                    tooltip="The sentence that begins every caption, and later every prompt. The published one goes on "
-                    "from the released adapters.",
-                ),
+                *node_inputs(PAPER, "width", "height", "frames", "trigger"),
                 io.Boolean.Input(
                     "keep_others",
                     default=True,
@@ -219,20 +197,15 @@ class LongreelBuildCastDataset(io.ComfyNode):
     def execute(
         cls,
         name: str,
-        width: int,
-        height: int,
-        frames: int,
-        trigger: str,
         keep_others: bool,
         clips: tuple[CastSource, ...] = (),
+        **chosen: Any,
     ) -> io.NodeOutput:
         folder, told = dataset_folder(name), list[str]()
         if clips:
-            settings = CastSettings(width, height, frames, trigger)
-            build_dataset(clips, settings, folder, keep_others=keep_others, say=told.append)
+            build_dataset(clips, from_widgets(PAPER, chosen), folder, keep_others=keep_others, say=told.append)
         found = load_dataset(folder)
-        with Image.open(contact_sheet(found, folder)) as picture:
-            shown = as_image(picture.convert("RGB"))
+        shown = picture(contact_sheet(found, folder))
         report = "\n".join([*told, f"{len(found)} clips in {folder}"])
         seen = {**ui.PreviewImage(shown, cls=cls).as_dict(), "text": (report,)}
         return io.NodeOutput(folder, shown, report, ui=seen)

@@ -13,7 +13,7 @@ from typing_extensions import override
 from ..engines.causal import default_sigmas
 from ..engines.engine import EngineError
 from ..engines.instruction import InstructionEngine, Planning
-from ..engines.instruction_backends import CausalInstructionEngine, FirstFrameChunks, SvdChunks
+from ..engines.instruction_backends import AdapterChunks, CausalInstructionEngine, FirstFrameChunks
 from ..film.instruction import States
 from ..film.kv_memory import PRESETS
 from ..host.guidance import SpatioTemporalGuidance
@@ -24,7 +24,7 @@ from .instruction_guider import guidance_inputs
 from .instruction_states import detail_input, states_count_input
 from .sockets import CATEGORY, EngineSocket, InstructionAdapterSocket, StatesSocket, fps_input, size_inputs
 
-_CAUSAL, _CHUNKS, _SVD = "causal", "image to video", "svd with adapter"
+_CAUSAL, _CHUNKS, _ADAPTER = "causal", "image to video", "svd with adapter"
 
 
 def _steps(default: int) -> io.Int.Input:
@@ -106,7 +106,7 @@ def _way_input() -> io.DynamicCombo.Input:
                 ],
             ),
             io.DynamicCombo.Option(
-                _SVD,
+                _ADAPTER,
                 [
                     _steps(25),
                     *guidance_inputs(),
@@ -201,7 +201,7 @@ class LongreelInstructionEngine(io.ComfyNode):
     ) -> io.NodeOutput:
         if clip is None:
             raise EngineError("The loader gave no text encoder: connect one that belongs to the model.")
-        if way["way"] == _SVD:
+        if way["way"] == _ADAPTER:
             if adapter is None:
                 raise EngineError("Stable Video Diffusion needs an AID adapter here: connect Load Instruction Adapter.")
             state_count = adapter.settings.num_states
@@ -222,7 +222,7 @@ class LongreelInstructionEngine(io.ComfyNode):
         else:
             assert adapter is not None
             scales = (way["first_frame_scale"], way["frame_scale"])
-            svd = SvdChunks(
+            adapted = AdapterChunks(
                 adapter,
                 clip_vision,
                 way["steps"],
@@ -232,6 +232,6 @@ class LongreelInstructionEngine(io.ComfyNode):
                 known=way["known"],
                 keep_known=way["keep_known"],
             )
-            engine = InstructionEngine(models=(model,), backend=svd, **film)
+            engine = InstructionEngine(models=(model,), backend=adapted, **film)
         engine.check()
         return io.NodeOutput(engine)

@@ -38,7 +38,7 @@ class Trained:
 
 
 def run_folder(name: str) -> Path:
-    """Where the run that a person calls `name` lies; its own name is the file's."""
+    """The folder of the run `name`; its own name is the file's."""
     return project_folder(Path(folder_paths.get_output_directory()) / "longreel-loras", name)
 
 

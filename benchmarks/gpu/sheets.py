@@ -16,7 +16,7 @@ import torch  # noqa: E402
 from longreel.training.core.command_line import start_comfyui  # noqa: E402
 
 start_comfyui()
-from longreel.host.media.streaming_vae import StreamingDecoder  # noqa: E402
+from longreel.host.families.wan import StreamingDecoder  # noqa: E402
 from longreel.host.wan.rollout import Prompt, roll_out  # noqa: E402
 from longreel.training.miniature import evaluate  # noqa: E402
 

@@ -8,10 +8,10 @@ minutes=${1:-6}; [[ $# -eq 0 ]] || shift
 unpack
 seconds=$(awk "BEGIN { print int(60 * $minutes + 45) }")
 TAIL=8 step imports 90 "$python" "$checkout/benchmarks/gpu/check.py" || exit 1
-cp -r "$checkout/miniature/weights" "$G/weights"
+cp -r "$checkout/miniature/weights" "$G/weights"; cp -r "$G/weights" "$G/before"
 # the judge's counter, where none is shipped, learns beside the VAE, which leaves CPU cores idle
 [[ -e $G/weights/probe/longreel-miniature-counter.safetensors ]] || {
-  nice -n 10 timeout 240 "$python" -m longreel.training counter --folder "$G/counter" --weights "$G/weights" --workers 10 \
+  nice -n 10 timeout "${COUNTER_S:-240}" "$python" -m longreel.training counter --folder "$G/counter" --weights "$G/weights" --workers 10 \
     --threads 2 >"$G/logs/counter.log" 2>&1 &
   counter=$!
 }
@@ -28,8 +28,14 @@ bring() {
 bring
 sheets=$G/sheets; mkdir -p "$sheets"
 [[ -z ${counter:-} ]] || { wait "$counter"; tail -n 6 "$G/logs/counter.log"; }
+cp "$G"/weights/probe/longreel-miniature-counter.safetensors "$G/before/probe/"
+# what was there before, by the same judge, beside it
+TAIL=30 step before "${JUDGE_S:-60}" "$python" -m longreel.training evaluate --long changes vae --takes 24 \
+  --seconds 60 --weights "$G/before" --sheets "$G/sheets_before" &
+before=$!
 TAIL=40 step judge "${JUDGE_S:-60}" "$python" -m longreel.training evaluate --long changes cuts --takes "${TAKES:-50}" \
   --seconds 60 --weights "$G/weights" --sheets "$sheets" --clips 40 --prompts 0
+wait "$before"
 TAIL=4 step sheets "${SHEETS_S:-40}" "$python" "$checkout/benchmarks/gpu/sheets.py" "$G/weights" "$sheets"
 tar cf "$OUT/sheets.tar" -C "$sheets" .
 bring; ls -la "$OUT"; say end

@@ -1,4 +1,4 @@
-"""State planning: what a vision-language model is asked, and how its answer becomes exactly S states.
+"""State planning: the questions to a vision-language model, and how its answer becomes exactly S states.
 
 AID (arXiv 2406.06465, section 3.2) lets a multimodal language model look at the first frame and the instruction and
 write S = 4 short descriptions of successive states; without them FVD on SSv2 rises from 50.23 to 64.48 (its table 2).
@@ -91,7 +91,7 @@ class States:
         return tuple(number / last for number in range(len(self.states)))
 
     def to_text(self) -> str:
-        """Numbered lines that a person can edit; `parse_states` reads the sentences back."""
+        """Numbered lines that a user can edit; `parse_states` reads the sentences back."""
         return "\n".join(f"{number}. {text}" for number, text in enumerate(self.texts, start=1))
 
     def to_json(self) -> str:

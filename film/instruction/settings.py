@@ -47,17 +47,16 @@ class Site:
 class AdapterSettings:
     """All that tensors do not say. Raises InstructionError for values that cannot be.
 
-    Architecture:
-    sites: where the UNet is adapted, in the order in which it runs. num_frames: frames of a clip (12 to 16 in the
-    paper). context_dim: width of the UNet's cross-attention. text_dim, vision_dim: width of the text encoder's tokens
-    and of the vision encoder's patch tokens. tokens_per_frame: queries of a frame, the text encoder's tokens.
-    num_states, state_encoding: states of an instruction, "separate"ly encoded or "joined" in one text. dq_layers,
-    dq_heads, ff_mult: of the DQFormer. branches: of it (table 2 of the paper); "none" has no text at all. concat: the
-    two branches side by side in "channel"s and fused, or as "token"s. context_mode: the text attends in a layer
-    of its own that is added ("decoupled"), or in the UNet's own cross-attention, tuned by "lora" or in "full" as in the
-    paper. cross_rank: of the LoRA. adapters: which there are (table 3). ratio: width of a site over that of its
+    Architecture: sites: where the UNet is adapted, in the order in which it runs. num_frames: frames of a clip (12 to
+    16 in the paper). context_dim: width of the UNet's cross-attention. text_dim, vision_dim: width of the text
+    encoder's tokens and of the vision encoder's patch tokens. tokens_per_frame: queries of a frame, the text encoder's
+    tokens. num_states, state_encoding: states of an instruction, "separate"ly encoded or "joined" in one text.
+    dq_layers, dq_heads, ff_mult: of the DQFormer. branches: of it (table 2 of the paper); "none" has no text at all.
+    concat: the two branches side by side in "channel"s and fused, or as "token"s. context_mode: the text attends in a
+    layer of its own that is added ("decoupled"), or in the UNet's own cross-attention, tuned by "lora" or in "full" as
+    in the paper. cross_rank: of the LoRA. adapters: which there are (table 3). ratio: width of a site over that of its
     adapter. st_kernel: frames, rows and columns that the short-term adapter's convolution covers. lt_head_width: of the
-    long-term adapter's attention. mask_channel: the UNet is told which frames are known.
+    long-term adapter's attention. mask_channel: the UNet's input marks which frames are known.
 
     Conditioning:
     k_max: known frames it was trained with, 1..k_max. width, height: pixels. fps, motion_bucket_id, augmentation: as

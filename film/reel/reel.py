@@ -315,7 +315,7 @@ def save_reel(reel: Reel, path: Path) -> None:
 
 
 def load_reel(path: Path) -> Reel:
-    """The reel in a file; tensors stay in the file until they are asked for.
+    """The reel in a file; tensors stay in the file until they are read.
 
     Raises ReelError if the file is absent, cut short, damaged, or not a reel.
     """

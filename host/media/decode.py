@@ -75,7 +75,10 @@ def _family(reel: Reel, take: Take, vae: VAE | Sequence[VAE]) -> Family:
     for family in map(of_vae, vae if isinstance(vae, Sequence) else (vae,)):
         if family.latents.family == wanted:
             return family
-    raise ReelError(f"Shot {take.shots.start + 1} was filmed by a model of the family {wanted}: connect its VAE.")
+    raise ReelError(
+        f"Shot {take.shots.start + 1} was filmed by a model of the family {wanted}: connect its VAE "
+        "(Reel To Video takes two)."
+    )
 
 
 def _needed(reel: Reel, take: Take, frames: int) -> int:

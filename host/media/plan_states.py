@@ -1,4 +1,4 @@
-"""States of an instruction from a vision-language model, with retries, a fallback, and a memory of what was asked."""
+"""States of an instruction from a vision-language model, with retries, a fallback, and a cache of questions."""
 
 from __future__ import annotations
 

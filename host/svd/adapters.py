@@ -191,7 +191,7 @@ def check_fits(model: ModelPatcher, settings: AdapterSettings) -> None:
 
 
 def _dormant(adapter: AidAdapter, strengths: Strengths) -> frozenset[tuple[str, str]]:
-    """Parts and sites that change nothing: 0 * inf is NaN, so an overflow before a zero layer would be seen."""
+    """Parts and sites that change nothing: 0 * inf is NaN, so an overflow before a zero layer would show up."""
     skip = set()
     for site in adapter.settings.sites:
         for part in ("spatial", "short", "long", "text"):

@@ -46,7 +46,7 @@ class Conditioning:
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """What the vision encoder sees. token: [1, 1, C], SVD's own condition. patches: [1, L, d], for the DQFormer."""
+    """The vision encoder's output. token: [1, 1, C], SVD's own condition. patches: [1, L, d], for the DQFormer."""
 
     token: Tensor
     patches: Tensor

@@ -16,7 +16,7 @@ from longreel.engines.causal import default_sigmas
 from longreel.engines.engine import EngineError
 from longreel.engines.filming import film_shot, prepare
 from longreel.engines.instruction import InstructionEngine, Planning, timed_prompts
-from longreel.engines.instruction_backends import CausalInstructionEngine, FirstFrameChunks, SvdChunks
+from longreel.engines.instruction_backends import AdapterChunks, CausalInstructionEngine, FirstFrameChunks
 from longreel.film.instruction import InstructionError, parse_states
 from longreel.film.instruction.adapters import AidAdapter
 from longreel.film.instruction.settings import AdapterSettings
@@ -275,7 +275,7 @@ def svd(models, monkeypatch) -> InstructionEngine:
     monkeypatch.setattr(
         "longreel.host.svd.conditioning.encode_text", lambda clip, text, cut=True: torch.ones(1, 5, 128) * len(text)
     )
-    backend = SvdChunks(file, Vision(), step_count=2)
+    backend = AdapterChunks(file, Vision(), step_count=2)
     planning = Planning(states=parse_states("A ball stands.\nA ball jumps.", ASK, 2), count=2)
     return InstructionEngine(**{**models, "vae": SvdVae(), "fps": 7.0}, models=(model,), backend=backend,
                              planning=planning)  # fmt: skip

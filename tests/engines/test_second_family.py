@@ -255,6 +255,8 @@ def test_a_reel_holds_shots_of_both_families(engine: TilesEngine, wan: CacheGuid
     assert len(frames) == loaded.frames == 28
     assert torch.equal(frames[8:16], engine.vae.first_stage_model.decode(both.latents(1)))
     assert torch.allclose(frames[:8], torch.cat(list(film_frames(first, wan.vae))).float())
+    shown = video.LongreelReelToVideo.execute(loaded, wan.vae, "film", "mp4", 1, 0, 0.0, 0, 28, engine.vae).args[1]
+    assert torch.equal(shown, frames)
     with pytest.raises(ReelError, match="Shot 2 was filmed by a model of the family tiles: connect its VAE"):
         list(film_frames(loaded, wan.vae))
     other = TilesVae()

@@ -11,8 +11,8 @@ import pytest
 
 from ..server.harness import REPOSITORY
 
-# Rooms that are about a family, and what converts released files of one.
-ABOUT_A_FAMILY = ("host/families/", "host/wan/", "host/svd/", "host/files/checkpoints.py", "host/checkpoints.py")
+# Rooms that are about a family, what converts released files of one, and backends: a class for each kind of weights.
+ABOUT_A_FAMILY = re.compile(r"host/(families|wan|svd)/|host/(files/)?checkpoints\.py|engines/\w+_backends\.py")
 FAMILY = re.compile(r"(?<![a-z])(wan|svd)(?![a-z])", re.IGNORECASE)
 SAMPLING = ("comfy_extras", "comfy.ldm", "comfy.samplers", "comfy.sample", "comfy.k_diffusion")
 
@@ -60,10 +60,10 @@ def test_engines_leave_sampling_and_networks_to_the_host(file: Path):
 def test_nothing_above_the_families_names_one(file: Path):
     """A method's engine or node may import the host's room about the weights that the method was published for."""
     place = file.relative_to(REPOSITORY).as_posix()
-    if place.startswith(ABOUT_A_FAMILY):
+    if ABOUT_A_FAMILY.match(place):
         return
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    own = re.compile(r"^\.+(host\.)?wan\.")
+    own = re.compile(r"^\.+(host\.)?(wan|svd)\.")
     names = {*_names(tree), *(name for name in _imports(tree) if not own.match(name))}
     # A reel that says nothing means this one.
     allowed = {"WAN", ".latent_space.WAN"} if place.startswith("film/reel/") else set()

@@ -48,7 +48,8 @@ def clip_of(name: str = "kitchen", frames: int = 9, before: Any = (), **changes:
 
 
 def build(clips: Any = (), name: str = "test", frames: int = 9, keep_others: bool = True, size: Any = (64, 32)) -> Any:
-    return LongreelBuildCastDataset.execute(name, *size, frames, MINIATURE_TRIGGER, keep_others, clips)
+    settings = {"width": size[0], "height": size[1], "frames": frames, "trigger": MINIATURE_TRIGGER}
+    return LongreelBuildCastDataset.execute(name, keep_others, clips, **settings)
 
 
 def lines(folder: Path) -> list[dict[str, str]]:

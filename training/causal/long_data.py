@@ -1,4 +1,4 @@
-"""What long tuning films: takes longer than any clip, with several prompts, and what is truly to be seen in them.
+"""Data of long tuning: takes longer than any clip, with several prompts, and their true latents where there are any.
 
 The miniature's are drawn; for another Wan model there are prompts (and, where somebody has long clips of their own,
 their latents).
@@ -33,9 +33,9 @@ MOST_PROMPTS = 5
 class LongTakes:
     """N takes of F latent frames, F whole blocks of 3.
 
-    latents: normalised, [N, C, F, h, w], or None where nobody knows what is to be seen; coverage: where characters are,
-    [N, F, h, w] in 0..1, None where it is not known. tokens: what `encode` of a run takes, of every prompt,
-    [N, K, L]. caption: which prompt is on at each frame, [N, F] in 0..K - 1, constant within a block.
+    latents: normalised, [N, C, F, h, w], or None without ground truth; coverage: where characters are, [N, F, h, w] in
+    0..1, None where it is not known. tokens: what `encode` of a run takes, of every prompt, [N, K, L]. caption: which
+    prompt is on at each frame, [N, F] in 0..K - 1, constant within a block.
     """
 
     latents: torch.Tensor | None

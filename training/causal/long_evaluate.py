@@ -139,8 +139,8 @@ class _Filming(Stream):
 @torch.inference_mode()
 def decode_film(vae: Any, latents: torch.Tensor, cuts: Sequence[int] = (0,), piece: int = 60) -> torch.Tensor:
     """Frames [T, 3, h, w] in 0..1, on the CPU, of normalised latents [16, n, h / 8, w / 8] on the VAE's device; each of
-    `cuts` begins a take anew. Pieces share 12 latent frames with the one before, beyond which the decoder hardly looks
-    back.
+    `cuts` begins a take anew. Pieces share 12 latent frames with the one before, beyond which the decoder hardly
+    depends on them back.
     """
     frames = []
     ends = [*cuts[1:], latents.shape[1]]
@@ -193,7 +193,8 @@ class Judge:
     @torch.inference_mode()
     def read(self, film: Judged, frames: torch.Tensor) -> list[dict[str, float]]:
         """For each five seconds of a film [T, 3, 64, 64] the share of frames (windows of two seconds, for the action)
-        that are as told; `likeness` is a ratio, 1 for what the world draws. What could not be read is missing.
+        that are as prompted; `likeness` is a ratio, 1 for what the world draws. What could not be classified is
+        missing.
         """
         device = next(self.probe.parameters()).device
         shots, times = times_of(film)
@@ -221,7 +222,7 @@ class Judge:
     def _actions(
         self, film: Judged, features: torch.Tensor, shots: torch.Tensor, times: torch.Tensor
     ) -> Iterator[tuple[int, bool]]:
-        """Middle frame of each window of two seconds within one beat, and whether its action is the one told."""
+        """Middle frame of each window of two seconds within one beat, and whether its action is the prompted one."""
         for first in range(0, len(features) - _SPAN + 1, _SPAN // 2):
             last = first + _SPAN - 1
             scene = film.scenes[int(shots[first])]

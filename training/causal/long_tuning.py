@@ -39,9 +39,9 @@ class CausalRecipe:
     truth, reading, matching: weights of the objectives (see objectives), 0 for none. own: share of the films that learn
     on what the few steps have made so far, not on the noised truth. reach: own blocks behind one another up to which
     the truth counts in full; `beyond` is its weight after them, where a film and its truth may have drifted apart.
-    scored: films that distribution matching looks at. guidance: of its base. replay: share of updates that are the
-    base's ordinary batches. farthest: latent frames that a film may lie away from its first block. rank: of a LoRA, 0
-    to learn all of the model.
+    scored: films that distribution matching scores. guidance: of its base. replay: share of updates that are the base's
+    ordinary batches. farthest: latent frames that a film may lie away from its first block. rank: of a LoRA, 0 to learn
+    all of the model.
     """
 
     steps: int = 2000
@@ -87,7 +87,7 @@ class LongTuning:
         self.names: list[str] = []
 
     def loss_at(self, step: int) -> tuple[torch.Tensor, Metrics]:
-        """Film the next block of all films and say what is to be learned of it; see training.loop.train."""
+        """Sample the next block of all films and return its loss; see training.loop.train."""
         recipe, stream = self.recipe, self.stream
         if self.replay is not None and float(torch.rand(())) < recipe.replay:
             value, figures = self.replay(step)

@@ -6,7 +6,7 @@
 * matching: distribution matching (Yin et al., "DMD2", arXiv 2405.14867, section 4; Huang et al., "Self Forcing",
   arXiv 2506.08009, section 3.3; LongLive, arXiv 2509.22622, section 3.2): the base, all frames at once, scores a window
   of the film that ends with the guessed block; a LoRA of the base learns the score of such films as they are now, and
-  the difference of the two moves the guess.
+  the difference of the two is the gradient of the predicted latents.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ less than the 21 latent frames Wan knows.
 
 @dataclass(frozen=True)
 class Window:
-    """Films' newest blocks as a base looks at them: latents [B, C, F, h, w], text rows [B, R, D], which of them each
+    """Films' newest blocks as the input of a base: latents [B, C, F, h, w], text rows [B, R, D], which of them each
     frame reads [B, F, R], and positions [B, F].
     """
 
@@ -75,7 +75,9 @@ class DistributionMatching:
         self.shift, self.recompute = shift, recompute
 
     def losses(self, seen: Window, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The guess's loss, of films that `counts` [b], and the fake score's, which do not share a graph."""
+        """The loss of the predicted latents, of films that `counts` [b], and the fake score's, which do not share a
+        graph.
+        """
         latents = seen.latents.detach()
         with torch.no_grad():
             noised, level = self._noised(latents)

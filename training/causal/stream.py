@@ -26,10 +26,10 @@ GIVEN = 3
 _RATES = (0.0, 0.3, 1.0)
 """How often a film's block is anchored; each film draws one."""
 _ANCHOR = 2
-"""Steps after which an anchored block is replaced by the noised truth: place and pose can still be told there."""
+"""Steps after which an anchored block is replaced by the noised truth: place and pose are still determined there."""
 _CHARACTER_WEIGHT = 4.0
 KEPT = 7
-"""Blocks of own latents that a stream keeps: what a recache passes, and what a score looks at."""
+"""Blocks of own latents that a stream keeps: what a recache passes, and what is scored."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class NewBlock:
 
 
 class Stream:
-    """B films in step. `open` begins a block and films it without gradients; `flow` asks the model about it with
+    """B films in step. `open` begins a block and films it without gradients; `flow` evaluates the model on it with
     gradients; `close` makes it part of the films.
 
     dit: the model that learns, or its LoRA tree. All randomness is torch's global generators'.
@@ -248,7 +248,7 @@ class Stream:
         truth: torch.Tensor | None,
         anchored: torch.Tensor,
     ) -> list[torch.Tensor]:
-        """The clean latents [B, C, 3, h, w] that each of the few steps guesses; the last is the block."""
+        """The clean latents [B, C, 3, h, w] that each of the few steps predicts; the last is the block."""
         guesses: list[torch.Tensor] = []
         for level, fresh in zip(self.levels, noise, strict=True):
             x = level * fresh + (1 - level) * guesses[-1] if guesses else level * fresh

@@ -114,7 +114,7 @@ class StreamMemory:
         self.means.copy_(torch.where(chosen[..., None, None], mean[:, :, None], self.means))
 
     def context(self, layer: int, *, ring: bool = True, sink: bool = True) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """What a pass of a block sees beside itself: parts (keys, values) [B, heads, tokens, head_dim]."""
+        """What a pass of a block attends to beside itself: parts (keys, values) [B, heads, tokens, head_dim]."""
         size, count = self.settings.bank, self.filled
         parts = [self.bank[:, layer, :, :, (size - count) * self.tokens :]] if count else []
         if sink and self.block:
@@ -214,7 +214,7 @@ def block_flow(
     recompute: bool = False,
 ) -> torch.Tensor | None:
     """One pass over frames x [B, C, F, h, w] that see one another and a memory's context: the velocity, with gradients
-    where they are asked for.
+    where they are read.
 
     time: noise levels [B, F] in 0..1000; position: [B, F]; keys: takes each layer's keys and values, and then nothing
     but these is computed (None is returned); text_bias: added to the scores of text, [B, 1, F * n, L]; recompute: keep

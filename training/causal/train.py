@@ -78,7 +78,7 @@ _FIXED = ("micro_batch", "precision", "checkpointing", "save_every", "sample_eve
 @dataclass(frozen=True)
 class Sequences:
     """A batch of B sequences of F frames. clean: [B, 16, F, 8, 8]; shows: which remembered frames have a character [B,
-    BANK]; named: the labels of the last block, [B, len(SHOWN)]; sees: [B, F, F]; the rest as of `predict` and
+    BANK]; named: the labels of the last block, [B, len(VISIBLE_WORDS)]; sees: [B, F, F]; the rest as of `predict` and
     `sequences.Batch`.
     """
 

@@ -1,4 +1,4 @@
-"""Further losses of a recipe, on what the model guesses of the clean latents."""
+"""Auxiliary losses of a recipe, on the predicted clean latents."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def start_comfyui() -> None:
 
 @contextmanager
 def command_line(*errors: type[Exception]) -> Iterator[None]:
-    """Inside, a command works: ComfyUI is started; what a person can change (`errors` and those of any run) ends it
-    with one sentence, without a traceback, and so does a stop by hand.
+    """Inside, a command works: ComfyUI is started; errors that a user can correct (`errors` and those of any run) end
+    it with one sentence, without a traceback, and so does a stop by hand.
     """
     own: tuple[type[Exception], ...] = (LoraError, ProcessError, DivergedError, *errors)
     try:

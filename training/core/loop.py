@@ -127,12 +127,11 @@ def train(
     """Train `model` in place and return the moving average of its weights.
 
     `loss_at(draw)` gives the loss and figures to log; with one process and nothing accumulated a draw's number is the
-    step's. `groups`: as of a Trainable; None: all of the model, its matrices under Muon where the schedule has it.
-    `before(step)` is called before every update, in the first process only; its random numbers do not change
-    what is learned. `further` is kept in the checkpoint, the first process's: others begin theirs anew when a run is
-    continued. The first process writes into the folder: `<name>.ckpt` (replaced whole, every `save_every`
-    seconds and at the end) and `<name>.jsonl`. A checkpoint found there is continued. KeyboardInterrupt saves before
-    it leaves.
+    step's. groups: as of a Trainable; None: all of the model, its matrices under Muon where the schedule has it.
+    `before(step)` is called before every update, in the first process only; its random numbers do not change what is
+    learned. `further` is kept in the checkpoint, the first process's: others begin theirs anew when a run is continued.
+    The first process writes into the folder: `<name>.ckpt` (replaced whole, every `save_every` seconds and at the end)
+    and `<name>.jsonl`. A checkpoint found there is continued. KeyboardInterrupt saves before it leaves.
 
     Raises ProcessError: accelerate is not installed; DivergedError: the loss is not finite.
     """

@@ -4,7 +4,7 @@ The adapted model is a second module tree over the same weights: the caller's ow
 and nothing has to be undone. In it a chosen Linear is replaced by `LoRALinear`, a Linear that calls the base layer and
 adds the pair's output. That, and not `parametrize`, because a parametrization builds the whole matrix `up @ down` at
 every forward pass and needs the base weight as a plain tensor; a base that ComfyUI casts, offloads or keeps in fp8 only
-has to be callable here. The matrix is built where somebody asks for it (`weight`), as core's layers do since 0.33.
+has to be callable here. The matrix is built where `weight` is read, as core's layers do since 0.33.
 
 Source: LoRA, arXiv 2106.09685, section 4.1; scale = alpha / rank.
 """

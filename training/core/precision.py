@@ -6,7 +6,7 @@ import torch
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is worth it on `device`: on any GPU, and on CPUs with AVX-512. With AVX2 alone torch's bfloat16
+    """Whether bfloat16 is worth it on device: on any GPU, and on CPUs with AVX-512. With AVX2 alone torch's bfloat16
     convolutions take 23 times as long as float32's (measured on an AMD EPYC).
     """
     return device.type != "cpu" or torch.cpu._is_avx512_supported()

@@ -31,8 +31,8 @@ def said_once(say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def adapted(dit: nn.Module, settings: LoraSettings, start_from: Path | None = None) -> tuple[nn.Module, Adapter]:
-    """`dit` with a LoRA as the settings ask for, its blocks recomputed if they do, and the LoRA alone; `dit` stays as
-    it is. start_from: a finished LoRA of the same layers and rank.
+    """`dit` with a LoRA of the settings, its blocks recomputed if they say so, and the LoRA alone; `dit` stays as it
+    is. start_from: a finished LoRA of the same layers and rank.
 
     Raises LoraError: no layer has such a name, rank, alpha or dropout do not fit, or another LoRA to start from.
     """

@@ -35,7 +35,7 @@ def setting(default: Any, **told: Any) -> Any:
 
 
 def again(cls: type, name: str, default: Any, **told: Any) -> Any:
-    """A field of `cls` once more, with another default and more or other things told of it."""
+    """A field of `cls` once more, with another default and other metadata."""
     return field(default=default, metadata={**_field(cls, name).metadata, **told})
 
 

@@ -58,7 +58,7 @@ class FullModel(Trainable):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
-    """A safetensors file, replaced whole, that everybody may read: a server often runs as somebody else."""
+    """A safetensors file, replaced whole, readable by all: a server often runs as another user."""
     own = {key: value.cpu().contiguous() for key, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:

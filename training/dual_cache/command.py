@@ -103,7 +103,7 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
 
 
 def settings_of(chosen: argparse.Namespace) -> WeaverSettings:
-    """The settings that the options ask for."""
+    """The settings of the options."""
     settings = chosen_settings(chosen, PAPER if chosen.model else MINIATURE)
     both = chosen_settings(chosen, Curriculum())
     if chosen.no_cache_noise:

@@ -131,7 +131,7 @@ MINIATURE = WeaverSettings(
 
 class WeaverMatcher(FlowMatching):
     """A model that reads caches. empty: the encoded empty caption [L, D]; None: zeros. auxiliary: a further loss on its
-    guesses.
+    predictions.
     """
 
     def __init__(

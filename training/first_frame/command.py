@@ -18,14 +18,15 @@ from ..core.lora import LoraError
 from ..core.settings import add_arguments, chosen_settings
 from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
 from ..miniature.export import FILES
-from .dataset import CastDataError, CastSettings, build_dataset, load_dataset
+from . import dataset
+from .dataset import CastDataError, build_dataset, load_dataset
 from .distill import casts_of, recombine
 from .encode import RECOLOURED, Encoders, Transition, variants
 from .evaluate import add_evaluation_arguments, run_evaluation
 from .run import train_cast
 from .sources import list_clips
 from .train import MINIATURE, PAPER
-from .world import MINIATURE_TRIGGER, CastScene, ordinary_prompts, world_clips
+from .world import SMALL_WORLD, CastScene, ordinary_prompts, world_clips
 
 _PRIOR_PROMPTS = 512
 
@@ -36,10 +37,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--clips", type=Path, help="JSON list of own clips (see training/first_frame/sources.py)")
     source.add_argument("--world", type=int, metavar="N", help="N clips of the miniature's small world")
     parser.add_argument("--folder", type=Path, required=True, help="the dataset; what is there already is kept")
-    parser.add_argument("--width", type=int, help="of the canvas; default 1280, small world 64")
-    parser.add_argument("--height", type=int, help="of the canvas; default 720, small world 64")
-    parser.add_argument("--frames", type=int, default=81, help="frames taken of each clip, 1 more than a multiple of 4")
-    parser.add_argument("--trigger", help="sentence that starts every caption; default the published one")
+    add_arguments(parser, dataset.PAPER, SMALL_WORLD)
     parser.add_argument("--seed", type=int, default=0, help="small world: which clips")
     parser.add_argument("--held-out", action="store_true", help="small world: combinations that training never shows")
 
@@ -47,18 +45,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 @command_line(CastDataError, PixelError)
 def run_data(chosen: argparse.Namespace) -> None:
     """`cast-data`."""
-    small = chosen.clips is None
-    usual = CastSettings()
-    settings = CastSettings(
-        chosen.width or (64 if small else usual.width),
-        chosen.height or (64 if small else usual.height),
-        chosen.frames,
-        chosen.trigger or (MINIATURE_TRIGGER if small else usual.trigger),
-    )
-    if small:
-        sources = world_clips(chosen.world, settings, seed=chosen.seed, held_out=chosen.held_out)
-    else:
+    settings = chosen_settings(chosen, dataset.PAPER if chosen.clips else SMALL_WORLD)
+    if chosen.clips:
         sources = list_clips(chosen.clips, settings)
+    else:
+        sources = world_clips(chosen.world, settings, seed=chosen.seed, held_out=chosen.held_out)
     items = build_dataset(sources, settings, chosen.folder)
     print(f"{len(items)} clips in {chosen.folder}; look at {chosen.folder / 'contact_sheet.png'} before you train.")
 

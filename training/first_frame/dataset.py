@@ -39,6 +39,7 @@ from ...film.first_frame import (
 from ...film.pixels import PixelError, from_pil, to_pil
 from ...film.reel.atomic import write_text
 from ..core.contact_sheet import Row, draw_sheet
+from ..core.settings import setting
 
 METADATA = "train_data.json"
 _SAME_PICTURE = 2 / 255
@@ -52,14 +53,28 @@ class CastDataError(ValueError):
 class CastSettings:
     """Size of canvases in pixels, frames a clip must have (1 more than a multiple of 4), and the trigger sentence."""
 
-    width: int = 1280
-    height: int = 720
-    frames: int = 81
-    trigger: str = TRIGGER
+    width: int = setting(
+        1280, help="of the canvas", low=16, high=4096, step=16,
+        tooltip="Of the canvases, in pixels, and the size trained at. More: references keep more detail, training "
+        "costs more. 1280 x 720 as published, 64 x 64 for the miniature.",
+    )  # fmt: skip
+    height: int = setting(720, help="of the canvas", low=16, high=4096, step=16, tooltip="In pixels; see width.")
+    frames: int = setting(
+        81, help="frames taken of each clip, 1 more than a multiple of 4", low=9, high=241, step=4,
+        tooltip="Frames kept of each clip; shorter clips are left out. More: longer motion can be learned.",
+    )  # fmt: skip
+    trigger: str = setting(
+        TRIGGER, help="sentence that starts every caption",
+        tooltip="The sentence that begins every caption, and later every prompt. The published one goes on from the "
+        "released adapters.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.frames < 9 or self.frames % 4 != 1:
             raise CastDataError(f"Clips of {self.frames} frames do not fit Wan's latents: choose 9, 13, ... 81.")
+
+
+PAPER = CastSettings()
 
 
 @dataclass(frozen=True, eq=False)

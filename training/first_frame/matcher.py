@@ -52,7 +52,7 @@ def first_frame_of(dit: Any, channels: int) -> FirstFrame:
 
 
 class FirstFrameMatcher(FlowMatching):
-    """A model and how it is given its first frame. auxiliary: a further loss on its guesses."""
+    """A model and how it is conditioned on its first frame. auxiliary: a further loss on its predictions."""
 
     def __init__(self, dit: nn.Module, first_frame: FirstFrame, bf16: bool, auxiliary: AuxiliaryLoss | None = None):
         super().__init__(dit, bf16)
@@ -99,7 +99,7 @@ class FirstFrameMatcher(FlowMatching):
         return self._weighed(v - (noise - clean), self.guess(noised, sigma, v), clean, examples, subject_weight)
 
     def self_rollout_loss(self, examples: Sequence[Example], done: int, subject_weight: float = 0.0) -> torch.Tensor:
-        """What the guess lacks of the clean latents after `done` of four steps from noise, as `loss` weighs it.
+        """The error of the predicted clean latents after `done` of four steps from noise, weighed as in `loss`.
 
         Nothing of the clip is left in the latents then: a colour that the first step took from the wrong reference is
         set right here, or not at all.
@@ -117,7 +117,7 @@ class FirstFrameMatcher(FlowMatching):
     def _weighed(
         self, error: torch.Tensor, guess: torch.Tensor, clean: torch.Tensor, examples: Sequence[Example], weight: float
     ) -> torch.Tensor:
-        """Errors [B, C, F, h, w] weighed, and the auxiliary loss of the guess."""
+        """Errors [B, C, F, h, w] weighed, and the auxiliary loss of the prediction."""
         start = 1 if self.first_frame == "clean" else 0
         known = [None if one.subject is None else one.subject[start:] for one in examples]
         value = weighted_mse(error.square().mean(dim=1)[:, start:], known, weight)
@@ -130,7 +130,7 @@ class FirstFrameMatcher(FlowMatching):
         self, example: Example, band: SigmaRange, steps: int, seed: int, *, renoise: bool = False
     ) -> torch.Tensor:
         """Latents [C, F, h, w] by Euler steps through the range of noise levels, then at once to 0; no guidance.
-        renoise: each guess is noised anew instead, as models made for few steps want it.
+        renoise: each prediction of the clean latents is re-noised instead, for few-step models.
 
         An expert that does not start from noise starts from the example at the top of its range.
         """

@@ -31,6 +31,8 @@ MINIATURE_TRIGGER = "The place."
 caption may begin: the small text encoder knows words by where they stand, and behind a longer or shorter sentence it
 takes one character for the other (docs/cast-lora.md).
 """
+SMALL_WORLD = CastSettings(SIZE, SIZE, 81, MINIATURE_TRIGGER)
+"""Of datasets of the small world."""
 MOST_REFERENCES = 4
 LEARNED, HELD_OUT = "clip", "held-out"
 """Kinds of casts: those of datasets to learn from, and of datasets to judge by."""

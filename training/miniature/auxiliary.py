@@ -26,8 +26,8 @@ def add_auxiliary_arguments(parser: argparse.ArgumentParser) -> None:
 def open_auxiliary_losses(
     weights: Path, reading: float, sight: float, most: int = 4, device: torch.device | str = "cpu"
 ) -> AuxiliaryLoss | None:
-    """Those of weight above 0, of the files under `weights`, on `device`. `most`: sequences of a batch that the
-    eye looks at.
+    """Those of weight above 0, of the files under `weights`, on `device`. most: sequences of a batch that the
+    perceptual loss decodes.
     """
     parts: list[AuxiliaryLoss] = []
     if reading:

@@ -135,10 +135,10 @@ def train_within(
     keep: Collection[str] = (),
     skip: Collection[str] = (),
 ) -> list[str]:
-    """Run all stages in `folder`, write the finished files under `weights` and the curves as `curves`. ComfyUI has
-    been started. `start_from`: finished files whose VAE, DiT and text encoder are trained on; `keep`: of "probe",
-    "eye", "vae" and "reader", what is taken from there as it is; `skip`: stages from "sight" on that are left out.
-    Returns the stages that failed.
+    """Run all stages in `folder`, write the finished files under `weights` and the curves as `curves`. ComfyUI has been
+    started. start_from: finished files whose VAE, DiT and text encoder are trained on; keep: of "probe", "eye", "vae"
+    and "reader", what is taken from there as it is; skip: stages from "sight" on that are left out. Returns the stages
+    that failed.
     """
     device = prepare_device()
     folder.mkdir(parents=True, exist_ok=True)

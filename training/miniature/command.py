@@ -38,7 +38,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_training(chosen: argparse.Namespace, weights: Path) -> None:
-    """`miniature`. `weights`: where the finished files go, unless named."""
+    """`miniature`. weights: where the finished files go, unless named."""
     if chosen.minutes:
         _run_within(chosen, chosen.weights or weights)
         return
@@ -62,7 +62,7 @@ def _run_within(chosen: argparse.Namespace, weights: Path) -> None:
     training = replace(recipe.training, batch=chosen.batch, seed=chosen.seed)
     vae, parts = recipe.vae, {"probe", "vae", "reader", "eye"}
     if chosen.start_from:
-        # what is trained on wants less than what is new
+        # a trained network needs less than a new one
         vae = replace(vae, rate=8e-4, muon_rate=1.2e-3)
         training = replace(training, rate=training.rate * chosen.rate, muon_rate=training.muon_rate * chosen.rate)
     recipe = replace(

@@ -1,8 +1,7 @@
-"""The counter's recipe: drawn frames with nobody, one, two and three characters, and frames in which something is
-broken.
+"""The counter's recipe: drawn frames with no, one, two and three characters, and frames in which something is broken.
 
 Broken frames are made of the same sprites: bent by a smooth random displacement, smeared along a line, repeated as a
-row of blobs, half erased, or a second, faint body beside a whole one. Whole ones are shown soft and grainy as well, as
+row of blobs, half erased, or a second, faint body beside a whole one. Whole ones are also blurred and noised, as
 decoded pictures are, and a share of them has been through the VAE, so that softness alone does not count as broken.
 """
 
@@ -272,7 +271,7 @@ def add_counter_arguments(parser: argparse.ArgumentParser) -> None:
 
 @command_line()
 def run_counter(chosen: argparse.Namespace, weights: Path) -> None:
-    """`counter`. `weights`: the miniature's, unless named."""
+    """`counter`. weights: the miniature's, unless named."""
     from .export import read_vae
     from .vae import VaeRecipe, build_vae
 

@@ -109,7 +109,7 @@ def draw_pool(vae: Any, recipe: DecoderRecipe) -> Drawn:
 @dataclass(frozen=True)
 class Films:
     """Films of the finished miniature: latents [N, 16, 15, 8, 8], and the labels of its prompts [N, 2, 4], as
-    `onlooker.numbers` has it.
+    `pixel_losses.numbers` has it.
     """
 
     latents: torch.Tensor

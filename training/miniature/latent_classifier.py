@@ -76,7 +76,9 @@ class LatentClassifierRecipe:
 
 
 class LatentClassifier(nn.Module):
-    """Latent frames [N, 16, h, w] to logits [N, len(SHOWN)]: whether the word's object is anywhere in the frame."""
+    """Latent frames [N, 16, h, w] to logits [N, len(VISIBLE_WORDS)]: whether the word's object is anywhere in the
+    frame.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -108,13 +110,13 @@ def _tokens(device: torch.device) -> torch.Tensor:
 
 
 def multi_hot_labels(tokens: torch.Tensor) -> torch.Tensor:
-    """Which of `VISIBLE_WORDS` the captions [..., 48] name: [..., len(SHOWN)] of 0 and 1."""
+    """Which of `VISIBLE_WORDS` the captions [..., 48] name: [..., len(VISIBLE_WORDS)] of 0 and 1."""
     return (tokens[..., None] == _tokens(tokens.device)).any(dim=-2).float()
 
 
 def latent_bce(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of `reader` for the labels `named` [B, F, len(SHOWN)] on the latents `guess` [B, 16, F, h,
-    w], over the frames that are `learned` [B, F].
+    """Binary cross-entropy of `reader` for the labels `named` [B, F, len(VISIBLE_WORDS)] on the latents `guess` [B, 16,
+    F, h, w], over the frames that are `learned` [B, F].
     """
     logits = reader(guess.transpose(1, 2)[learned])
     return F.binary_cross_entropy_with_logits(logits, named[learned])

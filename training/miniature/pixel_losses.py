@@ -91,7 +91,8 @@ def numbers(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _classes(words: torch.Tensor) -> torch.Tensor:
-    """Class numbers [..., 4] that words [..., len(SHOWN)] stand for, the place last; -1 for none or two values."""
+    """Class numbers [..., 4] that words [..., len(VISIBLE_WORDS)] stand for, the place last; -1 for none or two values.
+    """
     found = []
     for values in ATTRIBUTES.values():
         named = torch.stack(

@@ -37,8 +37,8 @@ first for the film's first.
 
 @dataclass(frozen=True)
 class TakeDecoderRecipe:
-    """Updates of `clips` rendered clips of `frames` pictures, or, in `own` of the batches, of parts of `clips`
-    takes of `films` that were filmed again. `likeness`: weight of what the perceptual net sees.
+    """Updates of `clips` rendered clips of `frames` pictures, or, in `own` of the batches, of parts of `clips` takes of
+    `films` that were filmed again. likeness: weight of the perceptual loss.
     """
 
     steps: int = 10**9

@@ -1,11 +1,12 @@
-"""Training sequences out of long takes, drawn on the device that trains: what a rollout sees, far from its start, too.
+"""Training sequences out of long takes, drawn on the device that trains: the layouts of a rollout, far from its start,
+too.
 
 Seven layouts are mixed. `opening`, `clip`, `cut`, `start` and `story` are those of `training.miniature.sequences`
 (clips also begin in the middle of takes, cuts also lie inside a VAE's chunk). Two are of long takes:
 
-* `far`: any place of a take, seen with sink, bank and window; positions as far on as films go;
-* `switch`: the first blocks after a change of prompt, as a rollout makes them: the window's nine frames once more
-  under the new prompt, seeing one another, then blocks that see what the window keeps of them.
+* far: any place of a take, with sink, bank and window before it; positions as far on as films go;
+* switch: the first blocks after a change of prompt, as a rollout makes them: the window's nine frames once more
+  under the new prompt, attending to one another, then blocks that attend to what the window keeps of them.
 
 Clean frames are the takes' own, with a little noise, or what the model itself has made of them (`take_films`).
 """
@@ -45,7 +46,7 @@ class Pattern:
 
 
 def frames_seen(blocks: tuple[Pattern, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Who sees whom [C, C], and where a clean frame stands a second time as a noisy one ([C], -1: nowhere)."""
+    """The attention mask [C, C], and where a clean frame stands a second time as a noisy one ([C], -1: nowhere)."""
     count = len(blocks) * BLOCK
     sees = torch.zeros(count, count, dtype=torch.bool)
     twin = torch.full((count,), -1)
@@ -99,9 +100,9 @@ def draw_levels(size: int, groups: int, device: torch.device, few: float = 0.4) 
 
 
 class TakeSequences:
-    """Batches out of `footage`. `own`: what the model has made of the takes, [N, 16, F, h, w] bfloat16, with
-    `refilmed`, the takes of which it has already (both are written to by `take_films.refilm`); `own_share`: of the
-    sequences that are shown it instead of the takes.
+    """Batches out of `footage`. own: what the model has made of the takes, [N, 16, F, h, w] bfloat16, with `refilmed`,
+    the takes of which it has already (both are written to by `take_films.refilm`); own_share: of the sequences that
+    have it in place of the takes.
     """
 
     def __init__(self, footage: Footage, own_share: float = 0.6):

@@ -1,5 +1,5 @@
-"""Long takes and openings of the small world, drawn and encoded on the device that trains: what a model needs to have
-seen to hold for a minute.
+"""Long takes and openings of the small world, drawn and encoded on the device that trains: the training data for films
+of a minute.
 
 A take is one scene without a cut, with up to four changes of prompt at starts of blocks, each action followed by any
 other, the camera moving or not. Takes 2 i and 2 i + 1 share their lead, so that the second is what comes after a cut.
@@ -81,7 +81,7 @@ class Takes:
 
 @dataclass(frozen=True)
 class Footage:
-    """Everything a DiT of the miniature learns from. `scenes`: of the takes, in order."""
+    """Everything a DiT of the miniature learns from. scenes: of the takes, in order."""
 
     takes: Takes
     openings: Takes
@@ -90,8 +90,8 @@ class Footage:
 
 
 def take_scene(rng: random.Random, frames: int, lead: Scene | None = None) -> Scene:
-    """A scene for a take of `frames` latent frames whose prompts change at starts of blocks. `lead`: a scene whose
-    first character is this one's, too. No combination of character and place is a held-out one.
+    """A scene for a take of `frames` latent frames whose prompts change at starts of blocks. lead: a scene whose first
+    character is this one's, too. No combination of character and place is a held-out one.
     """
     scene = random_scene(rng, 1.0)
     if rng.random() < _EMPTY:

@@ -37,9 +37,9 @@ sampler's errors.
 
 @dataclass(frozen=True)
 class VaeRecipe:
-    """Sizes and schedule. `image_steps` of single images, then `clip_steps` of clips of `frames` pixel frames
-    (1 + 4 n). `seconds`: a time budget in place of steps, of which the first `images` are the images'.
-    `likeness`: weight of what a perceptual net sees (`feature_matching_loss`), where one is given.
+    """Sizes and schedule. `image_steps` of single images, then `clip_steps` of clips of `frames` pixel frames (1 + 4
+    n). seconds: a time budget in place of steps, of which the first `images` are the images'. likeness: weight of a
+    perceptual loss (`feature_matching_loss`), where one is given.
     """
 
     width: int = 16
@@ -94,7 +94,7 @@ def build_vae(width: int) -> Any:
 
 def _conv(x: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
     taps, weight = conv.weight.shape[2], conv.weight
-    if taps > 1 and x.shape[2] == 1:  # one frame: every tap that looks back would see zeros
+    if taps > 1 and x.shape[2] == 1:  # one frame: every tap on an earlier frame would get zeros
         weight = weight[:, :, -1:]
     elif taps > 1:
         x = F.pad(x, (0, 0, 0, 0, taps - 1, 0))
@@ -113,7 +113,7 @@ def by_planes(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int = 1, padding: int = 0
 ) -> torch.Tensor:
     """A convolution [B, C, T, h, w] with a kernel [O, C, taps, k, k], strides in time, padding in space, as one of
-    planes whose channels are the frames that the taps see. GPUs have fast kernels for these in channels-last order and
+    planes whose channels are the frames under the taps. GPUs have fast kernels for these in channels-last order and
     bfloat16; for three dimensions some releases of torch fall back to a slow one.
     """
     taps = weight.shape[2]
@@ -144,7 +144,7 @@ def _spatial(x: torch.Tensor, layers: Any) -> torch.Tensor:
 
 def _resample(x: torch.Tensor, block: Any) -> torch.Tensor:
     if block.mode == "upsample3d" and x.shape[2] > 1:
-        # The first latent frame is one picture and is not doubled; the temporal convolution never sees it.
+        # The first latent frame is one picture and is not doubled; it does not pass the temporal convolution.
         y = _conv(x[:, :, 1:], block.time_conv)
         b, c, t, h, w = y.shape
         y = y.reshape(b, 2, c // 2, t, h, w).permute(0, 2, 3, 1, 4, 5).reshape(b, c // 2, t * 2, h, w)

@@ -38,8 +38,8 @@ class Denoiser:
     def step(
         self, x: torch.Tensor, output: torch.Tensor, here: float, there: float, noise: torch.Tensor | None
     ) -> torch.Tensor:
-        """From noise level `here` to `there` with what was predicted at `here`: Euler's step, or, with `noise`, the
-        guess of the clean latents noised anew.
+        """From noise level `here` to `there` with what was predicted at here: an Euler step, or, with `noise`, the
+        prediction of the clean latents noised anew.
         """
 
     @torch.no_grad()

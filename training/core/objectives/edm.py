@@ -48,11 +48,11 @@ class EDM(Denoiser):
 
     @staticmethod
     def timestep(sigma: torch.Tensor) -> torch.Tensor:
-        """What the network is told of the noise: c_noise."""
+        """The network's conditioning on the noise level: c_noise."""
         return 0.25 * sigma.log()
 
     def denoised(self, x: torch.Tensor, sigma: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """D(x): the guess of the clean latents, of the network's `output` at `x` [B, ...]."""
+        """D(x): the predicted clean latents, of the network's `output` at `x` [B, ...]."""
         level = levels_of(sigma, x)
         norm = self._norm(level)
         return x * (self.sigma_data / norm) ** 2 - output * level * self.sigma_data / norm
@@ -63,7 +63,7 @@ class EDM(Denoiser):
         return (self.sigma_data**2 * noise - level * clean) / (self.sigma_data * self._norm(level))
 
     def loss(self, output: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Squared errors of the output, [B, ...] as `clean`: those of the denoised latents weighed by 1 / c_out^2, so
+        """Squared errors of the output, [B, ...] as clean: those of the denoised latents weighed by 1 / c_out^2, so
         that every noise level counts alike at first (section 5).
         """
         return (output - self.target(clean, noise, sigma)).square()

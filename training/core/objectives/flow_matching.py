@@ -18,7 +18,7 @@ Expert = Literal["both", "high", "low"]
 
 @dataclass(frozen=True)
 class SigmaRange:
-    """The noise levels that are trained, `low` to `high` within 0..1, drawn as evenly as `shift` sees them."""
+    """The noise levels that are trained, `low` to `high` within 0..1, uniform in time before `shift`."""
 
     low: float = 0.0
     high: float = 1.0
@@ -66,7 +66,7 @@ class FlowMatching(Denoiser):
 def denoise_step(
     x: torch.Tensor, v: torch.Tensor, here: float, there: float, noise: torch.Tensor | None
 ) -> torch.Tensor:
-    """From noise level `here` to `there` along the velocity `v`: Euler's step, or the guess of the clean latents with
+    """From noise level `here` to `there` along the velocity v: an Euler step, or the predicted clean latents with
     `noise` (core's "lcm").
     """
     if noise is None:

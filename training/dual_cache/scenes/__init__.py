@@ -1,1 +1,1 @@
-"""Encoded scenes from a person's own films: cut, grouped, captioned, encoded."""
+"""Encoded scenes from a user's films: cut, grouped, captioned, encoded."""

@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ....film.pixels import to_pil
 from ...core.contact_sheet import Row, draw_sheet
+from ...core.settings import setting
 from ...core.stages import StageCache
 from .captions import check_caption, expand_captions, write_captions
 from .encode import SceneModels, embed_middles, encode_scene, look, sheet_of
@@ -41,21 +42,59 @@ class SceneSettings:
     scene. floor: least cosine of caption and pictures. keyframes: candidates a shot.
     """
 
-    width: int = 832
-    height: int = 480
-    fps: float = 16.0
-    cuts: CutMethod = "auto"
-    window: int = 3
-    threshold: float = 0.75
-    shortest: float = 1.0
-    longest: float = 10.0
-    most_people: int = 3
-    floor: float = 0.15
-    keyframes: int = 3
+    width: int = setting(
+        832, help="of the takes", low=16, high=4096, step=16,
+        tooltip="Of the encoded takes, in pixels. More: more detail is learned, training costs more. 64 for the "
+        "miniature.",
+    )  # fmt: skip
+    height: int = setting(480, help="of the takes", low=16, high=4096, step=16, tooltip="See width.")
+    fps: float = setting(
+        16.0, help="that the video model films at", low=1.0, high=60.0,
+        tooltip="Frames a second that the model films: 16 for Wan 2.1, 24 for TI2V-5B. More: less motion between two "
+        "frames.",
+    )  # fmt: skip
+    cuts: CutMethod = setting(
+        "auto", help="who finds the cuts", choices=get_args(CutMethod),
+        tooltip="Who finds the cuts. list: cuts.json. none: every file is one shot. frames: our own measure, hard cuts "
+        "only. auto: the list, else PySceneDetect or TransNetV2 if installed, else frames.",
+    )  # fmt: skip
+    window: int = setting(
+        3, help="newest shots of a scene to be like", low=1, high=20, advanced=True,
+        tooltip="Of a scene, so many newest shots are compared. More: scenes survive a cutaway, and drift further.",
+    )  # fmt: skip
+    threshold: float = setting(
+        0.75, help="least likeness; more: more scenes", low=-1.0, high=1.0, step=0.01, advanced=True,
+        tooltip="Likeness by which a shot joins the scene before it. More: shorter, purer scenes. Less: longer ones, "
+        "in which strangers meet.",
+    )  # fmt: skip
+    shortest: float = setting(
+        1.0, help="seconds of a shot", low=0.0, high=60.0, advanced=True,
+        tooltip="Shots below so many seconds are left out. More: fewer scraps, and less to learn from.",
+    )  # fmt: skip
+    longest: float = setting(
+        10.0, help="seconds taken of a shot", low=1.0, high=120.0,
+        tooltip="Seconds taken of a shot. More: longer motion is seen, encoding takes longer.",
+    )  # fmt: skip
+    most_people: int = setting(
+        3, help="in a scene, where counted", low=0, high=100, advanced=True,
+        tooltip="Scenes with more people are left out, where people.json counts them. More: crowds too.",
+    )  # fmt: skip
+    floor: float = setting(
+        0.15, help="least likeness of caption and pictures", low=-1.0, high=1.0, step=0.01, advanced=True,
+        tooltip="Likeness of caption and pictures below which a shot is left out. More: only what is told well is "
+        "learned. Less: mistakes are learned too.",
+    )  # fmt: skip
+    keyframes: int = setting(
+        3, help="candidates taken of each shot", low=1, high=8, advanced=True,
+        tooltip="Candidates taken of each shot. More: more variety, larger files.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.width % 16 or self.height % 16:
             raise SceneDataError(f"{self.width} x {self.height} does not fit Wan's latents: take multiples of 16.")
+
+
+PAPER, MINIATURE = SceneSettings(), SceneSettings(width=64, height=64)
 
 
 @dataclass(frozen=True)

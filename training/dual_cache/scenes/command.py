@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from ....film.dual_cache import CacheError
 from ...core.command_line import command_line
+from ...core.settings import add_arguments, chosen_settings
 from ...miniature.clip import CLIP_FILE
 from ...miniature.export import FILES
-from .build import STAGES, SceneBuilder, SceneSettings, draw_scenes
+from .build import MINIATURE, PAPER, STAGES, SceneBuilder, draw_scenes
 from .encode import SceneModels
-from .films import CutMethod, SceneDataError
+from .films import SceneDataError
 from .world import write_world_films
 
 
 def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     """`weaver-scenes`'s. What is left out is for Wan 2.1, and for the miniature without --model's parts."""
-    usual = SceneSettings()
     parser.add_argument("--films", type=Path, required=True, help="folder of videos; cuts.json, people.json and "
                         "captions.json may lie there too")  # fmt: skip
     parser.add_argument("--folder", type=Path, required=True, help="the dataset; what is there already is kept")
@@ -32,31 +31,17 @@ def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, help="text encoder of the video model; default the miniature's")
     parser.add_argument("--vae", type=Path, help="VAE of the video model; default the miniature's")
     parser.add_argument("--writer", type=Path, nargs="+", help="vision-language model, as core's CLIP loaders read it")
-    parser.add_argument("--width", type=int, help=f"of the takes: default {usual.width}, miniature 64")
-    parser.add_argument("--height", type=int, help=f"of the takes: default {usual.height}, miniature 64")
-    parser.add_argument("--fps", type=float, default=usual.fps, help="that the video model films at")
-    parser.add_argument("--cuts", choices=get_args(CutMethod), default=usual.cuts, help="who finds the cuts")
-    parser.add_argument("--window", type=int, default=usual.window, help="newest shots of a scene to be like")
-    parser.add_argument("--threshold", type=float, default=usual.threshold, help="least likeness; more: more scenes")
-    parser.add_argument("--shortest", type=float, default=usual.shortest, help="seconds of a shot")
-    parser.add_argument("--longest", type=float, default=usual.longest, help="seconds taken of a shot")
-    parser.add_argument("--most-people", type=int, default=usual.most_people, help="in a scene, where counted")
-    parser.add_argument("--floor", type=float, default=usual.floor, help="least likeness of caption and pictures")
-    parser.add_argument("--keyframes", type=int, default=usual.keyframes, help="candidates taken of each shot")
+    add_arguments(parser, PAPER, MINIATURE)
     parser.add_argument("--seed", type=int, default=0, help="small world: which films")
 
 
 @command_line(SceneDataError, CacheError)
 def run_scenes(chosen: argparse.Namespace, weights: Path) -> None:
     """`weaver-scenes`. weights: where the miniature's files are."""
-    small = chosen.vae is None
-    size = {"width": chosen.width or (64 if small else 832), "height": chosen.height or (64 if small else 480)}
-    told = {one.name: getattr(chosen, one.name) for one in fields(SceneSettings)}
+    settings = chosen_settings(chosen, PAPER if chosen.vae else MINIATURE)
     if chosen.world:
         write_world_films(chosen.world, chosen.films, seed=chosen.seed)
-    builder = SceneBuilder(
-        chosen.films, chosen.folder, SceneSettings(**told | size), _models(chosen, weights), again=chosen.again
-    )
+    builder = SceneBuilder(chosen.films, chosen.folder, settings, _models(chosen, weights), again=chosen.again)
     report = builder.build(chosen.until)
     print("\n".join(report.lines))
     if report.scenes:

@@ -47,7 +47,7 @@ def filter_scenes(
 ) -> tuple[list[list[int]], list[LeftOut]]:
     """The scenes with what is too short or too crowded left out: (scenes, what was left out).
 
-    seconds: each shot's length. people: how many are seen in each; None: not known, nothing is crowded.
+    seconds: each shot's length. people: head count of each; None: not known, nothing is crowded.
     """
     kept, out = [], []
     for scene in scenes:
