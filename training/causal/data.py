@@ -6,7 +6,7 @@ Each item is encoded once and kept. How they become training sequences is `train
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,24 +57,24 @@ def scene_of(rng: random.Random, character: Character | None, *, held_out: bool 
     return Scene(rng.choice(places), actors, (Beat(0.0, tuple(rng.choice(ACTIONS) for _ in actors), camera),))
 
 
-def _item(
-    rng: random.Random,
-    character: Character | None,
-    see: Callable[[Scene, float, int], tuple[torch.Tensor, torch.Tensor]],
-) -> dict[str, torch.Tensor]:
-    before = scene_of(rng, character)
-    after = scene_of(rng, character) if character else before
-    take, shown = see(after, 0.0, TARGET)
-    same = frozenset({0}) if character else frozenset()
-    prompts = [describe(before), describe(after), describe(after, same=same)]
-    told, *tokens = [pad(tokenize(prompt)).to(torch.uint8) for prompt in prompts]
-    return {
-        "views": see(before, rng.uniform(0.0, _LONGEST), VIEWS + 1)[0][1:],
-        "told": told,
-        "take": take,
-        "weights": shown.bfloat16(),
-        "tokens": torch.stack(tokens),
-    }
+@dataclass(frozen=True)
+class _Item:
+    """Scenes before and after a cut, and a moment of the first from which frames are remembered."""
+
+    before: Scene
+    after: Scene
+    moment: float
+    tokens: torch.Tensor
+
+    @classmethod
+    def draw(cls, rng: random.Random, character: Character | None) -> _Item:
+        """One with that character, or of a place alone."""
+        before = scene_of(rng, character)
+        after = scene_of(rng, character) if character else before
+        same = frozenset({0}) if character else frozenset()
+        prompts = [describe(before), describe(after), describe(after, same=same)]
+        tokens = torch.stack([pad(tokenize(prompt)).to(torch.uint8) for prompt in prompts])
+        return cls(before, after, rng.uniform(0.0, _LONGEST), tokens)
 
 
 def encode_takes(
@@ -86,14 +86,15 @@ def encode_takes(
     folder.mkdir(parents=True, exist_ok=True)
     world = World(shift.device)
 
-    def see(scene: Scene, start: float, latents: int) -> tuple[torch.Tensor, torch.Tensor]:
-        drawn = world.render([scene], times(1, latents, start))
-        z = encode_clips(vae, shift, scale, drawn.frames)[0].transpose(0, 1)
-        return z.cpu().contiguous(), latent_coverage(drawn.masks)[0].cpu()
+    def see(scenes: list[Scene], start: Sequence[float], latents: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents [S, F, 16, 8, 8] and where somebody is in them."""
+        drawn = world.render(scenes, times(len(scenes), latents, start))
+        z = encode_clips(vae, shift, scale, drawn.frames).transpose(1, 2)
+        return z.cpu().contiguous(), latent_coverage(drawn.masks).bfloat16().cpu()
 
-    def item(name: str, alone: bool) -> dict[str, torch.Tensor]:
+    def item(name: str, alone: bool) -> _Item:
         rng = random.Random(f"memory {name}")
-        return _item(rng, None if alone else random_character(rng), see)
+        return _Item.draw(rng, None if alone else random_character(rng))
 
     kinds = [("places", -(-shards // 4), True), ("characters", shards, False)]
     for kind, count, alone in kinds:
@@ -101,8 +102,15 @@ def encode_takes(
             path = folder / f"{kind}-{shard:03}.safetensors"
             if not path.exists():
                 items = [item(f"{kind} {seed}/{shard}/{index}", alone) for index in range(_SHARD)]
+                views, _ = see([one.before for one in items], [one.moment for one in items], VIEWS + 1)
+                take, shown = see([one.after for one in items], [0.0], TARGET)
+                tokens = torch.stack([one.tokens for one in items])
+                parts = {
+                    "views": views[:, 1:].contiguous(), "told": tokens[:, 0].contiguous(), "take": take,
+                    "weights": shown, "tokens": tokens[:, 1:].contiguous(),
+                }  # fmt: skip
                 with whole_file(path) as part:
-                    save_file({key: torch.stack([each[key].contiguous() for each in items]) for key in items[0]}, part)
+                    save_file(parts, part)
 
 
 def load_takes(folder: Path, kind: str) -> Takes:

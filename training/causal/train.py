@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from ..core.auxiliary import AuxiliaryLoss
 from ..core.command_line import command_line
 from ..core.loop import Metrics, train
-from ..core.lora import adapt, choose_layers
+from ..core.lora import adapt, choose_layers, read_lora
 from ..core.precision import mixed_precision
 from ..core.settings import LoraSettings, add_arguments, again, chosen_settings, setting
 from ..miniature.auxiliary import add_auxiliary_arguments, open_auxiliary_losses
@@ -198,9 +198,16 @@ def ranking_loss(
 
 
 def train_memory_lora(
-    settings: MemoryLoraSettings, auxiliary: AuxiliaryLoss | None, weights: Path, folder: Path, output: Path
+    settings: MemoryLoraSettings,
+    auxiliary: AuxiliaryLoss | None,
+    weights: Path,
+    folder: Path,
+    output: Path,
+    start_from: Path | None = None,
 ) -> Path:
-    """Train the adapter for the miniature under `weights` on the takes in `folder`/takes, resuming there."""
+    """Train the adapter for the miniature under `weights` on the takes in `folder`/takes, resuming there. start_from: a
+    finished one of the same layers and rank.
+    """
     people, places = (load_takes(folder / "takes", kind) for kind in ("characters", "places"))
     model = Miniature(read_sizes(weights))
     read_dit(model, weights)
@@ -210,6 +217,8 @@ def train_memory_lora(
     tree, adapter = adapt(
         model.dit, names, settings.rank, alpha=settings.alpha, dropout=settings.dropout, seed=settings.seed
     )
+    if start_from:
+        read_lora(adapter, start_from)
 
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
         rng = random.Random(f"{settings.seed}/{step}")
@@ -246,6 +255,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     """`memory-lora`'s."""
     parser.add_argument("--folder", type=Path, required=True, help="encoded takes, checkpoints, curve (resumed)")
     add_arguments(parser, MemoryLoraSettings(), MemoryLoraSettings(), without=_FIXED)
+    parser.add_argument("--start-from", type=Path, help="a finished LoRA of the same rank to train on")
     add_auxiliary_arguments(parser)
 
 
@@ -259,7 +269,8 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
     none, one = torch.zeros(16, 1, 1, 1, device=device), torch.ones(16, 1, 1, 1, device=device)
     encode_takes(vae.to(device).eval(), none, one, settings.shards, chosen.folder / "takes", settings.seed)
     auxiliary = open_auxiliary_losses(weights, chosen.latent_loss, chosen.pixel_loss, device=device)
-    print(train_memory_lora(settings, auxiliary, weights, chosen.folder, weights / FILES["memory"]))
+    output = weights / FILES["memory"]
+    print(train_memory_lora(settings, auxiliary, weights, chosen.folder, output, chosen.start_from))
 
 
 def _velocity(

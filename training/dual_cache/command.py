@@ -49,6 +49,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """`weaver-data`'s."""
     parser.add_argument("--folder", type=Path, required=True, help="encoded scenes; what is there already is kept")
     parser.add_argument("--scenes", type=int, default=200, help="scenes of three shots")
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="of N processes that "
+                        "share the work this is number I, from 0")  # fmt: skip
     parser.add_argument("--clip", type=Path, help="keyframe CLIP; default the miniature's")
     parser.add_argument("--seed", type=int, default=0, help="which scenes")
 
@@ -67,7 +69,8 @@ def run_data(chosen: argparse.Namespace, weights: Path) -> None:
     clip = load_miniature_clip(str(weights / FILES["text"]))
     models = WorldModels(vae.to(device).eval(), clip, embedder, World(device))
     with torch.inference_mode():
-        encode_world(models, chosen.scenes, chosen.folder, seed=chosen.seed)
+        part, parts = chosen.part
+        encode_world(models, chosen.scenes, chosen.folder, seed=chosen.seed, part=part, parts=parts)
     print(f"{chosen.scenes} scenes in {chosen.folder}.")
 
 

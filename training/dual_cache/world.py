@@ -105,9 +105,13 @@ class WorldModels:
     world: World
 
 
-def encode_world(models: WorldModels, count: int, folder: Path, *, seed: int = 0) -> None:
-    """Write `count` scenes under `folder`, one file each; those already there are kept."""
-    for index in range(count):
+def encode_world(
+    models: WorldModels, count: int, folder: Path, *, seed: int = 0, part: int = 0, parts: int = 1
+) -> None:
+    """Write `count` scenes under `folder`, one file each; those already there are kept. part, parts: number, from 0, of
+    this one of the processes that share the work, and how many they are.
+    """
+    for index in range(part, count, parts):
         path = folder / f"scene-{index:04}.safetensors"
         if not path.exists():
             shots = draw_world_scene(random.Random(f"weaver {seed} {index}"))
@@ -125,10 +129,10 @@ def encode_shot(models: WorldModels, shot: WorldShot) -> SceneShot:
     tokens = models.clip.tokenize(shot.caption)
     text = models.clip.encode_from_tokens(tokens)[0]
     return SceneShot(
-        latents=encode_frames(models.vae, frames),
+        latents=encode_clips(models.vae, frames[None])[0],
         text=text.float().cpu(),
         caption=F.normalize(models.embedder.text(shot.caption).mean(dim=0), dim=0),
-        keyframes=torch.stack([encode_frames(models.vae, frame[None]) for frame in chosen]),
+        keyframes=encode_clips(models.vae, chosen[:, None]),
         embeddings=embedded,
         subject=latent_coverage(drawn.masks)[0].cpu(),
         shown=multi_hot_labels(pad(tokenize(describe(shot.scene)))),
@@ -137,7 +141,12 @@ def encode_shot(models: WorldModels, shot: WorldShot) -> SceneShot:
 
 def encode_frames(vae: nn.Module, frames: torch.Tensor) -> torch.Tensor:
     """Latents [16, F, h, w] in the model's space of frames [T, 3, H, W] in 0..1, T = 4 F - 3."""
+    return encode_clips(vae, frames[None])[0]
+
+
+def encode_clips(vae: nn.Module, clips: torch.Tensor) -> torch.Tensor:
+    """Latents [S, 16, F, h, w] in the model's space of clips [S, T, 3, H, W]; on the CPU."""
     device = next(vae.parameters()).device
-    clip = (frames.transpose(0, 1)[None] * 2 - 1).to(device, memory_format=torch.channels_last_3d)
+    clip = (clips.transpose(1, 2) * 2 - 1).to(device, memory_format=torch.channels_last_3d)
     with torch.no_grad(), mixed_precision(device):
-        return encode(vae, clip)[0].float().cpu()
+        return encode(vae, clip).float().cpu()

@@ -62,6 +62,7 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, help="text encoder of --model")
     parser.add_argument("--vae", type=Path, help="VAE of --model")
     add_arguments(parser, PAPER, MINIATURE)
+    parser.add_argument("--start-from", type=Path, help="a finished LoRA of the same layers and rank to train on")
     add_auxiliary_arguments(parser)
     parser.add_argument("--frames", type=int, help="of each clip: default 21 as published, miniature 81")
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="default the canvases' own")
@@ -103,6 +104,7 @@ def run_lora(chosen: argparse.Namespace, weights: Path) -> None:
         shown=variants(chosen.recoloured, chosen.mirrored),
         auxiliary=_auxiliary(chosen, weights) if small else None,
         prior_prompts=ordinary_prompts(_PRIOR_PROMPTS) if settings.prior_weight else (), recombined=casts,
+        start_from=chosen.start_from,
     )  # fmt: skip
     print(made)
 
@@ -130,7 +132,8 @@ def _open(chosen: argparse.Namespace, weights: Path) -> Encoders:
         clip = comfy.sd.load_clip([str(chosen.text)], clip_type=comfy.sd.CLIPType.WAN)
     on_cpu = comfy.model_management.get_torch_device().type == "cpu"
     vae_path = chosen.vae or weights / FILES["vae"]
-    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae_path)), dtype=torch.float32 if on_cpu or chosen.model is None else None)
+    dtype = torch.float32 if on_cpu or chosen.model is None else None
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(vae_path)), dtype=dtype)
     return Encoders(model, clip, vae, path.stem)
 
 

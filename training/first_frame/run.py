@@ -37,6 +37,7 @@ def train_cast(
     auxiliary: AuxiliaryLoss | None = None,
     prior_prompts: Sequence[str] = (),
     recombined: Sequence[CastScene] = (),
+    start_from: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Encode the dataset and train; returns the LoRA's file. Everything lies in `folder`, and a run that was stopped
@@ -65,7 +66,16 @@ def train_cast(
     look = _sampler(encoders, items, examples, settings, folder / "samples")
     dit = encoders.model.model.diffusion_model
     return train_lora(
-        dit, examples, settings, folder, told, auxiliary=auxiliary, prior_texts=texts, sample=look, say=say
+        dit,
+        examples,
+        settings,
+        folder,
+        told,
+        auxiliary=auxiliary,
+        prior_texts=texts,
+        start_from=start_from,
+        sample=look,
+        say=say,
     )
 
 

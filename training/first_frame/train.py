@@ -126,6 +126,7 @@ def train_lora(
     *,
     auxiliary: AuxiliaryLoss | None = None,
     prior_texts: torch.Tensor | None = None,
+    start_from: Path | None = None,
     sample: Callable[[int, FirstFrameMatcher], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
@@ -134,6 +135,7 @@ def train_lora(
     `sample(step, matcher)` is called every `settings.sample_every` steps with what has been learned so far and may stop
     the run. Of many processes (see training/core/loop.py) the first calls it and writes; each learns from a batch of
     its own. auxiliary: a further loss. prior_texts: encoded prompts [N, L, D] for `settings.prior_weight`.
+    start_from: a finished LoRA of the same layers and rank.
 
     Raises LoraError: no examples, a model that cannot be given a first frame, a folder with another recipe's run, or
     prior prompts that are missing or of a model that always wants a first frame; KeyboardInterrupt: passed on,
@@ -151,7 +153,7 @@ def train_lora(
                             "and it needs prompts: leave out what is to be kept.")  # fmt: skip
         channels, _, height, width = examples[0].latents.shape
         prior = PriorPreservation(FirstFrameMatcher(dit, first_frame, bf16), prior_texts, (channels, height, width))
-    tree, adapter = adapted(dit, settings)
+    tree, adapter = adapted(dit, settings, start_from)
     matcher = FirstFrameMatcher(tree, first_frame, bf16, auxiliary)
     remember_settings(settings, folder, examples=len(examples), **weights_of(auxiliary))
     say = said_once(say)

@@ -13,7 +13,7 @@ from longreel.miniature.world import Beat, Scene, render
 from longreel.training.causal import data as memory_data
 from longreel.training.causal import evaluate as memory_judge
 from longreel.training.causal.train import BANK, draw_sequences, ranking_loss
-from longreel.training.miniature import takes
+from longreel.training.miniature import takes as encoding
 from longreel.training.miniature.latent_classifier import VISIBLE_WORDS
 
 
@@ -126,8 +126,8 @@ def test_takes_are_encoded_once(tmp_path: Path):
         frames = clip.mean(dim=(1, 3, 4))[:, ::4]
         return frames[:, None, :, None, None].expand(-1, 16, -1, 8, 8)
 
-    whole, shard = takes.encode, memory_data._SHARD
-    takes.encode, memory_data._SHARD = encode, 2
+    whole, shard = encoding.encode, memory_data._SHARD
+    encoding.encode, memory_data._SHARD = encode, 2
     try:
         one = torch.ones(16, 1, 1, 1)
         memory_data.encode_takes(Vae(), 0 * one, one, 1, tmp_path, 0)
@@ -139,4 +139,4 @@ def test_takes_are_encoded_once(tmp_path: Path):
         memory_data.encode_takes(Vae(), 0 * one, one, 1, tmp_path, 0)
         assert moments == [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())]
     finally:
-        takes.encode, memory_data._SHARD = whole, shard
+        encoding.encode, memory_data._SHARD = whole, shard
