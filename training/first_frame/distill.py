@@ -100,7 +100,7 @@ def _filmed(casts: Sequence[CastScene], first: int, encoders: Encoders, frames: 
 
     comfy.model_management.load_models_gpu([encoders.model], force_full_load=True)
     clip = encoders.clip
-    rows = [clip.encode_from_tokens(clip.tokenize(describe(cast.scene)))[0] for cast in casts]
+    rows = [clip.encode_from_tokens(clip.tokenize(describe(cast.scene))) for cast in casts]
     seeds = [list(range(first, first + len(casts)))]
     made = film_together(
         encoders.model.model, kv_layout(encoders.model, 8, 8), [torch.cat(rows)], [1 + (frames - 1) // 4],
