@@ -125,10 +125,8 @@ class _Filming(Stream):
             cuts=cuts,
         )  # fmt: skip
 
-    def _begin(self) -> None:
-        super()._begin()
-        self.chosen = torch.arange(self.films, device=self.device)
-        self.schedule, self.tokens = self.takes.caption[:, ::BLOCK].T, self.takes.tokens.to(self.device)
+    def _chosen(self) -> torch.Tensor:
+        return torch.arange(self.films)
 
     def _noise(self) -> torch.Tensor:
         shape = (1, self.size[0], BLOCK, *self.size[1:])

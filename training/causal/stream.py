@@ -167,9 +167,13 @@ class Stream:
 
     # Parts
 
+    def _chosen(self) -> torch.Tensor:
+        """The takes that new films go through [B], on the CPU."""
+        return torch.randint(len(self.takes), (self.films,))
+
     def _begin(self) -> None:
         takes, films = self.takes, self.films
-        chosen = torch.randint(len(takes), (films,))
+        chosen = self._chosen()
         spare = takes.blocks - self.blocks
         leaps = (torch.rand(films) < 0.5) & (spare > 0 or self.farthest > 0) & (takes.latents is not None)
         first = torch.where(leaps, torch.randint(spare + 1, (films,)), torch.zeros(films, dtype=torch.long))

@@ -35,11 +35,10 @@ from ..core.precision import mixed_precision
 from .export import FILES
 from .export import _write as write
 from .param_groups import split_matrices
-from .probe import _spoil as spoil
 from .vae import draw, encode
 
 _SHARES = (0.12, 0.36, 0.14, 0.08, 0.3)
-_PART, _CLIPS = 250, 20
+_PART, _CLIPS, _SHIFT = 250, 20, 5
 _BROKEN = ("bent", "smeared", "row", "erased", "faint", "bent pair")
 
 
@@ -208,18 +207,34 @@ def _clips(recipe: CounterRecipe, vae: Any) -> list[tuple[torch.Tensor, torch.Te
     return found
 
 
+def _varied(frames: torch.Tensor) -> torch.Tensor:
+    """Frames [B, 3, h, w] in 0..1 shifted by a few pixels, half of them mirrored, half a little soft, half grainy: what
+    probe.py does to clips, for all at once on their device.
+    """
+    count, device = len(frames), frames.device
+    height, width = frames.shape[2:]
+    edges = F.pad(frames, (_SHIFT, _SHIFT, _SHIFT, _SHIFT), mode="replicate")
+    x, y = torch.randint(2 * _SHIFT + 1, (2, count, 1), device=device)
+    rows, columns = y + torch.arange(height, device=device), x + torch.arange(width, device=device)
+    columns = torch.where(torch.rand(count, 1, device=device) < 0.5, columns.flip(1), columns)
+    every = torch.arange(count, device=device)[:, None, None]
+    moved = edges[every, :, rows[:, :, None], columns[:, None]].movedim(-1, 1)
+    soft = F.avg_pool2d(moved, 3, stride=1, padding=1, count_include_pad=False)
+    share, grain = torch.rand(2, count, 1, 1, 1, device=device) * (torch.rand(2, count, 1, 1, 1, device=device) < 0.5)
+    return moved.lerp(soft, share) + 0.08 * grain * torch.randn_like(moved)
+
+
 def train_counter(
     recipe: CounterRecipe, counter: Counter, pool: tuple[torch.Tensor, torch.Tensor], folder: Path
 ) -> None:
     """Train `counter` in place on `draw_pool`'s frames, on the device it is on, resuming from `folder`."""
     device = next(counter.parameters()).device
-    frames, numbers = pool
+    frames, numbers = (part.to(device) for part in pool)
 
     def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
-        chosen = torch.randint(len(frames), (recipe.batch,))
-        logits = counter(spoil(frames[chosen, None].float() / 255)[:, 0].to(device))
-        wanted = numbers[chosen].to(device)
-        return F.cross_entropy(logits, wanted), {"right": (logits.argmax(1) == wanted).float().mean().item()}
+        chosen = torch.randint(len(frames), (recipe.batch,), device=device)
+        logits, wanted = counter(_varied(frames[chosen].float() / 255)), numbers[chosen]
+        return F.cross_entropy(logits, wanted), {"right": (logits.argmax(1) == wanted).float().mean()}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_lr=recipe.muon_rate, weight_decay=0.02, ema_decay=0.995)
     groups = split_matrices(counter)
