@@ -25,26 +25,26 @@ class StageCache:
         self.made: dict[str, int] = {}
         """How many results each stage has made, not found."""
 
-    def once(
+    def get(
         self,
         stage: str,
         unit: str,
-        told: Any,
+        inputs: Any,
         make: Callable[[], Any],
-        whole: Callable[[Any], bool] = lambda result: True,
+        is_complete: Callable[[Any], bool] = lambda result: True,
     ) -> Any:
-        """The result of `make()`, JSON-able: the kept one if it was made from `told`, else made and kept.
+        """The result of `make()`, JSON-able: the kept one if it was made from `inputs`, else made and kept.
 
-        unit: what the stage works on, a file's name. told: all that decides the result, JSON-able. whole: whether the
-        files that a kept result names are still there.
+        unit: what the stage works on, a file's name. inputs: all that decides the result, JSON-able. is_complete:
+        whether the files that a kept result names are still there.
         """
         path = self.folder / stage / f"{unit}.json"
-        mark = hashlib.sha256(canonical_json(told).encode()).hexdigest()
+        fingerprint = hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
         kept = None if stage in self.again else _read(path)
-        if kept is not None and kept["from"] == mark and whole(kept["result"]):
+        if kept is not None and kept["from"] == fingerprint and is_complete(kept["result"]):
             return kept["result"]
         result = json.loads(json.dumps(make()))
-        write_text(path, json.dumps({"from": mark, "result": result}, indent=1))
+        write_text(path, json.dumps({"from": fingerprint, "result": result}, indent=1))
         self.made[stage] = self.made.get(stage, 0) + 1
         return result
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longreel.training.core import stages as module
 from longreel.training.core.stages import StageCache
 
 UNITS = ("a", "b")
@@ -44,7 +44,7 @@ class Machine:
                     # The second stage forgets the sign: a change of it must not run further down.
                     return abs(value) if number == 1 else value + 10
 
-                value = kept.once(stage, unit, [stage, value], make)
+                value = kept.get(stage, unit, [stage, value], make)
                 self.tick()
                 row.append(value)
             results[unit] = row
@@ -100,28 +100,28 @@ def test_one_stage_is_made_again_alone(tmp_path: Path):
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"from": "x"}'])
 def test_a_damaged_file_is_no_result(tmp_path: Path, damage: str):
     kept = StageCache(tmp_path)
-    kept.once("first", "a", 1, lambda: 5)
+    kept.get("first", "a", 1, lambda: 5)
     (tmp_path / "first" / "a.json").write_text(damage)
-    assert StageCache(tmp_path).once("first", "a", 1, lambda: 6) == 6
+    assert StageCache(tmp_path).get("first", "a", 1, lambda: 6) == 6
 
 
 def test_a_kill_while_writing_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    StageCache(tmp_path).once("first", "a", 1, lambda: 5)
+    StageCache(tmp_path).get("first", "a", 1, lambda: 5)
 
     def killed(*_: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(module.os, "replace", killed)
+        patched.setattr(os, "replace", killed)
         with pytest.raises(Killed):
-            StageCache(tmp_path).once("first", "a", 2, lambda: 6)
-    assert StageCache(tmp_path).once("first", "a", 1, lambda: 7) == 5
+            StageCache(tmp_path).get("first", "a", 2, lambda: 6)
+    assert StageCache(tmp_path).get("first", "a", 1, lambda: 7) == 5
 
 
 def test_results_of_what_is_gone_are_removed_and_missing_files_made_again(tmp_path: Path):
     kept = StageCache(tmp_path)
     for unit in UNITS:
-        kept.once("first", unit, 1, lambda: 5)
+        kept.get("first", unit, 1, lambda: 5)
     kept.keep("first", ["b"])
     assert [path.stem for path in (tmp_path / "first").iterdir()] == ["b"]
-    assert StageCache(tmp_path).once("first", "b", 1, lambda: 6, whole=lambda result: False) == 6
+    assert StageCache(tmp_path).get("first", "b", 1, lambda: 6, is_complete=lambda result: False) == 6

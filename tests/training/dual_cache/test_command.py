@@ -56,7 +56,7 @@ def test_a_lora_comes_out_and_is_continued(data, tmp_path, capsys):
     model = comfy.sd.load_diffusion_model(str(WEIGHTS / FILES["dit"]))
     assert installed_profile(load_cache_lora(model, tmp_path / "weaver.safetensors", 1.0)).time_mode == "own"
     told = json.loads((tmp_path / "recipe.json").read_text())
-    assert (told["subject"], told["reading"]) == (4.0, 0.3)
+    assert (told["subject_weight"], told["reading"]) == (4.0, 0.3)
     with pytest.raises(SystemExit, match=r"has reading 0\.3, not 0\.0"):
         train(data, tmp_path, "--reading 0")
 

@@ -187,7 +187,7 @@ class SceneBuilder:
             self.say(f"cuts of {name} by {method}")
             return [list(shot) for shot in find_shots(path, method, listed)]
 
-        cut = self.stages.once("cuts", path.stem, [mark, method, listed if method == "list" else None], cuts)
+        cut = self.stages.get("cuts", path.stem, [mark, method, listed if method == "list" else None], cuts)
         shots: list[Shot] = [(start, end) for start, end in cut]
         if last < STAGES.index("scenes"):
             return _Film(path, mark, shots, [[number] for number in range(len(shots))])
@@ -197,7 +197,7 @@ class SceneBuilder:
             return group_shots(embed_middles(path, shots, self.models.embedder), told.window, told.threshold)
 
         by = [mark, cut, self.models.marks["embedder"], told.window, told.threshold]
-        grouped = self.stages.once("scenes", path.stem, by, scenes)
+        grouped = self.stages.get("scenes", path.stem, by, scenes)
         if last < STAGES.index("filter"):
             return _Film(path, mark, shots, grouped)
         people = self._people(name, len(shots))
@@ -208,7 +208,7 @@ class SceneBuilder:
             return {"scenes": rest, "left_out": [asdict(one) for one in out]}
 
         by = [cut, grouped, people, told.shortest, told.most_people]
-        filtered = self.stages.once("filter", path.stem, by, kept)
+        filtered = self.stages.get("filter", path.stem, by, kept)
         for one in filtered["left_out"]:
             numbers = ", ".join(str(shot + 1) for shot in one["shots"])
             self.lines.append(f"{name}, shot {numbers} left out: {one['why']}.")
@@ -243,7 +243,7 @@ class SceneBuilder:
             except SceneDataError as error:
                 return {"failed": str(error)}
 
-        said = self.stages.once("captions", name, [film.mark, times, given, "" if given else by], captions)
+        said = self.stages.get("captions", name, [film.mark, times, given, "" if given else by], captions)
         if isinstance(said, dict):
             self.lines.append(f"{name} left out: {said['failed']}.")
             return None
@@ -259,7 +259,7 @@ class SceneBuilder:
             ]
 
         by_check = [film.mark, times, said, by, models.marks["embedder"], told.floor]
-        checked = self.stages.once("checks", name, by_check, checks)
+        checked = self.stages.get("checks", name, by_check, checks)
         for number, one in zip(numbers, checked, strict=True):
             if not one["kept"]:
                 self.lines.append(f"{film.path.name}, shot {number + 1} left out: {one['why']}.")
@@ -287,7 +287,7 @@ class SceneBuilder:
             return {"shots": len(kept)}
 
         marks = [models.marks[key] for key in ("embedder", "clip", "vae")]
-        self.stages.once("encoded", name, [film.mark, kept, how, marks], encoded, lambda _: file.exists())
+        self.stages.get("encoded", name, [film.mark, kept, how, marks], encoded, lambda _: file.exists())
 
     def _given(self, film: _Film, numbers: list[int]) -> list[str] | None:
         told = self.lists["captions"].get(film.path.name)
