@@ -31,7 +31,7 @@ _KIND = "longreel-casts"
 
 
 def dataset_folder(name: str) -> Path:
-    """Where the dataset that a person calls ``name`` lies."""
+    """The folder of the dataset `name`."""
     return project_folder(Path(folder_paths.get_output_directory()) / _KIND, name)
 
 

@@ -30,14 +30,16 @@ from .takes import BLOCK, PROMPTS, Footage
 
 _WORDLESS = 0.1
 _LEAD = 3
-"""Blocks before the one that is filmed whose keys are made anew with it; the first of them see less than they did."""
+"""Blocks before the one that is filmed whose keys are made anew with it; the first of them attend to less than they
+did.
+"""
 
 
 @dataclass(frozen=True)
 class TakeTraining:
-    """A run on batches of `batch` sequences. `own_share`: of sequences that go on from own frames, once
-    `refilmed` takes are filmed again every `every` steps, from `after` of the run on; `own_steps`: share of
-    batches that go on denoising what the model has denoised; `reading`: weight of what a reader sees.
+    """A run on batches of `batch` sequences. own_share: of sequences that go on from own frames, once `refilmed` takes
+    are filmed again every `every` steps, from `after` of the run on; own_steps: share of batches that go on denoising
+    what the model has denoised; reading: weight of the loss by a classifier of latents.
     """
 
     batch: int = 128
@@ -105,7 +107,7 @@ def step_loss(
     probe_loss: DecodedProbeLoss | None = None,
 ) -> tuple[torch.Tensor, Metrics]:
     """The loss of one batch: of the velocity and of what the reader reads; in some batches of own steps alone, where an
-    `probe_loss` looks, too.
+    `probe_loss` is added.
     """
     own = random.random() < recipe.own_steps
     if own:
@@ -136,9 +138,9 @@ def train_on_takes(
     probe_loss: DecodedProbeLoss | None = None,
     name: str = "dit",
 ) -> TakeSequences:
-    """Train `model` in place on the device it is on, for `steps` or `seconds`, resuming from `folder`; it ends
-    with averaged weights. `reader`: a trained one
-    (`training.miniature.latent_classifier`). Returns the sequences with its films.
+    """Train `model` in place on the device it is on, for `steps` or `seconds`, resuming from `folder`; it ends with
+    averaged weights. reader: a trained one (`training.miniature.latent_classifier`). Returns the sequences with its
+    films.
     """
     reader.requires_grad_(False).eval()
     sequences = TakeSequences(footage, recipe.own_share)
