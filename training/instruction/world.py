@@ -1,4 +1,4 @@
-"""Does what happens follow the sentence and not the picture? Measured with the miniature's own models, untrained for it.
+"""Does what happens follow the sentence, not the picture? Measured with the miniature's own models, untrained for it.
 
 A held-out character stands in its place; two instructions name two actions. Both are filmed from the same picture and
 seed, and the miniature's action probe says what it sees.
@@ -93,7 +93,9 @@ def evaluate_untrained(
     from ...host.media.decode import film_frames
     from ...host.progress import Progress
 
-    followed, swapped, kept = [], [], []
+    followed: list[float] = []
+    swapped: list[float] = []
+    kept: list[float] = []
     for number, trial in enumerate(trials(count)):
         seen = []
         for action in trial.actions:
