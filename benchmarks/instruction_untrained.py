@@ -1,27 +1,29 @@
 """Does what happens follow the sentence, not the picture? Measured with the miniature's own models, untrained for it.
 
-A held-out character stands in its place; two instructions name two actions. Both are filmed from the same picture and
-seed, and the miniature's action probe says what it sees.
+`python benchmarks/instruction_untrained.py --way causal --states`, on a GPU if there is one. A held-out character stands
+in its place; two instructions name two actions. Both are filmed from the same picture and seed, and the miniature's
+action probe says what it sees.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import logging
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from longreel.film.instruction import States, parse_states
+from longreel.film.storyboard.shot import Shot, TimedPrompt
+from longreel.miniature.stories import describe
+from longreel.miniature.world import ACTIONS, SIZE, Beat, Scene, render
+from longreel.training.core.command_line import start_comfyui
+from longreel.training.miniature.evaluate import Models, load, one_character_scene
 from torch import Tensor
-
-from ...film.instruction import States, parse_states
-from ...film.storyboard.shot import Shot, TimedPrompt
-from ...miniature.stories import describe
-from ...miniature.world import ACTIONS, SIZE, Beat, Scene, render
-from ..miniature.evaluate import Models, one_character_scene
-
-__all__ = ["Trial", "evaluate_untrained", "make_engine", "trials"]
 
 SECONDS = 2.25
 """The probe reads actions from 31 frames at least."""
@@ -67,9 +69,9 @@ def trials(count: int, seed: int = 5) -> list[Trial]:
 
 def make_engine(models: Models, way: str, states: States | None) -> Any:
     """The instruction engine over the miniature, by one of WAYS."""
-    from ...engines.causal import default_sigmas
-    from ...engines.instruction import InstructionEngine, Planning
-    from ...engines.instruction_backends import CausalInstructionEngine, FirstFrameChunks
+    from longreel.engines.causal import default_sigmas
+    from longreel.engines.instruction import InstructionEngine, Planning
+    from longreel.engines.instruction_backends import CausalInstructionEngine, FirstFrameChunks
 
     film = {"clip": models.clip, "vae": models.vae, "width": SIZE, "height": SIZE, "fps": 16.0}
     planning = Planning(states=states, count=2)
@@ -89,9 +91,9 @@ def evaluate_untrained(
     followed: films in which the probe sees the action that was told, both instructions counted. swapped: pictures of
     which the two films show different actions. kept: frames in which character and place are the picture's.
     """
-    from ...film.reel.reel import Reel
-    from ...host.media.decode import film_frames
-    from ...host.progress import Progress
+    from longreel.film.reel.reel import Reel
+    from longreel.host.media.decode import film_frames
+    from longreel.host.progress import Progress
 
     followed: list[float] = []
     swapped: list[float] = []
@@ -116,8 +118,25 @@ def evaluate_untrained(
     return {name: 100 * sum(values) / len(values) for name, values in rows.items()}
 
 
-def load_miniature(weights: Path) -> Models:
-    """The miniature as ComfyUI's loaders give it."""
-    from ..miniature.evaluate import load
 
-    return load(weights)
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200, help="held-out pictures, two films each: default 200")
+    parser.add_argument("--way", choices=WAYS, default=WAYS[0], help="default causal")
+    parser.add_argument("--states", action="store_true", help="with states, as a planner would tell them")
+    chosen = parser.parse_args()
+    start_comfyui()
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        import folder_paths
+
+        folder_paths.set_temp_directory(folder)
+        from longreel.host.files.paths import MINIATURE_WEIGHTS
+
+        models = load(MINIATURE_WEIGHTS)
+        print(json.dumps(evaluate_untrained(models, chosen.count, way=chosen.way, states=chosen.states), indent=1))
+
+
+if __name__ == "__main__":
+    main()
