@@ -1,8 +1,8 @@
 """Does what happens follow the sentence, not the picture? Measured with the miniature's own models, untrained for it.
 
 `python benchmarks/instruction_untrained.py --way causal --states`, on a GPU if there is one. A held-out character
-stands in its place; two instructions name two actions. Both are filmed from the same picture and seed, and the miniature's
-action probe says what it sees.
+stands in its place; two instructions name two actions. Both are filmed from the same picture and seed, and the
+miniature's action probe says what it sees.
 """
 
 from __future__ import annotations
