@@ -26,6 +26,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, VideoResBl
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...film.instruction import InstructionError
 from ...film.instruction.adapters import AidAdapter, CrossFull
@@ -208,28 +209,36 @@ def _dormant(adapter: AidAdapter, strengths: Strengths) -> frozenset[tuple[str, 
 class Handlers:
     """What ComfyUI calls in place of a layer. Keeps no activation after a call.
 
-    adapter: the modules. strengths: of its parts. skip: parts and sites that are left out.
+    adapter: the modules. strengths: of its parts. skip: parts and sites that are left out. recompute: layers are
+    computed again in the backward pass instead of kept, for training.
     """
 
     def __init__(
-        self, adapter: AidAdapter, strengths: Strengths, skip: frozenset[tuple[str, str]] = frozenset()
+        self,
+        adapter: AidAdapter,
+        strengths: Strengths,
+        skip: frozenset[tuple[str, str]] = frozenset(),
+        recompute: bool = False,
     ) -> None:
         self.adapter = adapter
         self.strengths = strengths
         self.skip = skip
+        self.recompute = recompute
 
     def residual(
         self, layer: VideoResBlock, x: Tensor, emb: Tensor, _context: Any, options: dict[str, Any], _shape: Any,
         _time_context: Any, frames: int, image_only: Any,
     ) -> Tensor:  # fmt: skip
         """A residual block, then the short-term adapter if a transformer of ours comes next in the same block."""
-        x = layer(x, emb, frames, image_only)
-        sites = self.adapter.settings.sites
-        number = options["transformer_index"]
-        if number >= len(sites) or sites[number].block != tuple(options["block"]):
-            return x
-        module = self._module("short", sites[number])
-        return x if module is None else _added(x, self.strengths.short, lambda y: module(y, frames))
+        sites, number = self.adapter.settings.sites, options["transformer_index"]
+        ours = number < len(sites) and sites[number].block == tuple(options["block"])
+        module = self._module("short", sites[number]) if ours else None
+
+        def run(x: Tensor, emb: Tensor) -> Tensor:
+            x = layer(x, emb, frames, image_only)
+            return x if module is None else _added(x, self.strengths.short, lambda y: module(y, frames))
+
+        return self._run(run, x, emb)
 
     def transformer(
         self, layer: SpatialVideoTransformer, x: Tensor, _emb: Tensor, context: Tensor, options: dict[str, Any],
@@ -247,11 +256,17 @@ class Handlers:
                 "conditioning for this number of frames."
             )
         site = self.adapter.settings.sites[options["transformer_index"]]
-        call = _Call(self, site, layer.transformer_blocks[0].attn2)
-        patches = dict(options.get("patches", {}))
-        for name, patch in call.patches().items():
-            patches[name] = [*patches.get(name, []), patch]
-        x = layer(x, context, time_context, frames, image_only, {**options, "patches": patches})
+        now = dict(options)  # as it is at this layer, also when the layer runs again
+
+        def run(x: Tensor, context: Tensor) -> Tensor:
+            call = _Call(self, site, layer.transformer_blocks[0].attn2)
+            patches = dict(now.get("patches", {}))
+            for name, patch in call.patches().items():
+                patches[name] = [*patches.get(name, []), patch]
+            made: Tensor = layer(x, context, time_context, frames, image_only, {**now, "patches": patches})
+            return made
+
+        x = self._run(run, x, context)
         options["transformer_index"] += 1
         return x
 
@@ -261,6 +276,10 @@ class Handlers:
         if mask is None or tuple(options["block"]) != ("input", 0):
             return hidden
         return hidden + self.adapter.mask_in(mask).to(hidden.dtype)  # type: ignore[misc]
+
+    def _run(self, layer: Any, *inputs: Tensor) -> Tensor:
+        made: Tensor = checkpoint(layer, *inputs, use_reentrant=False) if self.recompute else layer(*inputs)
+        return made
 
     def _module(self, part: str, site: Site) -> Any:
         return None if (part, site.name) in self.skip else self.adapter.at(part, site.name)

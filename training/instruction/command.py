@@ -1,0 +1,131 @@
+"""Two commands: `instruction` trains an AID adapter from a folder of clips and sentences, `instruction-measure`
+compares two folders of videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...film.instruction import DEFAULT_STATES, InstructionError, States
+from ..core.command_line import Command, command_line
+from ..core.run import on_its_device
+from ..core.settings import add_arguments, chosen_settings
+from .data import Encoders, InstructionDataError, encode_clips, list_clips
+from .evaluate import compare_folders
+from .train import MINIATURE, PAPER, train_adapter
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """`instruction`'s."""
+    parser.add_argument("--clips", type=Path, required=True, help="videos, each with a text file of the same name: the "
+                        "instruction in its first line, its states, if known, in further ones")  # fmt: skip
+    parser.add_argument("--folder", type=Path, required=True, help="encoded clips, checkpoints, curves and the adapter "
+                        "(resumed)")  # fmt: skip
+    parser.add_argument("--checkpoint", type=Path, required=True, help="svd.safetensors or svd_xt.safetensors")
+    parser.add_argument("--text", type=Path, required=True, help="OpenCLIP ViT-H, the text encoder of SD 2.1")
+    parser.add_argument("--planner", type=Path, help="vision-language model that plans the states of clips without any")
+    parser.add_argument("--frames", type=int, default=16, help="of a clip: default 16")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), default=(256, 256), help="default 256 256")
+    parser.add_argument("--states", type=int, default=DEFAULT_STATES, help=f"default {DEFAULT_STATES}")
+    parser.add_argument("--mask-channel", action="store_true", help="tell the model which frames are known")
+    parser.add_argument("--fill", choices=("repeat", "grey", "zero"), default="repeat", help="unknown frames' rows")
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of clips to judge by: default 0.1")
+    add_arguments(parser, PAPER, MINIATURE)
+
+
+@command_line(InstructionDataError, InstructionError)
+def run_training_command(chosen: argparse.Namespace) -> None:
+    """`instruction`."""
+    import comfy.sd
+
+    from ...film.instruction.settings import AdapterSettings
+    from ...host.model_fingerprint import fingerprint_clip, fingerprint_model, fingerprint_vae
+    from ...host.svd.adapters import check_svd, sites_of, transformer_at
+
+    settings = chosen_settings(chosen, PAPER)
+    model, _, vae, vision = comfy.sd.load_checkpoint_guess_config(
+        str(chosen.checkpoint), output_clip=False, output_clipvision=True
+    )[:4]
+    if vae is None or vision is None:
+        raise InstructionDataError(f"{chosen.checkpoint.name} lacks its VAE or vision encoder: give the full file.")
+    clip = comfy.sd.load_clip([str(chosen.text)])
+    unet = check_svd(model)
+    sites = sites_of(unet)
+    text = clip.encode_from_tokens(clip.tokenize(""))
+    architecture = AdapterSettings(
+        sites=sites,
+        num_frames=chosen.frames,
+        context_dim=transformer_at(unet, sites[0]).transformer_blocks[0].attn2.to_k.in_features,
+        text_dim=text.shape[-1],
+        vision_dim=int(vision.config["hidden_size"]),
+        num_states=chosen.states,
+        context_mode=settings.context_mode,
+        cross_rank=settings.cross_rank,
+        ratio=settings.ratio,
+        mask_channel=chosen.mask_channel,
+        k_max=settings.k_max,
+        width=chosen.size[0],
+        height=chosen.size[1],
+        fill=chosen.fill,
+        base=fingerprint_model(model),
+    )
+    clips = list_clips(chosen.clips, architecture, _planner(chosen.planner, chosen.states))
+    marks = f"{fingerprint_clip(clip)} {fingerprint_vae(vae)} {fingerprint_model(vision.patcher)}"
+    encoders = Encoders(clip, vision, vae, model.model.latent_format, marks)
+    examples = encode_clips(clips, architecture, encoders, chosen.folder / "examples")
+    held = max(1, round(len(examples) * chosen.held_out)) if chosen.held_out > 0 and len(examples) > 3 else 0
+    learned, judged = examples[: len(examples) - held], examples[len(examples) - held :]
+    print(f"{len(learned)} clips to learn from, {len(judged)} held out.")
+    made = train_adapter(on_its_device(model), architecture, learned, settings, chosen.folder, held_out=judged)
+    print(f"{made}: put it into ComfyUI's models/aid.")
+
+
+def _planner(path: Path | None, count: int) -> Any:
+    if path is None:
+        return None
+    import comfy.sd
+
+    from ...host.media.plan_states import StatePlanner
+
+    planner = StatePlanner(comfy.sd.load_clip([str(path)]), count)
+
+    def plan(picture: torch.Tensor, instruction: str) -> States:
+        return planner.plan(picture, instruction).states
+
+    return plan
+
+
+def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
+    """`instruction-measure`'s."""
+    parser.add_argument("--real", type=Path, required=True, help="folder of true videos")
+    parser.add_argument("--made", type=Path, required=True, help="folder of made ones; same names are pairs")
+    parser.add_argument("--i3d", type=Path, help="i3d_torchscript.pt; without it no FVD and KVD")
+    parser.add_argument("--frames", type=int, default=16, help="of each video: default 16")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), default=(256, 256), help="default 256 256")
+
+
+@command_line(InstructionDataError)
+def run_measure(chosen: argparse.Namespace) -> None:
+    """`instruction-measure`."""
+    print(json.dumps(compare_folders(chosen.real, chosen.made, frames=chosen.frames, size=tuple(chosen.size),
+                                     i3d=chosen.i3d), indent=1))  # fmt: skip
+
+
+COMMANDS = {
+    "instruction": Command(
+        "train an AID adapter on Stable Video Diffusion from clips and sentences",
+        add_training_arguments,
+        lambda chosen, _: run_training_command(chosen),
+        shared=True,
+    ),
+    "instruction-measure": Command(
+        "compare two folders of videos: FVD, KVD, PSNR, SSIM",
+        add_measure_arguments,
+        lambda chosen, _: run_measure(chosen),
+    ),
+}

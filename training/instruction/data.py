@@ -1,0 +1,191 @@
+"""Clips and sentences to what AID learns from: latents, known frames, tokens, once encoded and kept.
+
+A folder holds videos, each with a text file of the same name: the first line is the instruction, further lines, if any,
+are its states. N frames are taken evenly from the whole clip, nearest frames without blending. Everything that
+encoders make is kept beside the run, a file a clip, so that training needs neither VAE nor text encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...film.instruction import States, fallback_states, parse_states
+from ...film.instruction.settings import AdapterSettings
+from ...film.reel.atomic import whole_file
+
+__all__ = ["AUGMENTATIONS", "Clip", "Encoders", "Example", "InstructionDataError", "encode_clips", "list_clips"]
+
+VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
+AUGMENTATIONS = (0.0, 0.02, 0.1)
+"""Standard deviations of noise on known frames that a clip is encoded with; training draws one."""
+
+
+class InstructionDataError(ValueError):
+    """A folder or clip that cannot be learned from; the message is one sentence that says what to change."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A clip to learn. frames: [N, H, W, 3] in 0..1. states: None where nobody told any."""
+
+    name: str
+    frames: Tensor
+    instruction: str
+    states: States | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An encoded clip, fp32 on the CPU.
+
+    latents: [N, C, h, w], scaled as the network has them. known: [levels, K, C, h, w] unscaled, with the noise of
+    AUGMENTATIONS. grey: [C, h, w], the latent of a grey frame. token: [1, C]; patches: [L, d]. text: [l, d] of the
+    instruction; states: [S, l, d]; empty: [l, d] of an empty text.
+    """
+
+    name: str
+    latents: Tensor
+    known: Tensor
+    grey: Tensor
+    token: Tensor
+    patches: Tensor
+    text: Tensor
+    states: Tensor
+    empty: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Encoders:
+    """As ComfyUI's loaders give them. latent_format: the model's. fingerprint: of them all."""
+
+    clip: Any
+    clip_vision: Any
+    vae: Any
+    latent_format: Any
+    fingerprint: str
+
+
+def list_clips(
+    folder: Path,
+    settings: AdapterSettings,
+    plan: Callable[[Tensor, str], States] | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Clip]:
+    """The clips of a folder, in the order of their names; one that cannot be read is left out and named.
+
+    plan: makes states of the first frame [H, W, 3] and the instruction, for clips whose text has none. Raises
+    InstructionDataError if nothing is left.
+    """
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEOS)
+    if not files:
+        raise InstructionDataError(f"{folder} holds no videos ({', '.join(VIDEOS)}): put clips and text files there.")
+    clips = []
+    for path in files:
+        try:
+            clips.append(_read(path, settings, plan))
+        except InstructionDataError as error:
+            say(f"Left out {path.name}: {error}")
+        except (OSError, ValueError) as error:  # as av says that a file is damaged
+            say(f"Left out {path.name}: it cannot be read ({error}).")
+    if not clips:
+        raise InstructionDataError(f"None of the {len(files)} videos in {folder} can be used: see the lines above.")
+    return clips
+
+
+def _read(path: Path, settings: AdapterSettings, plan: Callable[[Tensor, str], States] | None) -> Clip:
+    text = path.with_suffix(".txt")
+    lines = [line.strip() for line in text.read_text(encoding="utf-8").splitlines()] if text.is_file() else []
+    lines = [line for line in lines if line]
+    if not lines:
+        raise InstructionDataError(f"write its instruction into {text.name}.")
+    frames = read_frames(path, settings.num_frames, settings.width, settings.height)
+    states: States | None
+    if len(lines) > 1:
+        states = parse_states("\n".join(lines[1:]), lines[0], settings.num_states, strict=False)
+    else:
+        states = None if plan is None else plan(frames[0], lines[0])
+    return Clip(path.name, frames, lines[0], states)
+
+
+def read_frames(path: Path, count: int, width: int, height: int) -> Tensor:
+    """`count` frames [count, height, width, 3] spread over a video from first to last, covering the size and cropped.
+
+    Raises InstructionDataError for a video with fewer frames than two.
+    """
+    import av
+
+    from ...host.families.family import fit
+
+    with av.open(str(path)) as container:
+        shown = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    if len(shown) < 2:
+        raise InstructionDataError(f"it has {len(shown)} frames and nothing can happen in them.")
+    chosen = torch.linspace(0, len(shown) - 1, count).round().long().tolist()
+    return fit(torch.stack([shown[number] for number in chosen]).float() / 255, width, height)
+
+
+def encode_clips(
+    clips: Sequence[Clip],
+    settings: AdapterSettings,
+    encoders: Encoders,
+    folder: Path,
+    say: Callable[[str], None] = print,
+) -> list[Example]:
+    """Encode clips, or take what `folder` has of them: a file for each, named by what it was made of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = []
+    for number, clip in enumerate(clips, start=1):
+        path = folder / f"{_mark(clip, settings, encoders)}.safetensors"
+        if not path.exists():
+            example = _encoded(clip, settings, encoders)
+            tensors = {name: value.contiguous() for name, value in vars(example).items() if name != "name"}
+            with whole_file(path) as part:
+                save_file(tensors, part)
+            if number % 20 == 0:
+                say(f"{number} of {len(clips)} clips encoded.")
+        examples.append(Example(name=clip.name, **load_file(path)))
+    return examples
+
+
+def _mark(clip: Clip, settings: AdapterSettings, encoders: Encoders) -> str:
+    states = "" if clip.states is None else clip.states.to_json()
+    told = f"{encoders.fingerprint}|{settings.to_metadata()}|{clip.instruction}|{states}"
+    digest = hashlib.sha256(told.encode())
+    digest.update((clip.frames * 255).round().byte().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@torch.no_grad()
+def _encoded(clip: Clip, settings: AdapterSettings, encoders: Encoders) -> Example:
+    from ...host.svd import conditioning
+
+    size = (settings.width, settings.height)
+    latents = conditioning.known_latents(encoders.vae, clip.frames, size)
+    first = clip.frames[: settings.k_max]
+    known = [
+        conditioning.known_latents(encoders.vae, first, size, level, seed=number)
+        for number, level in enumerate(AUGMENTATIONS)
+    ]
+    grey = conditioning.encode_frames(encoders.vae, torch.full((1, size[1], size[0], 3), 0.5))[0]
+    sight = conditioning.look_at(encoders.clip_vision, clip.frames[:1])
+    text = conditioning.encode_text(encoders.clip, clip.instruction)
+    states = clip.states or fallback_states(clip.instruction, settings.num_states)
+    return Example(
+        clip.name,
+        encoders.latent_format.process_in(latents).float().cpu(),
+        torch.stack(known).float().cpu(),
+        grey.float().cpu(),
+        sight.token[0].cpu(),
+        sight.patches[0].cpu(),
+        text[0].cpu(),
+        conditioning.encode_states(encoders.clip, states, settings)[0].cpu(),
+        conditioning.encode_text(encoders.clip, "")[0].cpu(),
+    )
