@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -70,6 +71,14 @@ def lora_weights(seed: int = 7) -> dict[str, torch.Tensor]:
         weights[f"{name}.lora_down.weight"] = torch.randn(2, _DIT["dim"], generator=generator) / 8
         weights[f"{name}.alpha"] = torch.tensor(2.0)
     return weights
+
+
+def random_like(weights: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    """Weights of these shapes that keep activations near one."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5 for name, value in weights.items()
+    }
 
 
 def dit_metadata(causal: bool = True) -> dict[str, str]:
