@@ -22,7 +22,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..film.motion import FlowGate, MotionError
-from .joint_latent import DROP, drop_condition, joint_of
+from .wan.joint_latent import DROP, drop_condition, joint_of
 
 __all__ = ["InnerGuidance", "Window", "guide", "inner_guider"]
 

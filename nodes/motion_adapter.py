@@ -42,7 +42,7 @@ class LongreelLoadMotionAdapter(io.ComfyNode):
             outputs=[
                 MotionAdapterSocket.Output(display_name="adapter"),
                 io.Float.Output(
-                    display_name="motion_scale", tooltip="What the file recommends for Inner Guidance; may be connected."
+                    display_name="motion_scale", tooltip="What the file recommends for Inner Guidance."
                 ),
                 io.String.Output(display_name="report", tooltip="What it was made for, and how good its motion is."),
             ],
@@ -66,8 +66,8 @@ class LongreelApplyMotionAdapter(io.ComfyNode):
             node_id="LongreelApplyMotionAdapter",
             display_name="Apply Motion Adapter",
             category=MOTION,
-            description="The model denoises appearance and motion together. Works with every loader and sampler; of Wan "
-            "2.2 A14B apply it to the high-noise model only. Follow it with Inner Guidance.",
+            description="The model denoises appearance and motion together. Works with every loader and sampler; of "
+            "Wan 2.2 A14B apply it to the high-noise model only. Follow it with Inner Guidance.",
             search_aliases=["videojam", "better motion", "motion lora"],
             inputs=[
                 io.Model.Input("model", tooltip="A Wan text-to-video or image-to-video model, from any loader."),
@@ -174,7 +174,8 @@ class LongreelSplitMotionLatent(io.ComfyNode):
 def _report(adapter: MotionAdapter) -> str:
     """What a person should know of a file, a line each."""
     info = adapter.info
-    trunk = "whole weights" if info.full else f"a LoRA of {sum(key.endswith('up.weight') for key in adapter.trunk)} layers"
+    layers = sum(key.endswith("up.weight") for key in adapter.trunk)
+    trunk = "whole weights" if info.full else f"a LoRA of {layers} layers"
     lines = [
         f"{adapter.name}: for {info.base_model}, {info.head} head, {trunk}.",
         f"Flow as {info.codec.encoding}, {info.flow_fps:g} frames per second"

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ..film.motion import ENCODINGS, FlowCodec, MotionError, pad_flow, resize_flow
 from ..film.motion.codec import Encoding, Padding
-from ..host.optical_flow import flow_between
+from ..host.media.optical_flow import flow_between
 from .motion_adapter import MOTION
 from .sockets import FlowSocket, OpticalFlowSocket
 
@@ -59,8 +59,8 @@ class LongreelFlowToRGB(io.ComfyNode):
             node_id="LongreelFlowToRGB",
             display_name="Flow To RGB",
             category=MOTION,
-            description="The motion of a video as pictures that a video VAE can encode: hue is the direction, intensity "
-            "the speed. One picture for each frame.",
+            description="The motion of a video as pictures that a video VAE can encode: hue is the direction, "
+            "intensity the speed. One picture for each frame.",
             search_aliases=["optical flow", "raft", "videojam", "visualize motion"],
             inputs=[
                 io.Image.Input("images", optional=True, tooltip="A video; its flow is computed."),

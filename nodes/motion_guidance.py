@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ..film.motion import MotionError
 from ..host.inner_guidance import InnerGuidance, Window, guide, inner_guider
-from ..host.joint_latent import joint_of
+from ..host.wan.joint_latent import joint_of
 from ..host.weak_guidance import WeakGuidance, guide_from_weak
 from .motion_adapter import MOTION
 
@@ -76,8 +76,8 @@ def _inner_inputs() -> list[Any]:
             options=["auto", "ignore"],
             default="auto",
             advanced=True,
-            tooltip="auto lowers the motion scale at noise levels where the adapter predicts motion no better than none "
-            "at all, as measured when it was trained. ignore: always the full scale.",
+            tooltip="auto lowers the motion scale at noise levels where the adapter predicts motion no better than "
+            "none at all, as measured when it was trained. ignore: always the full scale.",
         ),
         io.Combo.Input(
             "motion_half",
@@ -107,8 +107,8 @@ class LongreelInnerGuidance(io.ComfyNode):
             node_id="LongreelInnerGuidance",
             display_name="Inner Guidance",
             category=MOTION,
-            description="Guides a model with a motion adapter by the motion that it predicts itself, in any sampler and "
-            "in the cache-guided and first-frame engines. One evaluation more a step while it acts.",
+            description="Guides a model with a motion adapter by the motion that it predicts itself, in any sampler "
+            "and in the cache-guided and first-frame engines. One evaluation more a step while it acts.",
             search_aliases=["videojam", "better motion", "motion guidance"],
             inputs=[
                 io.Model.Input("model", tooltip="From Apply Motion Adapter; other patches may lie between."),
@@ -196,8 +196,8 @@ class LongreelMotionFallbacks(io.ComfyNode):
                 io.String.Input(
                     "layers",
                     default="",
-                    tooltip="Numbers of the blocks, such as 8, 9. Empty: the one a quarter of the way up (10 for 14B, 8 "
-                    "for 1.3B).",
+                    tooltip="Numbers of the blocks, such as 8, 9. Empty: the one a quarter of the way up (10 for 14B, "
+                    "8 for 1.3B).",
                 ),
                 *_window_inputs(0.6),
                 _rescale_input(0.7),

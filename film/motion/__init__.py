@@ -7,7 +7,7 @@ Models", 2025 (arXiv 2502.02492).
 from .adapter import AdapterInfo, FlowGate, GateLevel
 from .codec import ENCODINGS, FlowCodec, check_flow, pad_flow, resize_flow
 from .joint import MotionLayers
-from .metrics import MotionReport, flow_errors, measure_flow
+from .metrics import MotionMeter, MotionReport, flow_errors, measure_flow
 from .values import MotionError
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "GateLevel",
     "MotionError",
     "MotionLayers",
+    "MotionMeter",
     "MotionReport",
     "check_flow",
     "flow_errors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from .codec import check_flow
 from .values import MotionError
 
-__all__ = ["FlowErrors", "MotionReport", "flow_errors", "interpolation_error", "measure_flow"]
+__all__ = ["FlowErrors", "MotionMeter", "MotionReport", "flow_errors", "measure_flow"]
 
 _TOP = 0.05
 # Huang et al., "VBench", 2024: a pair of frames moves if the fastest 5 % of its pixels move by 6 pixels of a frame
@@ -100,55 +101,108 @@ def flow_errors(predicted: Tensor, true: Tensor, least: float = 0.02) -> FlowErr
     )
 
 
+class MotionMeter:
+    """Takes a video frame by frame, so that its length costs no memory beyond a few numbers a frame.
+
+    fps: frames per second, above 0.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self.fps = fps
+        self._frames: list[Tensor] = []
+        self._flow: Tensor | None = None
+        self._count = 0
+        self._lengths: list[float] = []
+        self._fast: list[float] = []
+        self._changes: list[float] = []
+        self._errors: list[float] = []
+        self._compared: list[FlowErrors] = []
+        self._size = (0, 0)
+
+    def begin(self, frame: Tensor) -> None:
+        """The first frame [H, W, 3] in 0..1."""
+        self._frames, self._count, self._size = [frame], 1, (int(frame.shape[0]), int(frame.shape[1]))
+
+    def add(self, frame: Tensor, flow: Tensor, predicted: Tensor | None = None) -> None:
+        """The next frame [H, W, 3] in 0..1 and the flow [2, H, W] in pixels that leads to it from the one before.
+
+        predicted: a model's own flow of this pair. Raises MotionError for flow of another size or with NaN.
+        """
+        check_flow(flow[None], self._size)
+        length = torch.linalg.vector_norm(flow, dim=0).flatten()
+        self._lengths.append(float(length.mean()))
+        self._fast.append(float(length.topk(max(1, round(_TOP * len(length)))).values.mean()))
+        if predicted is not None:
+            self._compared.append(flow_errors(predicted[None], flow[None]))
+        if self._flow is not None:
+            self._changes.append(float(torch.linalg.vector_norm(flow - self._flow, dim=0).mean()))
+            self._errors.append(_interpolation_error(self._frames[0], self._frames[1], frame, (self._flow + flow) / 2))
+        self._frames, self._flow, self._count = [self._frames[-1], frame], flow, self._count + 1
+
+    def report(self) -> MotionReport:
+        """What was measured. Raises MotionError for fewer than two frames."""
+        if self._count < 2:
+            raise MotionError("Motion needs at least two frames: connect a video.")
+        height, width = self._size
+        threshold = _DYNAMIC_PIXELS * min(height, width) / _DYNAMIC_SIDE * _DYNAMIC_FPS / self.fps
+        rate = 100.0 * self.fps / math.hypot(height, width)
+        speed = _mean(self._lengths)
+        return MotionReport(
+            frames=self._count,
+            fps=self.fps,
+            speed=speed * rate,
+            fast=_mean(self._fast) * rate,
+            dynamic_degree=_mean([float(fast > threshold) for fast in self._fast]),
+            acceleration=_mean(self._changes) / speed if speed > 0 else 0.0,
+            smoothness=1.0 - _mean(self._errors),
+            speeds=tuple(length * rate for length in self._lengths),
+            errors=tuple(self._errors),
+            predicted=_joined(self._compared) if self._compared else None,
+        )
+
+
 def measure_flow(frames: Tensor, flow: Tensor, fps: float, predicted: Tensor | None = None) -> MotionReport:
-    """Measure a video.
+    """Measure a video that is there as a whole.
 
     frames: [T, H, W, 3] in 0..1, T at least 2. flow: [T - 1, 2, H, W] in pixels from each frame to the next. fps:
     frames per second, above 0. predicted: a model's own motion [T - 1, 2, H, W], compared with flow. Raises MotionError
-    for a still picture and for flow of another size.
+    for a still picture and for flow of another size or length.
     """
-    if len(frames) < 2:
-        raise MotionError("Motion needs at least two frames: connect a video.")
-    check_flow(flow, tuple(frames.shape[1:3]))  # type: ignore[arg-type]
-    if len(flow) != len(frames) - 1:
-        raise MotionError(f"{len(frames)} frames have {len(frames) - 1} flows between them, not {len(flow)}.")
-    height, width = flow.shape[-2:]
-    diagonal = math.hypot(height, width)
-    length = torch.linalg.vector_norm(flow, dim=1).flatten(1)
-    top = length.topk(max(1, round(_TOP * length.shape[1])), dim=1).values.mean(dim=1)
-    threshold = _DYNAMIC_PIXELS * min(height, width) / _DYNAMIC_SIDE * _DYNAMIC_FPS / fps
-    rate = 100.0 * fps / diagonal
-    mean = float(length.mean())
-    change = torch.linalg.vector_norm(flow[1:] - flow[:-1], dim=1).mean() if len(flow) > 1 else torch.zeros(())
-    errors = interpolation_error(frames, flow)
-    return MotionReport(
-        frames=len(frames),
-        fps=fps,
-        speed=mean * rate,
-        fast=float(top.mean()) * rate,
-        dynamic_degree=float((top > threshold).float().mean()),
-        acceleration=float(change) / mean if mean > 0 else 0.0,
-        smoothness=1.0 - (sum(errors) / len(errors) if errors else 0.0),
-        speeds=tuple(float(value) * rate for value in length.mean(dim=1)),
-        errors=tuple(errors),
-        predicted=None if predicted is None else flow_errors(predicted, flow),
+    for each in (flow,) if predicted is None else (flow, predicted):
+        if len(frames) > 1 and len(each) != len(frames) - 1:
+            raise MotionError(f"{len(frames)} frames have {len(frames) - 1} flows between them, not {len(each)}.")
+    meter = MotionMeter(fps)
+    meter.begin(frames[0])
+    for index in range(len(frames) - 1):
+        meter.add(frames[index + 1], flow[index], None if predicted is None else predicted[index])
+    return meter.report()
+
+
+def _joined(parts: Sequence[FlowErrors]) -> FlowErrors:
+    """The errors of several pairs as one, directions weighed by how much moves."""
+    moving = [part for part in parts if part.moving > 0]
+    weight = sum(part.moving for part in moving)
+    direction = sum(part.direction * part.moving for part in moving) / weight if moving else math.nan
+    return FlowErrors(
+        _mean([part.endpoint for part in parts]),
+        _mean([part.trivial for part in parts]),
+        direction,
+        _mean([part.moving for part in parts]),
     )
 
 
-def interpolation_error(frames: Tensor, flow: Tensor) -> list[float]:
-    """Mean absolute error in 0..1 of each inner frame against its neighbours' average, brought to it along the flow.
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
-    As VBench's smoothness does with a learned interpolation. frames: [T, H, W, 3]; flow: [T - 1, 2, H, W].
+
+def _interpolation_error(before: Tensor, frame: Tensor, after: Tensor, flow: Tensor) -> float:
+    """Mean absolute error in 0..1 of a frame [H, W, 3] against its neighbours' average, brought to it along the flow.
+
+    As VBench's smoothness does with a learned interpolation. flow [2, H, W]: the mean of the two pairs', taken for
+    uniform and for that of the middle frame's grid.
     """
-    pictures = frames.movedim(-1, 1).float()
-    errors = []
-    for index in range(1, len(frames) - 1):
-        # Motion is taken for uniform over the two pairs, and its grid for that of the frame between.
-        across = (flow[index - 1] + flow[index]) / 2
-        before = _sample(pictures[index - 1], -across)
-        after = _sample(pictures[index + 1], across)
-        errors.append(float(((before + after) / 2 - pictures[index]).abs().mean()))
-    return errors
+    first, middle, last = (each.movedim(-1, 0).float() for each in (before, frame, after))
+    return float(((_sample(first, -flow) + _sample(last, flow)) / 2 - middle).abs().mean())
 
 
 def _sample(picture: Tensor, offset: Tensor) -> Tensor:

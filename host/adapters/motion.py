@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...film.motion import AdapterInfo, MotionError, MotionLayers
 from ...film.motion.adapter import FILE_KEYS
-from ..joint_latent import JointLatent, check_model, install
+from ..wan.joint_latent import JointLatent, check_model, install
 
 __all__ = ["MotionAdapter", "attach", "read_adapter", "write_adapter", "zero_adapter"]
 

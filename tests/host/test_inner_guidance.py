@@ -13,7 +13,7 @@ from longreel.film.motion import FlowGate, GateLevel, MotionError
 from longreel.host.adapters.motion import attach, zero_adapter
 from longreel.host.inner_guidance import InnerGuidance, Window, guide, inner_guider
 
-from .test_joint_latent import SIZE, conds, info, load, network_inputs, random_adapter, sample
+from .joint_models import SIZE, conds, info, load, network_inputs, random_adapter, sample
 
 ALWAYS = Window(0.0, 1.0)
 
@@ -37,7 +37,7 @@ def counts(model, guidance, **options) -> list[int]:
 
 def run_alone(model, x, sigma, *, positive=True, drop=False):
     """One denoised prediction of the network, outside every guider."""
-    from longreel.host.joint_latent import DROP
+    from longreel.host.wan.joint_latent import DROP
 
     context = (conds() if positive else conds(seed=3))[0][0]
     options = {"wrappers": model.wrappers}

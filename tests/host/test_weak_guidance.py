@@ -9,7 +9,7 @@ from longreel.film.motion import MotionError
 from longreel.host.inner_guidance import Window
 from longreel.host.weak_guidance import WeakGuidance, default_layers, guide_from_weak
 
-from .test_joint_latent import load, network_inputs, sample
+from .joint_models import load, network_inputs, sample
 
 ALWAYS = Window(0.0, 1.0)
 

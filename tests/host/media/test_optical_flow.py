@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from longreel.film.motion import MotionError
-from longreel.host.optical_flow import flow_between
+from longreel.film.motion import MotionError, measure_flow
+from longreel.host.media.optical_flow import flow_between, measure_motion
+from longreel.host.media.source import footage_of
 
 
 class Shift(torch.nn.Module):
@@ -68,3 +69,17 @@ def test_progress_and_refusal():
     assert told == [(1, 3), (2, 3), (3, 3)]
     with pytest.raises(MotionError, match="two frames"):
         flow_between(torch.zeros(1, 16, 16, 3))
+
+
+def test_a_video_is_measured_as_it_streams_by():
+    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(1))
+    frames = torch.stack([picture.roll(3 * index, 1) for index in range(20)])
+    flow = flow_between(frames)
+    streamed = measure_motion(footage_of(frames, 8.0, None, None, None), predicted=flow)
+    assert streamed == measure_flow(frames, flow, 8.0, predicted=flow)
+    assert streamed.predicted.endpoint == 0
+    for count, said in ((18, "18 pairs"), (20, "20 pairs")):
+        with pytest.raises(MotionError, match=said):
+            measure_motion(footage_of(frames, 8.0, None, None, None), predicted=torch.zeros(count, 2, 64, 64))
+    with pytest.raises(MotionError, match="two frames"):
+        measure_motion(footage_of(frames[:1], 8.0, None, None, None))

@@ -10,15 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
+import comfy.utils
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..film.metrics.motion import block_motion
-from ..film.metrics.signs import small
-from ..film.motion import MotionError, resize_flow
+from ...film.metrics.block_motion import block_motion
+from ...film.metrics.frame_stats import small
+from ...film.motion import MotionError, MotionMeter, MotionReport, resize_flow
+from .source import Footage
 
-__all__ = ["flow_between"]
+__all__ = ["flow_between", "measure_motion"]
 
 # RAFT looks at an eighth of the size and needs 16 pixels of it.
 _MULTIPLE, _LEAST = 8, 128
@@ -41,6 +43,35 @@ def flow_between(frames: Tensor, estimator: Any = None, on_pair: Callable[[int, 
         if on_pair is not None:
             on_pair(index + 1, pairs)
     return torch.cat(flows)
+
+
+def measure_motion(footage: Footage, estimator: Any = None, predicted: Tensor | None = None) -> MotionReport:
+    """Measure a video of any length as it streams by.
+
+    estimator: as of flow_between. predicted: a model's own flow of the same video, [T - 1, 2, H, W] in pixels. Raises
+    MotionError for a single frame, and for a predicted motion of another size or length.
+    """
+    meter, before, count = MotionMeter(footage.fps), None, 0
+    flow_of: Callable[[Tensor, Tensor], Tensor] = _by_blocks
+    bar = comfy.utils.ProgressBar(footage.frames) if footage.frames else None
+    for piece in footage.stream():
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        for frame in piece.float().cpu().split(1):
+            if before is None:
+                meter.begin(frame[0])
+                flow_of = _by_blocks if estimator is None else _by_network(estimator, frame.shape[1], frame.shape[2])
+            else:
+                if predicted is not None and count > len(predicted):
+                    raise MotionError(
+                        f"The predicted motion has {len(predicted)} pairs, the video has more: use its own."
+                    )
+                meter.add(frame[0], flow_of(before, frame)[0], None if predicted is None else predicted[count - 1])
+            before, count = frame, count + 1
+        if bar is not None:
+            bar.update_absolute(count)
+    if predicted is not None and len(predicted) != count - 1:
+        raise MotionError(f"The predicted motion has {len(predicted)} pairs, the video {count - 1}: use its own.")
+    return meter.report()
 
 
 def _by_blocks(before: Tensor, after: Tensor) -> Tensor:

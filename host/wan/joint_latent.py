@@ -28,7 +28,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..film.motion import AdapterInfo, MotionError, MotionLayers
+from ...film.motion import AdapterInfo, MotionError, MotionLayers
 
 __all__ = ["DROP", "JointLatent", "check_model", "drop_condition", "install", "joint_kwargs", "joint_of"]
 
