@@ -19,7 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..film.motion import MotionError
-from .inner_guidance import Window
+from .guidance import Step, Window
 
 __all__ = ["WEAK", "WeakGuidance", "default_layers", "guide_from_weak", "take_value_attention"]
 
@@ -76,7 +76,8 @@ def _is_ours(function: Any, kind: str) -> bool:
 def _add(guidance: WeakGuidance, layers: Sequence[int], args: Options) -> Tensor:
     """Core's hook behind guidance: one evaluation more in the window."""
     denoised: Tensor = args["denoised"]
-    if not guidance.window.holds(args):
+    sigmas = args["model_options"]["transformer_options"]["sample_sigmas"]
+    if not guidance.window.holds(Step.of(args["model"], args["input"], args["sigma"], sigmas)):
         return denoised
     options = _weakened(args["model_options"], guidance.kind, layers)
     (weak,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)

@@ -10,7 +10,8 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..film.motion import MotionError
-from ..host.inner_guidance import InnerGuidance, Window, guide, inner_guider
+from ..host.guidance import Window
+from ..host.inner_guidance import MotionGuidance, guide, inner_guider
 from ..host.wan.joint_latent import joint_of
 from ..host.weak_guidance import WeakGuidance, guide_from_weak
 from .motion_adapter import MOTION
@@ -236,11 +237,11 @@ def _guidance(
     gate: str,
     motion_half: Literal["full", "cfg_only"],
     mode: Literal["inner", "ip2p"],
-) -> tuple[InnerGuidance, str | None]:
+) -> tuple[MotionGuidance, str | None]:
     """The settings of the widgets, and what to warn of."""
     joint = joint_of(model)
     measured = None if joint is None else joint.info.gate
-    guidance = InnerGuidance(
+    guidance = MotionGuidance(
         scale=motion_scale,
         window=Window(start, end, unit),
         rescale=rescale,

@@ -112,12 +112,12 @@ def joint_kwargs(joint: JointLatent, drop: Tensor | None = None) -> Options:
     return {"transformer_options": {"wrappers": wrappers}} | ({} if drop is None else {DROP: drop})
 
 
-def drop_condition(dropped: bool, device: torch.device) -> Any:
+def drop_condition(dropped: bool) -> Any:
     """The value under DROP in a conditioning's model_conds.
 
     All conditionings of a call need one, dropped or not: only those with the same keys run in one batch.
     """
-    return comfy.conds.CONDRegular(torch.full((1, 1), float(dropped), device=device))
+    return comfy.conds.CONDRegular(torch.full((1, 1), float(dropped)))
 
 
 def _sample(

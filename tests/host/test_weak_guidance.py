@@ -6,7 +6,7 @@ import pytest
 import torch
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from longreel.film.motion import MotionError
-from longreel.host.inner_guidance import Window
+from longreel.host.guidance import Window
 from longreel.host.weak_guidance import WeakGuidance, default_layers, guide_from_weak
 
 from .joint_models import load, network_inputs, sample

@@ -9,7 +9,7 @@ import pytest
 import torch
 from longreel.film.motion import AdapterInfo
 from longreel.host.adapters.motion import attach, zero_adapter
-from longreel.host.inner_guidance import Window
+from longreel.host.guidance import Window
 from longreel.host.wan.forward import UnsupportedModelError
 from longreel.host.wan.rollout import Prompt, roll_out
 from longreel.host.weak_guidance import WeakGuidance, guide_from_weak
