@@ -39,6 +39,7 @@ from .motion_adapter import LongreelApplyMotionAdapter, LongreelLoadMotionAdapte
 from .motion_flow import LongreelFlowToRGB, LongreelRGBToFlow
 from .motion_guidance import LongreelInnerGuidance, LongreelInnerGuider, LongreelMotionFallbacks
 from .motion_report import LongreelMotionReport
+from .motion_train import LongreelMotionDataset, LongreelTrainMotionAdapter
 from .reel import LongreelLoadReel, LongreelSaveReel
 from .report import LongreelContinuityReport, LongreelIdentityReport
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
@@ -104,6 +105,8 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelMiniatureFilms,
     LongreelWeaverDataset,
     LongreelTrainWeaverLora,
+    LongreelMotionDataset,
+    LongreelTrainMotionAdapter,
 ]
 
 

@@ -41,9 +41,7 @@ class LongreelLoadMotionAdapter(io.ComfyNode):
             ],
             outputs=[
                 MotionAdapterSocket.Output(display_name="adapter"),
-                io.Float.Output(
-                    display_name="motion_scale", tooltip="What the file recommends for Inner Guidance."
-                ),
+                io.Float.Output(display_name="motion_scale", tooltip="What the file recommends for Inner Guidance."),
                 io.String.Output(display_name="report", tooltip="What it was made for, and how good its motion is."),
             ],
         )

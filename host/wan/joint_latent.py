@@ -18,8 +18,6 @@ from functools import partial
 from typing import Any
 
 import comfy.conds
-import comfy.ldm.wan.ar_model
-import comfy.ldm.wan.model
 import comfy.model_management
 import comfy.model_sampling
 import comfy.nested_tensor
@@ -29,6 +27,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...film.motion import AdapterInfo, MotionError, MotionLayers
+from ..families.wan import is_plain
+from ..memory_graph import outside_memory_graph
 
 __all__ = ["DROP", "JointLatent", "check_model", "drop_condition", "install", "joint_kwargs", "joint_of"]
 
@@ -37,7 +37,6 @@ DROP = "longreel_motion_drop"
 
 _KEY = "longreel_motion"
 _WRAPPERS = comfy.patcher_extension.WrappersMP
-_PLAIN = (comfy.ldm.wan.model.WanModel, comfy.ldm.wan.ar_model.CausalWanModel)
 
 Options = dict[str, Any]
 
@@ -64,7 +63,7 @@ def check_model(model: ModelPatcher, info: AdapterInfo, name: str = "The adapter
     """Raises MotionError, naming both, unless an adapter that says `info` of itself fits the model."""
     base = model.model
     dit: Any = getattr(base, "diffusion_model", None)
-    if type(dit) not in _PLAIN or not isinstance(base.model_sampling, comfy.model_sampling.CONST):
+    if not is_plain(model) or not isinstance(base.model_sampling, comfy.model_sampling.CONST):
         raise MotionError(
             f"{type(base).__name__} ({type(dit).__name__}) cannot carry motion beside appearance: load a plain Wan "
             "text-to-video or image-to-video model."
@@ -223,7 +222,8 @@ def _forward(
     if drop is not None:
         keep = keep * (1 - drop.to(motion).view(-1, 1, 1, 1, 1))
     # Zeroed where dropped, not scaled: what was NaN or infinite must not come through either.
-    tokens = layers.embed(torch.where(keep > 0, motion * keep, 0.0).float()).to(x.dtype)
+    with outside_memory_graph():  # they are read in the first block, and made before it
+        tokens = layers.embed(torch.where(keep > 0, motion * keep, 0.0).float()).to(x.dtype)
     size = [-(-length // patch) for length, patch in zip(x.shape[2:], layers.patch)]
     last = _LastTokens(len(dit.blocks) - 1)
     options = _hooked(options, tokens, _reference_tokens(dit, kwargs), last)

@@ -1,4 +1,4 @@
-"""Inner guidance on a tiny Wan model (tests 2 to 9 of the brief's list)."""
+"""Inner guidance on a tiny Wan model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test 15 of the brief's list: flow as pictures, and back."""
+"""Flow as pictures, and back."""
 
 from __future__ import annotations
 

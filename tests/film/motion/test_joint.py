@@ -1,4 +1,4 @@
-"""The layers that a joint model has more than its base (tests 14 and part of 16 of the brief's list)."""
+"""The layers that a joint model has more than its base."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_odd_sizes_are_padded_like_the_bases():
 
 
 def test_gradients_at_zero():
-    """The motion loss alone moves only the head; the appearance loss moves the embedding at once (brief 1.3)."""
+    """The motion loss alone moves only the head; the appearance loss moves the embedding at once."""
     motion = layers()
     motion.reset()
     d, tokens = torch.randn(1, C, 3, 4, 10), torch.randn(1, math.prod(GRID), DIM)

@@ -1,4 +1,4 @@
-"""A joint latent through a stock Wan model (tests 1, 2, 3, 6, 10 to 13 and 17 of the brief's list)."""
+"""A joint latent through a stock Wan model."""
 
 from __future__ import annotations
 
