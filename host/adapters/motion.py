@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ import comfy.sd
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ...film.motion import AdapterInfo, MotionError, MotionLayers
 from ...film.motion.adapter import FILE_KEYS
+from ...film.reel.atomic import whole_file
 from ..wan.joint_latent import JointLatent, check_model, install
 
 __all__ = ["MotionAdapter", "attach", "read_adapter", "write_adapter", "zero_adapter"]
@@ -56,9 +56,8 @@ def write_adapter(path: Path, adapter: MotionAdapter) -> None:
     """Write a file; the trunk's part in the dtype it has."""
     named = {FILE_KEYS[name]: weight.float().contiguous() for name, weight in adapter.layers.items()}
     trunk = {name: weight.contiguous() for name, weight in adapter.trunk.items()}
-    part = path.with_name(path.name + ".part")
-    save_file(named | trunk, part, metadata=adapter.info.to_metadata())
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_bytes(save(named | trunk, adapter.info.to_metadata()))  # save_file's only their owner may read
 
 
 def zero_adapter(model: ModelPatcher, info: AdapterInfo) -> MotionAdapter:
