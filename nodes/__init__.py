@@ -35,6 +35,11 @@ from .instruction_engine import LongreelInstructionEngine
 from .instruction_guider import LongreelInstructionGuider
 from .instruction_states import LongreelPlanStates, LongreelReadStates, LongreelStatePrompt
 from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
+from .motion_adapter import LongreelApplyMotionAdapter, LongreelLoadMotionAdapter, LongreelSplitMotionLatent
+from .motion_flow import LongreelFlowToRGB, LongreelRGBToFlow
+from .motion_guidance import LongreelInnerGuidance, LongreelInnerGuider, LongreelMotionFallbacks
+from .motion_report import LongreelMotionReport
+from .motion_train import LongreelMotionDataset, LongreelTrainMotionAdapter
 from .reel import LongreelLoadReel, LongreelSaveReel
 from .report import LongreelContinuityReport, LongreelIdentityReport
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
@@ -66,6 +71,14 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelApplyInstructionAdapter,
     LongreelInstructionConditioning,
     LongreelInstructionGuider,
+    LongreelLoadMotionAdapter,
+    LongreelApplyMotionAdapter,
+    LongreelInnerGuidance,
+    LongreelInnerGuider,
+    LongreelMotionFallbacks,
+    LongreelSplitMotionLatent,
+    LongreelFlowToRGB,
+    LongreelRGBToFlow,
     LongreelAddReferences,
     LongreelStartFromVideo,
     LongreelFilmShot,
@@ -82,6 +95,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelReelToVideo,
     LongreelContinuityReport,
     LongreelIdentityReport,
+    LongreelMotionReport,
     LongreelSaveReel,
     LongreelLoadReel,
     LongreelCastClip,
@@ -91,6 +105,8 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelMiniatureFilms,
     LongreelWeaverDataset,
     LongreelTrainWeaverLora,
+    LongreelMotionDataset,
+    LongreelTrainMotionAdapter,
 ]
 
 

@@ -24,6 +24,10 @@ CastDatasetSocket = io.Custom("LONGREEL_CAST_DATASET")
 StatesSocket = io.Custom("LONGREEL_STATES")
 InstructionAdapterSocket = io.Custom("LONGREEL_INSTRUCTION_ADAPTER")
 WeaverDatasetSocket = io.Custom("LONGREEL_WEAVER_DATASET")
+MotionAdapterSocket = io.Custom("LONGREEL_MOTION_ADAPTER")
+MotionDatasetSocket = io.Custom("LONGREEL_MOTION_DATASET")
+FlowSocket = io.Custom("LONGREEL_FLOW")
+OpticalFlowSocket = io.Custom("OPTICAL_FLOW")
 
 _CUSTOM = "custom"
 

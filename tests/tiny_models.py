@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,11 +12,14 @@ from comfy.ldm.wan.model import VaceWanModel, WanModel
 from comfy.ldm.wan.vae import WanVAE
 from comfy.ops import disable_weight_init
 from longreel.film.dual_cache import FILMWEAVER
+from longreel.film.motion import AdapterInfo, FlowGate, GateLevel, MotionLayers
+from longreel.film.motion.adapter import FILE_KEYS
 from longreel.miniature.text import TextEncoder
 from safetensors.torch import save_file
 
 DIT, VAE, TEXT = "tiny-dit.safetensors", "tiny-vae.safetensors", "longreel-miniature-tiny.safetensors"
 CLIP, LORA = "tiny/open_clip_model.safetensors", "tiny-cache-lora.safetensors"
+MOTION = "tiny-motion.safetensors"
 STORYMEM = "tiny_backbone_high_noise.safetensors"
 EXPERT, HIGH, LOW = "tiny-expert.safetensors", "tiny-high-noise-lora.safetensors", "tiny-low-noise-lora.safetensors"
 FOLDERS = {DIT: "diffusion_models", EXPERT: "diffusion_models", VAE: "vae", TEXT: "text_encoders"}
@@ -70,6 +74,14 @@ def lora_weights(seed: int = 7) -> dict[str, torch.Tensor]:
         weights[f"{name}.lora_down.weight"] = torch.randn(2, _DIT["dim"], generator=generator) / 8
         weights[f"{name}.alpha"] = torch.tensor(2.0)
     return weights
+
+
+def random_like(weights: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    """Weights of these shapes that keep activations near one."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(value.shape, generator=generator) / value[0].numel() ** 0.5 for name, value in weights.items()
+    }
 
 
 def dit_metadata(causal: bool = True) -> dict[str, str]:
@@ -132,6 +144,14 @@ def rank_one_weights(seed: int) -> dict[str, torch.Tensor]:
     return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
 
 
+def motion_adapter(seed: int = 9) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A motion adapter of dit_weights(), random everywhere, as tensors and metadata."""
+    layers = MotionLayers(_DIT["dim"], 16, (1, 2, 2)).state_dict()
+    weights = {FILE_KEYS[name]: value * 0.3 for name, value in random_like(layers, seed).items()}
+    gate = FlowGate((GateLevel(0.9, 1.0, 4.0, 20.0), GateLevel(0.5, 5.0, 4.0, 80.0)))
+    return weights | lora_weights(seed), AdapterInfo("tiny-dit", 16, _DIT["dim"], gate=gate).to_metadata()
+
+
 def write(models: Path) -> None:
     """Put one of each into ComfyUI's models folder."""
     everything = {DIT: dit_weights(), EXPERT: dit_weights(6, 36), VAE: vae_weights(), TEXT: text_weights()}
@@ -142,4 +162,6 @@ def write(models: Path) -> None:
         save_file(weights, path, metadata=metadata)
     write_clip((models / "open_clip" / CLIP).parent)
     save_file(storymem_weights(), models / "loras" / STORYMEM)
+    weights, metadata = motion_adapter()
+    save_file(weights, models / "loras" / MOTION, metadata=metadata)
     save_file(lora_weights(), models / "loras" / LORA, metadata=FILMWEAVER.to_metadata())

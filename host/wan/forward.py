@@ -26,7 +26,9 @@ import torch
 from ...film.kv_memory import CallKind, KVLayout, KVMemory
 from ..families.wan import is_plain
 from ..memory_graph import outside_memory_graph
+from ..weak_guidance import WEAK, take_value_attention
 from .attention import Tables, attend, prep_tables, prepare
+from .joint_latent import joint_of
 
 __all__ = [
     "CausalPass",
@@ -82,6 +84,11 @@ def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
         raise UnsupportedModelError(
             f"{type(base).__name__} is not a Wan model; load a Wan text-to-video model or a causal one made from it."
         )
+    if joint_of(model) is not None:
+        raise UnsupportedModelError(
+            "A causal film cannot carry motion beside appearance: remove Apply Motion Adapter from this model (Motion "
+            "Fallbacks work here), or film with the cache-guided or first-frame engine."
+        )
     if not is_plain(model) or dit.ref_conv is not None:
         raise UnsupportedModelError(
             f"The Wan variant {type(dit).__name__} needs inputs a causal film does not have; "
@@ -127,14 +134,16 @@ def _causal_wrapper(
 ) -> torch.Tensor:
     options = transformer_options if transformer_options is not None else {}
     state: CausalPass = options[_KEY]
-    if x.shape[0] != 1 or x.shape[2] != state.frames or state.calls:
+    # An extra pass for guidance reads the same memory; what it writes of this block the next pass writes anew.
+    extra = options.get(WEAK, False)
+    if x.shape[0] != 1 or x.shape[2] != state.frames or (state.calls and not extra):
         raise UnsupportedModelError(
             "A causal film takes one picture, one prompt and no second conditioning at a time; "
             "remove batches, areas, masks and combined conditionings."
         )
     if clip_fea is not None or time_dim_concat is not None:
         raise UnsupportedModelError("A causal film takes text conditioning only; remove the image conditioning nodes.")
-    state.calls += 1
+    state.calls += not extra
     with outside_memory_graph():  # the memory outlives the pass
         return causal_forward(executor.class_obj, x, timestep, context, state, options)
 
@@ -287,6 +296,8 @@ def _self_attention(
     last: bool,
 ) -> torch.Tensor | None:
     """Self-attention of x [1, F*T, dim] over the memory; None when only the memory's keys were wanted."""
+    if take_value_attention(options):
+        return cast(torch.Tensor, attn.o(attn.v(x)))
     if state.tables is not None and not last:
         prepared = prepare(attn, layer, x, state.memory, state.tables)
         if prepared is not None:

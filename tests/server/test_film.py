@@ -203,6 +203,11 @@ STAND_INS = {
     "longreel-miniature-filmweaver.safetensors": tiny_models.LORA,
     "longreel-miniature-cast.safetensors": tiny_models.HIGH,
     "longreel-miniature-memory.safetensors": tiny_models.HIGH,
+    "longreel-miniature-motion.safetensors": tiny_models.MOTION,
+    "my-motion.safetensors": tiny_models.MOTION,
+    "wan2.1_t2v_1.3B_fp16.safetensors": tiny_models.DIT,
+    "wan2.1_t2v_14B_fp8_scaled.safetensors": tiny_models.DIT,
+    "lightx2v_T2V_14B_cfg_step_distill_v2_lora_rank64_bf16.safetensors": tiny_models.HIGH,
     "StoryMem/backbone_high_noise.safetensors": tiny_models.STORYMEM,
     "StoryMem/backbone_low_noise.safetensors": tiny_models.STORYMEM,
 }
@@ -247,6 +252,12 @@ def speak_miniature(prompt: Prompt) -> None:
 OTHERS = ("-cast-dataset", "-cast-lora", "plan-states", "do-this")
 FILMS = sorted(file for file in PROMPTS.glob("*.json") if not file.stem.endswith(OTHERS))
 """Prompts that end in a video and run on tiny models; the others have tests of their own."""
+FILMS = sorted(
+    file
+    for file in PROMPTS.glob("*.json")
+    if not file.stem.endswith(("-cast-dataset", "-cast-lora", "-motion-adapter"))
+)
+"""Prompts that end in a video; the others have tests of their own."""
 
 
 @pytest.mark.parametrize("file", FILMS, ids=lambda file: file.stem)

@@ -1,0 +1,1 @@
+"""The motion adapter's trainer (VideoJAM): clips with their flow, a joint objective, measures, commands."""
