@@ -202,6 +202,8 @@ STAND_INS = {
     "longreel-miniature-clip/open_clip_model.safetensors": tiny_models.CLIP,
     "longreel-miniature-filmweaver.safetensors": tiny_models.LORA,
     "longreel-miniature-cast.safetensors": tiny_models.HIGH,
+    "longreel-miniature-cast-base.safetensors": tiny_models.DIT,
+    "longreel-miniature-cast-text.safetensors": tiny_models.TEXT,
     "longreel-miniature-memory.safetensors": tiny_models.HIGH,
     "longreel-miniature-motion.safetensors": tiny_models.MOTION,
     "my-motion.safetensors": tiny_models.MOTION,
