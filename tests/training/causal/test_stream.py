@@ -10,11 +10,10 @@ import torch
 from longreel.film.kv_memory import MEMFLOW, MemorySettings
 from longreel.host.wan.noise import SeededNoise
 from longreel.host.wan.rollout import Prompt, roll_out
-from longreel.miniature.stories import describe
 from longreel.miniature.text import pad, tokenize
 from longreel.training.__main__ import WEIGHTS
 from longreel.training.causal import long_evaluate
-from longreel.training.causal.long_data import LongTakes, long_scene
+from longreel.training.causal.long_data import LongTakes, captions, long_scene
 from longreel.training.causal.stream import Stream
 from longreel.training.miniature import evaluate
 from longreel.training.miniature.dit import DitRecipe, Miniature
@@ -77,19 +76,31 @@ def test_a_streams_films_are_those_of_the_rollout(settings: MemorySettings):
 
 
 def test_films_that_are_judged_are_the_rollouts_with_cuts_too():
-    scenes = [long_scene(random.Random(i), 12, 0, two=0.0) for i in range(2)]
-    film = long_evaluate.Judged(tuple(scenes), (0, 12), 24)
+    films = []
+    for number in range(2):
+        scenes = [
+            long_scene(random.Random(10 * number + i), 24, shot, two=0.0) for i, shot in enumerate((1 - number, 0))
+        ]
+        films.append(long_evaluate.Judged(tuple(scenes), (0, 24), 36))
     mini = Miniature(DitRecipe())
     read_dit(mini, WEIGHTS)
-    made = next(iter(long_evaluate.film_all(mini, [film], [7])))
+    together = list(long_evaluate.film_all(mini, films, [7, 8]))
     models = evaluate.load(WEIGHTS)
-    memory = None
-    for shot, scene in enumerate(scenes):
-        told = models.clip.encode_from_tokens_scheduled(models.clip.tokenize(describe(scene)))
-        single = roll_out(
-            models.model, [Prompt(0, told)], (1, 16, 12, 8, 8), torch.tensor([*FEW_STEPS, 0.0]), memory=memory,
-            noise=SeededNoise(7, 4 * shot),
-        )  # fmt: skip
-        memory = single.memory
-        expected = models.model.model.process_latent_in(single.latents)
-        assert torch.allclose(made[:, 12 * shot : 12 * shot + 12], expected[0], atol=2e-3)
+    for number, film in enumerate(films):
+        memory = None
+        for shot, (start, end) in enumerate(((0, 24), (24, 36))):
+            words, caption = captions(film.scenes[shot], end - start)
+            told = [
+                Prompt(
+                    int((caption == index).nonzero()[0]),
+                    models.clip.encode_from_tokens_scheduled(models.clip.tokenize(prompt)),
+                )
+                for index, prompt in enumerate(words)
+            ]
+            single = roll_out(
+                models.model, told, (1, 16, end - start, 8, 8), torch.tensor([*FEW_STEPS, 0.0]), memory=memory,
+                noise=SeededNoise(7 + number, start // 3),
+            )  # fmt: skip
+            memory = single.memory
+            expected = models.model.model.process_latent_in(single.latents)
+            assert torch.allclose(together[number][:, start:end], expected[0], atol=2e-3)
