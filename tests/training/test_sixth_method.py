@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -111,7 +112,9 @@ def sixth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTyp
     for name, source in (("__init__", '"""A sixth method."""'), ("train", TRAIN), ("command", COMMAND)):
         (room / f"{name}.py").write_text(source, encoding="utf-8")
     monkeypatch.setattr(training, "__path__", [*training.__path__, str(room.parent)])
+    before = signal.getsignal(signal.SIGTERM)
     yield import_module("longreel.training.sixth.train")
+    signal.signal(signal.SIGTERM, before)  # a command changes it for its process
     for name in [name for name in sys.modules if name.startswith("longreel.training.sixth")]:
         del sys.modules[name]
 

@@ -52,7 +52,6 @@ def _add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, "Wan model that is trained")
     parser.add_argument("--text", type=Path, help="text encoder of --model")
     parser.add_argument("--vae", type=Path, help="VAE of --model")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
 
 
 def run_data(chosen: argparse.Namespace, weights: Path) -> None:
