@@ -13,7 +13,7 @@ from ..film.motion import MotionError
 from ..host.guidance import Window
 from ..host.inner_guidance import MotionGuidance, guide, inner_guider
 from ..host.wan.joint_latent import joint_of
-from ..host.weak_guidance import WeakGuidance, guide_from_weak
+from ..host.wan.weak_guidance import WeakGuidance, guide_from_weak
 from .motion_adapter import MOTION
 
 

@@ -26,9 +26,9 @@ import torch
 from ...film.kv_memory import CallKind, KVLayout, KVMemory
 from ..families.wan import is_plain
 from ..memory_graph import outside_memory_graph
-from ..weak_guidance import WEAK, take_value_attention
 from .attention import Tables, attend, prep_tables, prepare
 from .joint_latent import joint_of
+from .weak_guidance import WEAK, take_value_attention
 
 __all__ = [
     "CausalPass",

@@ -49,9 +49,12 @@ class Editor:
         self.run("async workflow => { await window.app.loadGraphData(workflow) }", workflow)
 
     def open_template(self, name: str) -> None:
-        """Open one of our templates the way a person does: template browser, our name, its card."""
+        """Open one of our templates the way a person does: template browser, our name, its own name, its card."""
         self.run("() => { window.app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
-        self.page.get_by_role("dialog").get_by_role("button", name="longreel", exact=True).click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_role("button", name="longreel", exact=True).click()
+        # The browser draws two dozen cards at a time.
+        dialog.get_by_placeholder("Search ...").fill(name)
         self.page.get_by_test_id(f"template-workflow-{name}").click()
         self.page.wait_for_function(
             "name => window.app.extensionManager.workflow.activeWorkflow?.filename.includes(name)", arg=name

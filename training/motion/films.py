@@ -14,7 +14,7 @@ from ...host.adapters.motion import MotionAdapter, attach
 from ...host.guidance import Window
 from ...host.inner_guidance import MotionGuidance, guide
 from ...host.media.optical_flow import flow_between
-from ...host.weak_guidance import WeakGuidance, guide_from_weak
+from ...host.wan.weak_guidance import WeakGuidance, guide_from_weak
 from ...miniature.probe import Probe
 from ...miniature.stories import describe
 from ...miniature.world import FPS, Scene

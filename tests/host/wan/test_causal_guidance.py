@@ -12,7 +12,7 @@ from longreel.host.adapters.motion import attach, zero_adapter
 from longreel.host.guidance import Window
 from longreel.host.wan.forward import UnsupportedModelError
 from longreel.host.wan.rollout import Prompt, roll_out
-from longreel.host.weak_guidance import WeakGuidance, guide_from_weak
+from longreel.host.wan.weak_guidance import WeakGuidance, guide_from_weak
 
 SIGMAS = torch.tensor([1.0, 0.8, 0.0])
 

@@ -18,8 +18,8 @@ import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..film.motion import MotionError
-from .guidance import Step, Window
+from ...film.motion import MotionError
+from ..guidance import Step, Window
 
 __all__ = ["WEAK", "WeakGuidance", "default_layers", "guide_from_weak", "take_value_attention"]
 

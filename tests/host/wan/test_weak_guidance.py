@@ -7,9 +7,9 @@ import torch
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from longreel.film.motion import MotionError
 from longreel.host.guidance import Window
-from longreel.host.weak_guidance import WeakGuidance, default_layers, guide_from_weak
+from longreel.host.wan.weak_guidance import WeakGuidance, default_layers, guide_from_weak
 
-from .joint_models import load, network_inputs, sample
+from ..joint_models import load, network_inputs, sample
 
 ALWAYS = Window(0.0, 1.0)
 
