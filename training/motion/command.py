@@ -59,7 +59,6 @@ def run_data(chosen: argparse.Namespace, weights: Path) -> None:
     with command_line(MotionDataError, MotionError):
         from .sources import list_videos, video_clips
 
-        _threads(chosen)
         encoders = _open(chosen, weights)
         if chosen.videos is None:
             spec = SMALL if not chosen.frames else MotionSpec(**{**vars(SMALL), "frames": chosen.frames})
@@ -97,7 +96,6 @@ def run_train(chosen: argparse.Namespace, weights: Path) -> None:
         from .evaluate import measure
         from .train import train_motion
 
-        _threads(chosen)
         encoders = _open(chosen, weights)
         settings = chosen_settings(chosen, PAPER if chosen.model else MINIATURE)
         examples, empty = load_examples(chosen.data)
@@ -128,7 +126,6 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
         from .evaluate import MEASURED, adapter_matcher, flow_gate, permutation_gap
         from .films import judge_motion
 
-        _threads(chosen)
         encoders = _open(chosen, weights)
         examples = load_examples(chosen.data)[0]
         adapters = {path.parent.name + "/" + path.stem: read_adapter(path) for path in chosen.adapter}
@@ -163,11 +160,6 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
             print_table(f"{chosen.films} films of held-out prompts, {chosen.steps} steps, cfg {chosen.cfg:g}", films)
         if chosen.json is not None:
             chosen.json.write_text(json.dumps({"gap": gaps, "flow": flows, "films": films}, indent=1), encoding="utf-8")
-
-
-def _threads(chosen: argparse.Namespace) -> None:
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
 
 
 def _open(chosen: argparse.Namespace, weights: Path) -> Encoders:
