@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..pixels import Box
+from ..pixels import Box, PixelError
 from .layouts import MAX_REFERENCES
 from .values import FirstFrameError
 
@@ -99,7 +99,7 @@ def _box(line: int, sides: Sequence[int]) -> Box:
     """A box, with the line's number in front of what is wrong with it."""
     try:
         return Box(*sides)
-    except FirstFrameError as error:
+    except PixelError as error:
         raise FirstFrameError(f"Line {line} of the canvas: {error}") from error
 
 

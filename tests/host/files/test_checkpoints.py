@@ -14,6 +14,7 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
+from longreel.film.reel import atomic
 from longreel.host.files import safetensors_io as checkpoint_files
 from longreel.host.files.checkpoints import CheckpointError, convert, convert_lora, main
 from safetensors import safe_open
@@ -307,7 +308,7 @@ def test_a_write_that_fails_leaves_nothing_and_keeps_the_old_file(tmp_path, weig
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_files.os, "replace", fail)
+    monkeypatch.setattr(atomic.os, "replace", fail)
     with pytest.raises(CheckpointError, match="No space left"):
         convert(tmp_path / "in.pt", output, head_dim=24, overwrite=True)
     assert output.read_text() == "old"

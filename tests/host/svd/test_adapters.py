@@ -99,14 +99,19 @@ def test_t15_at_no_noise_the_input_is_the_result(svd):
 def test_t3_decoupled_with_a_zero_output_is_svd_with_the_picture_alone(svd, make):
     picture = given()["c_crossattn"][:, :1].contiguous()
     for options in ({}, {"time_context": None}):
-        assert torch.equal(run(loud(svd, make()), **options), run(svd, c_crossattn=picture, **options))
+        _same(run(loud(svd, make()), **options), run(svd, c_crossattn=picture, **options))
 
 
 def test_a_text_of_zeros_adds_nothing(svd, make):
     silent = given()["c_crossattn"].clone()
     silent[:, 1:] = 0
     adapter = make(random=True, adapters=())
-    assert torch.equal(run(loud(svd, adapter), c_crossattn=silent), run(svd, c_crossattn=silent[:, :1].contiguous()))
+    _same(run(loud(svd, adapter), c_crossattn=silent), run(svd, c_crossattn=silent[:, :1].contiguous()))
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Equal but for the last bits: a slice of the context and a tensor of its own take other kernels on some CPUs."""
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["decoupled", "lora", "full"])
@@ -116,7 +121,10 @@ def test_t2_strength_0_is_unpatched_also_from_a_file(svd, make, tmp_path, mode: 
     context = given()["c_crossattn"]
     off = apply_adapter(svd, file, Strengths(0, 0, 0, 0))
     plain = run(svd, c_crossattn=context[:, :1].contiguous() if mode == "decoupled" else context)
-    assert torch.equal(run(off), plain)
+    if mode == "decoupled":
+        _same(run(off), plain)
+    else:
+        assert torch.equal(run(off), plain)
     assert not torch.allclose(run(apply_adapter(svd, file)), plain, atol=1e-3)
     assert torch.equal(run(svd), run(svd)), "the model itself is as before"
 

@@ -197,7 +197,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_files(films: Path, models:
         m.setattr(scene_data, "encode_scene", dies(encode))
         m.setattr(scene_data, "find_shots", dies(find_shots))
         m.setattr(scene_data, "embed_middles", dies(scene_data.embed_middles))
-        m.setattr("longreel.training.core.stages.os.replace", dies(__import__("os").replace))
+        m.setattr("longreel.film.reel.atomic.os.replace", dies(__import__("os").replace))
         build(films, Path(one), models)
         for kill in kills:
             left[0] = kill

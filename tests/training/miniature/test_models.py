@@ -16,6 +16,7 @@ from longreel.training.miniature.latent_classifier import (
     VISIBLE_WORDS,
     LatentClassifier,
     LatentClassifierRecipe,
+    frames_of,
     latent_bce,
     multi_hot_labels,
     train_latent_classifier,
@@ -218,7 +219,7 @@ def test_a_reader_finds_what_a_latent_shows(tmp_path):
     data = Stories(latents, torch.zeros(64, 1, 3, 8, 8), tokens, torch.full((64, 1), 21))
     reader = LatentClassifier(16)
     train_latent_classifier(
-        LatentClassifierRecipe(width=16, steps=150, batch=64, rate=3e-3), reader, data, data, tmp_path
+        LatentClassifierRecipe(width=16, steps=150, batch=64, rate=3e-3), reader, frames_of(data, data), tmp_path
     )
     named = multi_hot_labels(tokens[:, 0, 0])
     assert (named.sum(dim=1) == 1).all()
