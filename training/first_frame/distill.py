@@ -48,8 +48,7 @@ def recombine(casts: Sequence[CastScene], count: int, *, seed: int = 0) -> list[
     """
     characters = [actor.character for cast in casts for actor in cast.scene.actors]
 
-    def drawn(index: int) -> CastScene:
-        rng, like = random.Random(f"recast {seed} {index}"), casts[index % len(casts)]
+    def drawn(rng: random.Random, like: CastScene) -> CastScene:
         place, places = like.scene.place, like.scene.actors
         who = rng.sample(characters, len(places))
         while len(set(who)) < len(who) or any(is_held_out(character, place) for character in who):
@@ -60,7 +59,14 @@ def recombine(casts: Sequence[CastScene], count: int, *, seed: int = 0) -> list[
         bareheaded = frozenset(rng.sample(range(len(who)), len(like.bareheaded)))
         return CastScene(Scene(place, actors, (beat,)), like.plate, bareheaded)
 
-    return [drawn(index) for index in range(count)]
+    anew: list[CastScene] = []
+    for index in range(count):
+        rng, like = random.Random(f"recast {seed} {index}"), casts[index % len(casts)]
+        cast = drawn(rng, like)
+        while cast in casts or cast in anew:  # by chance, one of some thousands
+            cast = drawn(rng, like)
+        anew.append(cast)
+    return anew
 
 
 def self_distill(

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from longreel.film.first_frame import Reference, compose
 from longreel.film.pixels import from_pil, to_pil
@@ -164,6 +164,8 @@ def test_a_tint_keeps_greys_and_brightness(hue, pale, grey):
 
 @settings(max_examples=30)
 @given(seed=st.integers(0, 10_000))
+@example(3600)
+@example(50)
 def test_casts_put_together_anew(seed):
     casts = draw_casts(LEARNED, 12, seed=seed)
     known = {actor.character for cast in casts for actor in cast.scene.actors}
@@ -176,8 +178,7 @@ def test_casts_put_together_anew(seed):
         assert set(who) <= known
         assert len(set(who)) == len(like.scene.actors)
         assert not any(is_held_out(character, cast.scene.place) for character in who)
-    # Drawn at random: now and then two of them are the same by chance (seed 3600).
-    assert len({repr(cast) for cast in (*casts, *anew)}) >= 35
+    assert len({repr(cast) for cast in (*casts, *anew)}) == 36
 
 
 def test_only_the_small_worlds_clips_are_put_together_anew(world, tmp_path):
