@@ -132,11 +132,11 @@ class CausalEngine(EngineBase):
     def film(self, shot: Shot, reel: Reel, report: Progress, inputs: ShotInputs) -> Reel:
         """Film one shot; see EngineBase. Raises MemoryMismatchError, too, for a reel with another kind of memory."""
         plan = plan_shot(reel.shots, shot, self.clock)
-        shown = None
+        context = None
         if self.memory.sink_from == "shots" and plan.take_start:
             # nothing of the last shot's memory outlives a cut
-            shown = earlier_shots(reel, self.memory.sink, self.vae, self.encode_prompt)
-        memory = self._memory_after(reel) if shown is None else None
+            context = earlier_shots(reel, self.memory.sink, self.vae, self.encode_prompt)
+        memory = self._memory_after(reel) if context is None else None
         given = None if inputs.picture is None else encode_image(self.vae, inputs.picture, self.width, self.height)
         start, again = shot.start, 0
         if memory is None and not plan.take_start and self.memory.sink_from != "shots":
@@ -156,7 +156,7 @@ class CausalEngine(EngineBase):
             loop=self.loop,
             on_block=lambda block, latents: report.block_done(latents) if block * self.block >= again else None,
             callback=lambda step, *_: report.step() if step >= passes else None,
-            shown=shown,
+            context=context,
         )
         return self._filmed(
             reel,

@@ -92,12 +92,12 @@ def rope_tables(
     theta: float = 10000.0,
     device: torch.device | None = None,
     first: int = 0,
-    turns: Sequence[float] = (),
+    phases: Sequence[float] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(cos, sin) of Wan's three RoPE axes: fp32 [positions | rows | columns, pairs of the axis, 2].
 
     The table of time begins with position `first`, so that it is no longer than a block however long the film is.
-    turns: radians added to all temporal angles of each position, none without. Height and width take a third of a
+    phases: radians added to all temporal angles of each position, none without. Height and width take a third of a
     head's channel pairs each, rounded down; time has the rest and comes first. Angles are computed in float64 on the
     CPU. Source: docs/kernels.md, angles.
     """
@@ -106,8 +106,8 @@ def rope_tables(
     for start, size, pairs in ((first, positions, head_dim // 2 - 2 * side), (0, rows, side), (0, columns, side)):
         speed = theta ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
         angles = (start + torch.arange(size, dtype=torch.float64)).unsqueeze(1) * speed
-        if turns and not tables:
-            angles += torch.tensor(turns, dtype=torch.float64).unsqueeze(1)
+        if phases and not tables:
+            angles += torch.tensor(phases, dtype=torch.float64).unsqueeze(1)
         tables.append(torch.stack((angles.cos(), angles.sin()), dim=-1).float().to(device))
     return tables[0], tables[1], tables[2]
 
@@ -135,7 +135,7 @@ def prepare(
     time, row, column = (table.to(wide) for table in tables)
     frames, rows, columns = slots.shape[0], row.shape[0], column.shape[0]
     grid = (frames, rows, columns, -1, 2)
-    turns = torch.cat(
+    phases = torch.cat(
         (
             time[frame_pos.long()][:, None, None].expand(grid),
             row[None, :, None].expand(grid),
@@ -143,7 +143,7 @@ def prepare(
         ),
         dim=3,
     ).flatten(0, 2)
-    cos, sin = turns.unsqueeze(1).unbind(-1)
+    cos, sin = phases.unsqueeze(1).unbind(-1)
 
     def normed_and_turned(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         y = F.rms_norm(x.to(wide), (x.shape[-1],), weight.to(wide), eps).unflatten(-1, (heads, head_dim // 2, 2))

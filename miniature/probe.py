@@ -77,9 +77,9 @@ class Probe(nn.Module):
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
         """[N, 256] of frames [N, 3, 64, 64] in 0..1."""
-        return self.looks(frames)[-1]
+        return self.feature_maps(frames)[-1]
 
-    def looks(self, frames: torch.Tensor) -> list[torch.Tensor]:
+    def feature_maps(self, frames: torch.Tensor) -> list[torch.Tensor]:
         """All that is made of frames, from the finest maps to `features`."""
         x, seen = frames * 2 - 1, []
         for level, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):

@@ -36,6 +36,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="rewrite tests/snapshots from what is there now, where saved workflows go on working",
     )
+    parser.addoption(
+        "--write-quality-table", action="store_true", help="with -m quality: write what was measured as docs/quality.md"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long measurements out unless they are asked for by their marker."""
+    if "quality" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("quality")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,13 @@ device = prepare_device()
 model, vae = Miniature(DitRecipe()).to(device), build_vae(16).to(device)
 with torch.autocast(device.type, torch.bfloat16):
     x, tokens = torch.randn(2, 16, 6, 8, 8, device=device), torch.ones(2, 48, dtype=torch.long, device=device)
-    sees = torch.ones(6, 6, dtype=torch.bool, device=device).tril()
-    reads = torch.ones(2, 6, 48, dtype=torch.bool, device=device)
+    attention_mask = torch.ones(6, 6, dtype=torch.bool, device=device).tril()
+    text_mask = torch.ones(2, 6, 48, dtype=torch.bool, device=device)
     position = torch.arange(6, device=device).expand(2, -1)
     levels = torch.full((2, 6), 500.0, device=device)
-    v = predict(model.dit, x, levels, model.text(tokens), position=position, sees=sees, reads=reads)
+    v = predict(
+        model.dit, x, levels, model.text(tokens), position=position, attention_mask=attention_mask, text_mask=text_mask
+    )
     clip = torch.rand(1, 3, 5, 64, 64, device=device).contiguous(memory_format=torch.channels_last_3d)
     made = decode(vae, encode(vae, clip))
 (v.float().square().mean() + made.float().square().mean()).backward()

@@ -139,15 +139,15 @@ class KVMemory:
         self.clean = []
         self._open = False
 
-    def begin_take(self, take: int, position: int, shown: Sequence[int]) -> None:
+    def begin_take(self, take: int, position: int, context: Sequence[int]) -> None:
         """A cut where the sink is of earlier shots: evict everything; a PICTURES call must follow and fills the sink.
 
-        take: number of the take that begins, from 0; position: latent frames filmed before it; shown: for each picture
-        the latent frame of the film that it is of, -1 for none.
+        take: number of the take that begins, from 0; position: latent frames filmed before it; context: for each
+        picture the latent frame of the film that it is of, -1 for none.
         """
         self.drop_window()
-        self.take, self.position, self.sink = take, position, list(shown)
-        self.origin = position - len(shown)
+        self.take, self.position, self.sink = take, position, list(context)
+        self.origin = position - len(context)
 
     # A forward pass
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["shot_turn", "shotstream_sigmas", "spread_over_shots"]
+__all__ = ["shot_phase", "shotstream_sigmas", "spread_over_shots"]
 
-_TURN = 1 / 6
+_PHASE = 1 / 6
 _SHIFT = 8.0
 _STEPS = (1000, 740, 500, 260)
 
 
-def shot_turn(take: int, shown: bool = False) -> float:
-    """Radians added to all temporal RoPE angles of a take. take: from 0; shown: as a picture in a sink.
+def shot_phase(take: int, context: bool = False) -> float:
+    """Radians added to all temporal RoPE angles of a take. take: from 0; context: as a picture in a sink.
 
     What is filmed has one phase step more than the newest picture in its sink; the first take's sink is blank pictures
     of itself.
     """
-    return _TURN * (take if shown else max(take, 1))
+    return _PHASE * (take if context else max(take, 1))
 
 
 def spread_over_shots(frames: Sequence[int], pictures: int) -> list[tuple[int, int]]:

@@ -57,18 +57,18 @@ def prep_tables(
     layout: KVLayout,
     device: torch.device,
     options: dict[str, Any],
-    turns: Sequence[float] = (),
+    phases: Sequence[float] = (),
 ) -> Tables | None:
     """The RoPE tables that QK preparation needs for a call over a grid of frames, rows and columns of tokens.
 
-    turns: radians added to the temporal angles of each frame, if any.
+    phases: radians added to the temporal angles of each frame, if any.
 
     None where it must not run: not selected, or a patch of the user's needs the queries or other positions.
     """
     if not is_forced() or options.get("rope_options") or options.get("patches", {}).get("attn1_patch"):
         return None
     frames, rows, columns = grid
-    return rope_tables(frames, rows, columns, layout.head_dim, layout.theta, device, first=call.place, turns=turns)
+    return rope_tables(frames, rows, columns, layout.head_dim, layout.theta, device, first=call.place, phases=phases)
 
 
 def prepare(attn: Any, layer: int, x: torch.Tensor, memory: KVMemory, tables: Tables) -> torch.Tensor | None:

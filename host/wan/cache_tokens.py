@@ -27,7 +27,7 @@ from ...film.dual_cache.payload import Segment
 from ..families.wan import MASK_CHANNELS, is_plain
 from ..memory_graph import outside_memory_graph
 
-__all__ = ["check_model", "install", "installed_profile", "told", "with_payload"]
+__all__ = ["check_model", "install", "installed_profile", "payload_kwargs", "with_payload"]
 
 _KEY = "longreel_cache"
 _WRAPPERS = comfy.patcher_extension.WrappersMP
@@ -60,7 +60,7 @@ def with_payload(conditioning: Sequence[Any], payload: Payload | None) -> list[A
     ]
 
 
-def told(profile: LayoutProfile, payloads: Sequence[Payload]) -> Options:
+def payload_kwargs(profile: LayoutProfile, payloads: Sequence[Payload]) -> Options:
     """Keyword arguments for a bare network, one payload for each sample of its batch; all of the same shape.
 
     For trainers, which have no sampler around the network. Without payloads the network runs as it is.

@@ -55,7 +55,7 @@ class CausalPass:
 
     memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean, at
     timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current prompt per
-    layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it; turns: radians
+    layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it; phases: radians
     added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the prompt that each frame
     of it reads (the first, and how many), all where empty.
     """
@@ -67,7 +67,7 @@ class CausalPass:
     calls: int = 0
     text: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     tables: Tables | None = None
-    turns: list[float] = field(default_factory=list)
+    phases: list[float] = field(default_factory=list)
     rows: list[tuple[int, int]] = field(default_factory=list)
 
     def new_prompt(self) -> None:
@@ -175,14 +175,14 @@ def causal_forward(
 
     _cache_text(dit, context, state)
     call = state.memory.begin_call(state.kind, frames)
-    state.tables = prep_tables(call, grid, state.memory.layout, x.device, options, state.turns)
+    state.tables = prep_tables(call, grid, state.memory.layout, x.device, options, state.phases)
     # fp32 positions: core builds them in the model's dtype, and bf16 has no integers beyond 256
     scale = options.get("rope_options", {}).get("scale_t", 1.0)
     rotation = dit.rope_encode(
         frames, height, width, call.place * scale, device=x.device, dtype=torch.float32, transformer_options=options
     )
-    if state.turns:
-        rotation = _turned(rotation, state.turns, state.memory.layout.temporal_channels // 2)
+    if state.phases:
+        rotation = _rotate_by(rotation, state.phases, state.memory.layout.temporal_channels // 2)
     text = dit.text_embedding(context) if "dit" in options.get("patches_replace", {}) else None
     only_writes = state.kind is not CallKind.DENOISE
 
@@ -264,9 +264,9 @@ def _read_text(cross: Any, layer: int, q: torch.Tensor, state: CausalPass, optio
     return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
 
 
-def _turned(rotation: torch.Tensor, turns: Sequence[float], pairs: int) -> torch.Tensor:
+def _rotate_by(rotation: torch.Tensor, phases: Sequence[float], pairs: int) -> torch.Tensor:
     """RoPE matrices [1, F * T, 1, all pairs, 2, 2] with the first `pairs` turned on by an angle per frame."""
-    angles = torch.tensor(turns, device=rotation.device).repeat_interleave(rotation.shape[1] // len(turns))
+    angles = torch.tensor(phases, device=rotation.device).repeat_interleave(rotation.shape[1] // len(phases))
     cos, sin = angles.cos(), angles.sin()
     extra = torch.stack((cos, -sin, sin, cos), dim=-1).view(1, -1, 1, 1, 2, 2)
     return torch.cat((extra @ rotation[:, :, :, :pairs], rotation[:, :, :, pairs:]), dim=3)

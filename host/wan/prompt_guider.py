@@ -12,9 +12,9 @@ import torch
 
 from .shot_context import ShotContext
 
-__all__ = ["SHOWN", "Prompt", "PromptGuider"]
+__all__ = ["CONTEXT", "Prompt", "PromptGuider"]
 
-SHOWN = -1
+CONTEXT = -1
 """The segment of the words that earlier shots' pictures read."""
 
 
@@ -32,11 +32,13 @@ class Prompt:
 class PromptGuider(comfy.samplers.CFGGuider):
     """A guider without guidance that holds every prompt of the take, prepared by ComfyUI, and uses one at a time."""
 
-    def __init__(self, model: comfy.model_patcher.ModelPatcher, prompts: Sequence[Prompt], shown: ShotContext) -> None:
+    def __init__(
+        self, model: comfy.model_patcher.ModelPatcher, prompts: Sequence[Prompt], context: ShotContext
+    ) -> None:
         super().__init__(model)
         self.segment = 0
         conds = {str(index): prompt.conditioning for index, prompt in enumerate(prompts)}
-        self.inner_set_conds(conds | ({str(SHOWN): shown.conditioning()} if shown.captions else {}))
+        self.inner_set_conds(conds | ({str(CONTEXT): context.conditioning()} if context.captions else {}))
 
     def predict_noise(
         self,

@@ -28,10 +28,10 @@ from ...film.kv_memory import (
     restore,
     snapshot,
 )
-from ...film.kv_memory.shots import shot_turn
+from ...film.kv_memory.shots import shot_phase
 from .forward import CausalPass, check_model, install, kv_layout
 from .noise import Noise, SeededNoise
-from .prompt_guider import SHOWN, Prompt, PromptGuider
+from .prompt_guider import CONTEXT, Prompt, PromptGuider
 from .shot_context import ShotContext
 
 __all__ = ["Prompt", "Rollout", "RolloutError", "RolloutSampler", "check_sigmas", "roll_out"]
@@ -77,7 +77,7 @@ def roll_out(
     guidance: float = 1.0,
     on_block: OnBlock | None = None,
     callback: Callback | None = None,
-    shown: ShotContext | None = None,
+    context: ShotContext | None = None,
 ) -> Rollout:
     """Film `shape` = [1, C, T, h, w] latents after those in `memory`.
 
@@ -88,7 +88,7 @@ def roll_out(
     noise, which depends on it, the block's number in the take (from `first_block`) and the step only. noise: replaces
     the seeded noise. loop: "renoise" denoises fully and adds fresh noise at each step (the distilled models), "euler"
     follows the flow. on_block(block, latents [1, C, frames, h, w]) gets each finished block in LATENT space, on the
-    sampling device. callback: ComfyUI's (step, x0, x, total steps). shown: pictures of earlier shots for a cut, for a
+    sampling device. callback: ComfyUI's (step, x0, x, total steps). context: pictures of earlier shots for a cut, for a
     sink that is of these; without it the film begins.
 
     Peak memory does not depend on T but for the latents. Nothing is kept on the model. Raises RolloutError,
@@ -116,13 +116,13 @@ def roll_out(
         first_frame=first_frame,
         switches=[prompt.at for prompt in prompts],
         on_block=on_block,
-        shown=shown,
+        context=context,
     )
-    if fault := sampler.shown.fault(shape, settings.sink):
+    if fault := sampler.context.fault(shape, settings.sink):
         raise RolloutError(fault)
     clone = model.clone()
     clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, _KEY, sampler.prepare)
-    guider = PromptGuider(clone, prompts, sampler.shown)
+    guider = PromptGuider(clone, prompts, sampler.context)
     # ComfyUI plans its memory by this shape: what one pass holds, not the whole film
     block = torch.zeros((1, channels, frames_per_block, *shape[3:]))
     try:
@@ -152,7 +152,7 @@ class RolloutSampler(comfy.samplers.Sampler):
         first_frame: torch.Tensor | None = None,
         switches: Sequence[int] = (0,),
         on_block: OnBlock | None = None,
-        shown: ShotContext | None = None,
+        context: ShotContext | None = None,
     ) -> None:
         """frames: latent frames to film, None takes the noise input's; switches: first frame of each prompt."""
         if frames_per_block < 1:
@@ -171,7 +171,7 @@ class RolloutSampler(comfy.samplers.Sampler):
         self.settings, self.frames_per_block, self.loop = settings, frames_per_block, loop
         self.frames, self.noise, self.saved, self.start = frames, noise, memory, start
         self.first_frame, self.switches, self.on_block = first_frame, list(switches), on_block
-        self.shown = shown or ShotContext()
+        self.context = context or ShotContext()
         self.log: list[dict[str, Any]] = []
         self._memory: KVMemory | None = None
 
@@ -300,7 +300,7 @@ class _BlockLoop:
         """Film `total` latent frames."""
         plan, memory, step = self.plan, self.state.memory, self.plan.frames_per_block
         if plan.start == "cut" and memory.settings.sink_from == "shots":
-            self._show(plan.shown)
+            self._prefill_sink(plan.context)
         elif plan.start == "cut":
             memory.drop_window()
         if plan.start != "resume":
@@ -321,15 +321,15 @@ class _BlockLoop:
                 plan.on_block(block, self.model.process_latent_out(latents))
         return output
 
-    def _show(self, shown: ShotContext) -> None:
+    def _prefill_sink(self, context: ShotContext) -> None:
         """A cut: earlier shots' pictures become the sink, each under its own words."""
         sink = self.state.memory.settings.sink
-        self.state.memory.begin_take(shown.take, shown.position, shown.shown(sink))
+        self.state.memory.begin_take(context.take, context.position, context.sink_frames(sink))
         pictures = torch.zeros((1, self.like.shape[1], sink, *self.like.shape[3:]), device=self.like.device)
-        if shown.pictures is not None:
-            pictures = self.model.process_latent_in(shown.pictures.to(pictures))
-        if isinstance(self.guider, PromptGuider) and shown.captions:
-            self.guider.segment, self.state.rows = SHOWN, shown.rows()
+        if context.pictures is not None:
+            pictures = self.model.process_latent_in(context.pictures.to(pictures))
+        if isinstance(self.guider, PromptGuider) and context.captions:
+            self.guider.segment, self.state.rows = CONTEXT, context.rows()
         self.state.new_prompt()
         self._forward(CallKind.PREFILL, pictures, torch.zeros_like(self.sigmas[0]))
         self.state.rows = []
@@ -371,8 +371,8 @@ class _BlockLoop:
         self.state.kind, self.state.frames, self.state.calls = kind, x.shape[2], 0
         memory = self.state.memory
         if memory.settings.sink_from == "shots":
-            filmed = [shot_turn(memory.take)] * x.shape[2]
-            self.state.turns = self.plan.shown.turns(x.shape[2]) if kind is CallKind.PREFILL else filmed
+            filmed = [shot_phase(memory.take)] * x.shape[2]
+            self.state.phases = self.plan.context.phases(x.shape[2]) if kind is CallKind.PREFILL else filmed
         denoised: torch.Tensor = self.guider(x, sigma.reshape(1), **self.extra_args)
         if self.state.calls != 1:
             raise RolloutError("The prompt was not active in every step; remove its start and end percentages.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...film.kv_memory.shots import shot_turn
+from ...film.kv_memory.shots import shot_phase
 
 __all__ = ["ShotContext"]
 
@@ -43,13 +43,13 @@ class ShotContext:
             return "The words of an earlier shot must be one conditioning each; remove combined and scheduled ones."
         return None
 
-    def shown(self, sink: int) -> tuple[int, ...]:
+    def sink_frames(self, sink: int) -> tuple[int, ...]:
         """Latent frame of the film of each picture, -1 for a blank one."""
         return self.frames or (-1,) * sink
 
-    def turns(self, sink: int) -> list[float]:
+    def phases(self, sink: int) -> list[float]:
         """Radians that each picture's temporal angles are turned by."""
-        return [shot_turn(take, shown=True) for take in self.takes or (0,) * sink]
+        return [shot_phase(take, context=True) for take in self.takes or (0,) * sink]
 
     def conditioning(self) -> list[Any]:
         """All different words, one behind the other, as one CONDITIONING."""

@@ -73,7 +73,7 @@ def test_every_cut_is_shown_pictures_of_all_takes_under_their_words(
     real = causal.roll_out
 
     def spy(*args, **kwargs):
-        given.append(kwargs["shown"])
+        given.append(kwargs["context"])
         return real(*args, **kwargs)
 
     monkeypatch.setattr(causal, "roll_out", spy)

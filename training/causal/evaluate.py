@@ -64,10 +64,16 @@ def prompts_of(story: Sequence[Scene]) -> list[str]:
 
 
 def film_stories(
-    models: evaluate.Models, stories: Sequence[Sequence[Scene]], seed: int, settings: MemorySettings
+    models: evaluate.Models,
+    stories: Sequence[Sequence[Scene]],
+    seed: int,
+    settings: MemorySettings,
+    lengths: Sequence[int] = LENGTHS,
 ) -> tuple[list[torch.Tensor], float]:
     """For each shot the latents of all stories [B, 16, T, 8, 8], in the model's space; and the share of the layers
-    whose bank holds the lead when it returns. Matrix products run in bfloat16.
+    whose bank holds the lead when it returns. Matrix products run in bfloat16 where a device is fast at it.
+
+    lengths: latent frames of the stories' first shots, multiples of 3; the lead returns in the fifth.
     """
     import comfy.model_management
 
@@ -78,20 +84,20 @@ def film_stories(
     told = [prompts_of(story) for story in stories]
     encoded = [
         torch.cat([models.clip.encode_from_tokens_scheduled(models.clip.tokenize(text[shot]))[0][0] for text in told])
-        for shot in range(len(LENGTHS))
+        for shot in range(len(lengths))
     ]
-    seeds = [[(seed * 1000 + number) * 10 + shot for number in range(len(stories))] for shot in range(len(LENGTHS))]
+    seeds = [[(seed * 1000 + number) * 10 + shot for number in range(len(stories))] for shot in range(len(lengths))]
     held: list[float] = []
-    begins = sum(LENGTHS[:LEAD])
+    begins = sum(lengths[:LEAD])
 
     def look(shot: int, memory: KVMemory) -> None:
         if shot == RETURN and not held and memory.bank is not None:
             at = memory.bank.positions
-            held.append(float(((at >= begins) & (at < begins + LENGTHS[LEAD])).any(dim=1).float().mean()))
+            held.append(float(((at >= begins) & (at < begins + lengths[LEAD])).any(dim=1).float().mean()))
 
     with mixed_precision(models.model.load_device):
         shots = film_together(
-            models.model.model, kv_layout(models.model, 8, 8), encoded, LENGTHS, evaluate.schedule(4), seeds,
+            models.model.model, kv_layout(models.model, 8, 8), encoded, lengths, evaluate.schedule(4), seeds,
             settings=settings, on_block=look,
         )  # fmt: skip
     return shots, held[0] if held else 0.0

@@ -36,7 +36,7 @@ class Window:
 
     latents: torch.Tensor
     text: torch.Tensor
-    reads: torch.Tensor
+    text_mask: torch.Tensor
     position: torch.Tensor
 
 
@@ -47,11 +47,11 @@ def window(new: NewBlock, guess: torch.Tensor, chosen: torch.Tensor) -> Window:
     texts = [*(part[1][chosen] for part in before), new.text[chosen]]
     frames = latents.shape[2]
     owner = torch.arange(frames, device=guess.device) // BLOCK
-    reads = F.one_hot(owner, len(texts)).bool().repeat_interleave(texts[0].shape[1], dim=1)
+    text_mask = F.one_hot(owner, len(texts)).bool().repeat_interleave(texts[0].shape[1], dim=1)
     # A window from the middle of a take does not begin with a frame that is one picture.
     first = 0 if new.block == len(before) else 1
     position = torch.arange(first, first + frames, device=guess.device).expand(len(chosen), -1)
-    return Window(latents, torch.cat(texts, dim=1), reads.expand(len(chosen), -1, -1), position)
+    return Window(latents, torch.cat(texts, dim=1), text_mask.expand(len(chosen), -1, -1), position)
 
 
 class DistributionMatching:
@@ -107,13 +107,13 @@ class DistributionMatching:
         self, dit: Any, noised: torch.Tensor, level: torch.Tensor, seen: Window, *, empty: bool = False
     ) -> torch.Tensor:
         text = self.empty.to(seen.text).expand(len(noised), -1, -1) if empty else seen.text
-        reads = None if empty else seen.reads
+        text_mask = None if empty else seen.text_mask
         found, _ = text_keys(dit, text)
         tokens = math.prod(-(-side // patch) for side, patch in zip(noised.shape[3:], dit.patch_size[1:], strict=True))
         bias = None
-        if reads is not None:
-            bias = torch.zeros(reads.shape, dtype=found[0][1].dtype, device=reads.device).masked_fill(
-                ~reads, -torch.inf
+        if text_mask is not None:
+            bias = torch.zeros(text_mask.shape, dtype=found[0][1].dtype, device=text_mask.device).masked_fill(
+                ~text_mask, -torch.inf
             )
             bias = bias[:, None].repeat_interleave(tokens, dim=2)
         recompute = self.recompute and torch.is_grad_enabled()

@@ -78,8 +78,8 @@ _FIXED = ("micro_batch", "precision", "checkpointing", "save_every", "sample_eve
 @dataclass(frozen=True)
 class Sequences:
     """A batch of B sequences of F frames. clean: [B, 16, F, 8, 8]; shows: which remembered frames have a character [B,
-    BANK]; named: the labels of the last block, [B, len(VISIBLE_WORDS)]; sees: [B, F, F]; the rest as of `predict` and
-    `sequences.Batch`.
+    BANK]; named: the labels of the last block, [B, len(VISIBLE_WORDS)]; attention_mask: [B, F, F]; the rest as of
+    `predict` and `sequences.Batch`.
     """
 
     clean: torch.Tensor
@@ -89,7 +89,7 @@ class Sequences:
     tokens: torch.Tensor
     caption: torch.Tensor
     position: torch.Tensor
-    sees: torch.Tensor
+    attention_mask: torch.Tensor
     shows: torch.Tensor
     named: torch.Tensor
 
@@ -107,15 +107,15 @@ def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int, 
     owner = torch.tensor([index for index, block in enumerate(blocks) for _ in block])
     count, noisy = len(owner), owner == len(blocks) - 1
     # a remembered frame attends to the sink and itself, the take to everything before it
-    sees = (owner[:, None] == owner[None]) | (owner[None] == 0)
-    sees |= (owner[:, None] > BANK) & (owner[None] <= owner[:, None])
-    sees = sees.repeat(size, 1, 1)
-    for item, seen in zip(drawn, sees, strict=True):
+    attention_mask = (owner[:, None] == owner[None]) | (owner[None] == 0)
+    attention_mask |= (owner[:, None] > BANK) & (owner[None] <= owner[:, None])
+    attention_mask = attention_mask.repeat(size, 1, 1)
+    for item, seen in zip(drawn, attention_mask, strict=True):
         if rng.random() < few:
             hidden = _hidden(item["person"], rng)
             seen[SINK + BANK :, hidden] = False
-    spoil = CONTEXT_NOISE * torch.rand(size, 1, 1, 1, 1) * (torch.rand(size, 1, 1, 1, 1) < 0.8)
-    clean = torch.where(noisy[:, None, None], clean, clean + spoil * torch.randn_like(clean))
+    context_noise = CONTEXT_NOISE * torch.rand(size, 1, 1, 1, 1) * (torch.rand(size, 1, 1, 1, 1) < 0.8)
+    clean = torch.where(noisy[:, None, None], clean, clean + context_noise * torch.randn_like(clean))
     weight = torch.zeros(size, 1, count, 8, 8)
     weight[:, 0, noisy] = torch.stack([item["weight"] for item in drawn])
     return Sequences(
@@ -126,7 +126,7 @@ def draw_sequences(people: Takes, places: Takes, rng: random.Random, size: int, 
         torch.stack([item["tokens"] for item in drawn]),
         owner.clamp(max=_ROWS - 1).expand(size, -1),
         torch.tensor([at for block in blocks for at in block]).expand(size, -1),
-        sees,
+        attention_mask,
         torch.stack([item["person"][SINK:] for item in drawn]),
         torch.stack([multi_hot_labels(item["named"]) for item in drawn]),
     )
@@ -283,8 +283,15 @@ def _velocity(
     size, prompts, length = batch.tokens.shape
     with mixed_precision(batch.clean.device):
         rows = model.text(batch.tokens.flatten(0, 1)).reshape(size, prompts * length, -1)
-        reads = F.one_hot(batch.caption, prompts).bool().repeat_interleave(length, dim=2)
+        text_mask = F.one_hot(batch.caption, prompts).bool().repeat_interleave(length, dim=2)
         velocity = predict(
-            tree, noised, batch.sigma * 1000, rows, position=batch.position, sees=batch.sees, reads=reads, keys=keys
+            tree,
+            noised,
+            batch.sigma * 1000,
+            rows,
+            position=batch.position,
+            attention_mask=batch.attention_mask,
+            text_mask=text_mask,
+            keys=keys,
         )
     return velocity.float()

@@ -156,9 +156,9 @@ class WeaverMatcher(FlowMatching):
         self, x: torch.Tensor, sigma: torch.Tensor, text: torch.Tensor, payloads: Sequence[Payload]
     ) -> torch.Tensor:
         """Predicted velocity [B, C, T, h, w], float32, of chunks at noise levels `sigma` [B]."""
-        from ...host.wan.cache_tokens import told
+        from ...host.wan.cache_tokens import payload_kwargs
 
-        return self.network(x, sigma.to(self.device) * 1000, text, **told(self.profile, payloads))
+        return self.network(x, sigma.to(self.device) * 1000, text, **payload_kwargs(self.profile, payloads))
 
     def loss(
         self, samples: Sequence[WeaverSample], sigma: torch.Tensor, noise: torch.Tensor, subject_weight: float = 0.0

@@ -10,7 +10,7 @@ import torch
 from ...miniature.probe import Probe
 from ..core.auxiliary import AuxiliaryLoss, AuxiliaryLosses
 from .export import read_latent_classifier, read_probe, read_vae
-from .latent_classifier import Reading
+from .latent_classifier import LatentClassifierLoss
 from .pixel_losses import DecodedProbeLoss
 from .vae import VaeRecipe, build_vae
 
@@ -31,14 +31,14 @@ def open_auxiliary_losses(
     """
     parts: list[AuxiliaryLoss] = []
     if reading:
-        parts.append(Reading(read_latent_classifier(weights).to(device), reading))
+        parts.append(LatentClassifierLoss(read_latent_classifier(weights).to(device), reading))
     if sight:
-        eye = Probe().eval().requires_grad_(False)
-        read_probe(eye, weights, "eye")
+        perceptual_net = Probe().eval().requires_grad_(False)
+        read_probe(perceptual_net, weights, "eye")
         vae = build_vae(VaeRecipe().width)
         read_vae(vae, weights)
         vae.to(device).eval().requires_grad_(False)
-        parts.append(DecodedProbeLoss(vae, eye.to(device), sight, most))
+        parts.append(DecodedProbeLoss(vae, perceptual_net.to(device), sight, most))
     return AuxiliaryLosses(tuple(parts)) if parts else None
 
 

@@ -178,7 +178,7 @@ def train_within(
 
     a_probe("probe", recipe.seed)
     # a probe of its own, of which the one that judges knows nothing
-    eye = a_probe("eye", recipe.seed + 1)
+    perceptual_net = a_probe("eye", recipe.seed + 1)
 
     vae = build_vae(recipe.vae.width)
     if start_from:
@@ -191,7 +191,7 @@ def train_within(
         vae,
         lambda seconds: train_vae(
             replace(vae_recipe, seconds=seconds), vae, folder, source=clips,
-            unlike=lambda made, true: feature_matching_loss(eye, made, true),
+            unlike=lambda made, true: feature_matching_loss(perceptual_net, made, true),
         ),
     )  # fmt: skip
     if "vae" in keep:
@@ -230,7 +230,7 @@ def train_within(
     stage("dit", model, lambda seconds: learn(recipe.training, seconds, "dit"))
     export_dit(model, recipe.dit, weights)
     if "sight" not in skip:
-        looks = DecodedProbeLoss(vae, eye, most=recipe.looked_at)
+        looks = DecodedProbeLoss(vae, perceptual_net, most=recipe.looked_at)
         stage("sight", model, lambda seconds: learn(recipe.sight, seconds, "sight", looks))
         export_dit(model, recipe.dit, weights)
     if "causal" not in skip:
@@ -241,7 +241,7 @@ def train_within(
             "decoder",
             vae,
             lambda seconds: train_decoder_on_takes(
-                replace(recipe.decoder, seconds=seconds), vae, model, eye, sequences[0], world, folder
+                replace(recipe.decoder, seconds=seconds), vae, model, perceptual_net, sequences[0], world, folder
             ),
         )
         export_vae(vae, _NONE, _ONE, weights)

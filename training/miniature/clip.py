@@ -26,7 +26,7 @@ from ...miniature.world import ACTIONS, FPS, PLACES, SIZE, Beat, Scene, render
 from ..core.loop import Metrics, Schedule, train
 from ..core.precision import mixed_precision
 from ..core.trainable import write_tensors
-from .probe import _spoil as spoil
+from .probe import degrade
 
 CLIP_FOLDER = "open_clip/longreel-miniature-clip"
 CLIP_FILE = f"{CLIP_FOLDER}/open_clip_model.safetensors"
@@ -206,7 +206,7 @@ def _sentence(scene: Scene, time: float, rng: random.Random) -> str:
 
 
 def _seen(pictures: torch.Tensor) -> torch.Tensor:
-    return spoil(pictures[:, None].float() / 255)[:, 0]
+    return degrade(pictures[:, None].float() / 255)[:, 0]
 
 
 def _prepared(pictures: torch.Tensor) -> torch.Tensor:

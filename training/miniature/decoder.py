@@ -1,10 +1,10 @@
 """Finetuning of the VAE's decoder alone: on the latents that the DiT makes, with a perceptual loss by a probe.
 
 A VAE learned on rendered clips draws what turns and jumps softly, and a sampler's latents, which are a little wrong,
-more so. A body's outline is a few of a frame's pixels, so the squared error hardly changes with it; the features of an
-`eye` do, a probe whose activations for decoded and for true pictures should agree (Johnson et al., "Perceptual Losses
-for Real-Time Style Transfer", 2016). It is not the one that judges. The encoder stays as it is, and with it everything
-that was trained on its latents.
+more so. A body's outline is a few of a frame's pixels, so the squared error hardly changes with it; the features of a
+`perceptual_net` do, a probe whose activations for decoded and for true pictures should agree (Johnson et al.,
+"Perceptual Losses for Real-Time Style Transfer", 2016). It is not the one that judges. The encoder stays as it is, and
+with it everything that was trained on its latents.
 
 Four kinds of samples: rendered clips of any moment through the encoder, those that turn, sway, jump and stretch more
 often; openings and starts of takes that the DiT has denoised from a noise level at which their content is still
@@ -169,7 +169,7 @@ def train_decoder(
     recipe: DecoderRecipe,
     vae: nn.Module,
     model: Miniature,
-    eye: Probe,
+    perceptual_net: Probe,
     stories: Stories,
     openings: Stories,
     films: Films,
@@ -184,7 +184,7 @@ def train_decoder(
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(name.startswith(("decoder", "conv2")))
     model.requires_grad_(False).eval()
-    eye.requires_grad_(False).eval()
+    perceptual_net.requires_grad_(False).eval()
     pool = draw_pool(vae, recipe)
 
     def rendered(rng: random.Random) -> Drawn:
@@ -216,7 +216,9 @@ def train_decoder(
         chosen = [rng.randrange(len(films.latents)) for _ in range(recipe.takes)]
         start = rng.choice((0, rng.randint(1, _FILM - _PART)))
         made = draw(vae, films.latents[chosen, :, start : start + _PART].float().to(device))
-        told = attribute_loss(eye, made[:, :, 4 * _LEAD - 3 if start else 0 :], films.named[chosen].to(device))
+        told = attribute_loss(
+            perceptual_net, made[:, :, 4 * _LEAD - 3 if start else 0 :], films.named[chosen].to(device)
+        )
         return recipe.told * told, {"film told": float(told.detach())}
 
     kinds = {"rendered": rendered, "opening": opened, "take": begun}
@@ -231,7 +233,7 @@ def train_decoder(
         error = made - clips
         weight = 1 + _CHARACTER_WEIGHT * drawn.masks.to(device)
         value = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
-        likeness = feature_matching_loss(eye, made, clips)
+        likeness = feature_matching_loss(perceptual_net, made, clips)
         figures = {
             f"{kind} psnr": psnr((error.detach() / 2).square().mean()),
             f"{kind} unlike": float(likeness.detach()),

@@ -134,16 +134,16 @@ def predict(
     text: torch.Tensor,
     *,
     position: torch.Tensor,
-    sees: torch.Tensor | None = None,
-    reads: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    text_mask: torch.Tensor | None = None,
     keys: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> torch.Tensor:
     """The velocity [B, 16, F, h, w] that `dit` predicts, with masks that its own forward does not take.
 
     x: latents [B, 16, F, h, w]. time: noise levels [B, F] in 0..1000. text: rows [B, L, text_dim]. position: time
-    position of every frame [B, F]. sees: [F, F], [B, F, F] or None for all. reads: [B, F, L], the text rows that each
-    frame reads, or None for all. keys: takes each layer's rotated keys [B, H, F * n, d] and its keys of the text [B, H,
-    L, d].
+    position of every frame [B, F]. attention_mask: [F, F], [B, F, F] or None for all. text_mask: [B, F, L], the text
+    rows that each frame reads, or None for all. keys: takes each layer's rotated keys [B, H, F * n, d] and its keys of
+    the text [B, H, L, d].
     """
     b, _, f = x.shape[:3]
     rows, columns = (side // patch for side, patch in zip(x.shape[3:], dit.patch_size[1:], strict=True))
@@ -154,10 +154,10 @@ def predict(
     e0 = dit.time_projection(e).unflatten(2, (6, dit.dim))
     context = dit.text_embedding(text)
     turns = _angles(dit, position, rows, columns)
-    if sees is not None and sees.ndim == 3:
-        sees = sees[:, None]
-    frames_bias = None if sees is None else _bias(sees.repeat_interleave(n, -1), n, context)
-    text_bias = None if reads is None else _bias(reads[:, None], n, context)
+    if attention_mask is not None and attention_mask.ndim == 3:
+        attention_mask = attention_mask[:, None]
+    frames_bias = None if attention_mask is None else _bias(attention_mask.repeat_interleave(n, -1), n, context)
+    text_bias = None if text_mask is None else _bias(text_mask[:, None], n, context)
     # 1 + scale of both norms, added to the small parameter once in place of every token
     plus = torch.zeros(6, 1, device=x.device)
     plus[1::3] = 1
@@ -229,9 +229,15 @@ def velocity(model: Miniature, batch: Batch, tokens: torch.Tensor) -> torch.Tens
     with mixed_precision(tokens.device):
         rows = model.text(tokens.flatten(0, 1)).reshape(b, captions * length, -1)
         every = torch.arange(captions, device=tokens.device)
-        reads = (batch.caption[..., None] == every).repeat_interleave(length, dim=2)
+        text_mask = (batch.caption[..., None] == every).repeat_interleave(length, dim=2)
         return predict(
-            model.dit, batch.noised(), batch.sigma * 1000, rows, position=batch.position, sees=batch.sees, reads=reads
+            model.dit,
+            batch.noised(),
+            batch.sigma * 1000,
+            rows,
+            position=batch.position,
+            attention_mask=batch.attention_mask,
+            text_mask=text_mask,
         ).float()
 
 
@@ -250,15 +256,15 @@ def with_self_context(model: Miniature, batch: Batch, share: float) -> Batch:
     """
     learned = batch.sigma.amax(dim=0) > 0
     chosen = torch.rand(len(batch.tokens), device=batch.clean.device) < share
-    if not (batch.twin >= 0).any() or not chosen.any():
+    if not (batch.noisy_index >= 0).any() or not chosen.any():
         return batch
     level = torch.empty_like(batch.sigma[:, :1]).uniform_(0.4, 0.95) * learned
     with torch.no_grad():
         trial = replace(batch, sigma=level)
         noised = trial.noised()
         guess = noised - level[:, None, :, None, None] * velocity(model, trial, batch.tokens)
-    own = chosen[:, None, None, None, None] & (batch.twin >= 0)[:, None, None]
-    return replace(batch, clean=torch.where(own, guess[:, :, batch.twin.clamp(min=0)], batch.clean))
+    own = chosen[:, None, None, None, None] & (batch.noisy_index >= 0)[:, None, None]
+    return replace(batch, clean=torch.where(own, guess[:, :, batch.noisy_index.clamp(min=0)], batch.clean))
 
 
 @torch.no_grad()
@@ -286,11 +292,11 @@ def train_dit(
     openings: Stories,
     folder: Path,
     *,
-    onlooker: DecodedProbeLoss | None = None,
+    pixel_loss: DecodedProbeLoss | None = None,
     name: str = "dit",
 ) -> None:
     """Train `model` in place as `recipe` says, on the device it is on, resuming from `folder`; it ends with averaged
-    weights. `reader` is a trained one (`training.miniature.latent_classifier`); an `onlooker` adds its loss to
+    weights. `reader` is a trained one (`training.miniature.latent_classifier`); a `pixel_loss` adds its loss to
     self-rollout steps, too. name: of its files in `folder`.
     """
     device = next(model.parameters()).device
@@ -304,12 +310,14 @@ def train_dit(
             batch = with_self_rollout(model, batch, int(torch.randint(1, len(FEW_STEPS), ())))
         wordless = torch.rand(len(batch.tokens), device=device) < _WORDLESS
         v = velocity(model, batch, batch.tokens.masked_fill(wordless[:, None, None], 0))
-        named = multi_hot_labels(batch.named).gather(1, batch.caption[..., None].expand(-1, -1, len(VISIBLE_WORDS)))
+        named = multi_hot_labels(batch.resolved_tokens).gather(
+            1, batch.caption[..., None].expand(-1, -1, len(VISIBLE_WORDS))
+        )
         told = (batch.sigma > 0) & ~wordless[:, None]
         guess = batch.noised() - batch.sigma[:, None, :, None, None] * v
         read = latent_bce(reader, guess, named, told)
-        if own and onlooker:
-            seen = onlooker.of_batch(batch, guess, ~wordless)
+        if own and pixel_loss:
+            seen = pixel_loss.of_batch(batch, guess, ~wordless)
             figures = {f"{kind} own": float(read.detach()), f"{kind} seen": float(seen.detach())}
             return recipe.reading * read + seen, figures
         if own:

@@ -31,7 +31,7 @@ _NOISE = 0.4
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class LatentClassifierLoss:
     """What `reader` reads off guessed latents, weighing weight: a `AuxiliaryLoss`."""
 
     reader: LatentClassifier
@@ -41,26 +41,26 @@ class Reading:
     def weights(self) -> dict[str, float]:
         return {"reading": self.weight}
 
-    def loss(self, guess: torch.Tensor, named: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """The loss of latents `guess` [B, 16, F, h, w] with the labels `named`; None is skipped."""
-        known = [index for index, words in enumerate(named) if words is not None]
+    def loss(self, guess: torch.Tensor, labels: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """The loss of latents `guess` [B, 16, F, h, w] with the `labels`; None is skipped."""
+        known = [index for index, words in enumerate(labels) if words is not None]
         if not known:
             return guess.new_zeros(())
-        told = torch.stack([words for words in named if words is not None]).to(guess.device)
+        wanted = torch.stack([words for words in labels if words is not None]).to(guess.device)
         every = torch.ones(len(known), guess.shape[2], dtype=torch.bool, device=guess.device)
-        told = told[:, None].expand(-1, guess.shape[2], -1)
-        return self.weight * latent_bce(self.reader, guess[known], told, every)
+        wanted = wanted[:, None].expand(-1, guess.shape[2], -1)
+        return self.weight * latent_bce(self.reader, guess[known], wanted, every)
 
     def likeness(self, guess: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
         """For latents without labels: the feature distance of `guess` and `clean` [B, 16, F, h, w], in its last maps,
         which say where, and in its words.
         """
-        maps = self.reader.maps(guess.transpose(1, 2).flatten(0, 1))
+        features = self.reader.features(guess.transpose(1, 2).flatten(0, 1))
         with torch.no_grad():
-            wanted = self.reader.maps(clean.transpose(1, 2).flatten(0, 1))
-            named = self.reader.told(wanted).sigmoid()
-        unlike = (maps - wanted).square().mean() / wanted.square().mean()
-        return self.weight * (unlike + F.binary_cross_entropy_with_logits(self.reader.told(maps), named))
+            wanted = self.reader.features(clean.transpose(1, 2).flatten(0, 1))
+            labels = self.reader.logits(wanted).sigmoid()
+        unlike = (features - wanted).square().mean() / wanted.square().mean()
+        return self.weight * (unlike + F.binary_cross_entropy_with_logits(self.reader.logits(features), labels))
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,20 @@ class LatentClassifier(nn.Module):
         self.norms = nn.ModuleList([nn.GroupNorm(8, width) for _ in range(3)])
         self.words = nn.Linear(2 * width, len(VISIBLE_WORDS))
 
-    def maps(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         """Features by place: [N, width, h, w]."""
         x = self.enter(x)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = x + layer(F.gelu(norm(x)))
         return x
 
-    def told(self, maps: torch.Tensor) -> torch.Tensor:
-        """Logits of such maps."""
-        logits: torch.Tensor = self.words(torch.cat([maps.amax(dim=(2, 3)), maps.mean(dim=(2, 3))], dim=1))
-        return logits
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits of such features."""
+        found: torch.Tensor = self.words(torch.cat([features.amax(dim=(2, 3)), features.mean(dim=(2, 3))], dim=1))
+        return found
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.told(self.maps(x))
+        return self.logits(self.features(x))
 
 
 @cache
@@ -114,12 +114,12 @@ def multi_hot_labels(tokens: torch.Tensor) -> torch.Tensor:
     return (tokens[..., None] == _tokens(tokens.device)).any(dim=-2).float()
 
 
-def latent_bce(reader: nn.Module, guess: torch.Tensor, named: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of `reader` for the labels `named` [B, F, len(VISIBLE_WORDS)] on the latents `guess` [B, 16,
+def latent_bce(reader: nn.Module, guess: torch.Tensor, labels: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of `reader` for the `labels` [B, F, len(VISIBLE_WORDS)] on the latents `guess` [B, 16,
     F, h, w], over the frames that are `learned` [B, F].
     """
     logits = reader(guess.transpose(1, 2)[learned])
-    return F.binary_cross_entropy_with_logits(logits, named[learned])
+    return F.binary_cross_entropy_with_logits(logits, labels[learned])
 
 
 Draw = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
@@ -150,11 +150,11 @@ def train_latent_classifier(recipe: LatentClassifierRecipe, reader: LatentClassi
 
     def learn(step: int) -> tuple[torch.Tensor, Metrics]:
         clean, tokens = draw(recipe.batch)
-        clean, named = clean.to(device), multi_hot_labels(tokens.to(device))
+        clean, labels = clean.to(device), multi_hot_labels(tokens.to(device))
         share = _NOISE * torch.rand(len(clean), 1, 1, 1, device=device)
         logits = reader((1 - share) * clean + share * torch.randn_like(clean))
-        value = F.binary_cross_entropy_with_logits(logits, named)
-        right = ((logits > 0) == (named > 0.5)).float()
+        value = F.binary_cross_entropy_with_logits(logits, labels)
+        right = ((logits > 0) == (labels > 0.5)).float()
         return value, {"frames": right.amin(dim=1).mean(), "bodies": right[:, bodies].amin(dim=1).mean()}
 
     schedule = Schedule(recipe.steps, recipe.rate, muon_lr=2 * recipe.rate, ema_decay=0.995, seconds=recipe.seconds)

@@ -137,20 +137,25 @@ def train_miniature(
     export_dit(model, recipe.dit, weights)
 
     # A probe of its own, of which the one that judges knows nothing.
-    eye = Probe()
+    perceptual_net = Probe()
     if "eye" in keep or not {"sight", "decoder"} <= set(keep):
         if start_from and "eye" in keep:
-            read_probe(eye, start_from, "eye")
-        eye.to(device)
+            read_probe(perceptual_net, start_from, "eye")
+        perceptual_net.to(device)
         second = replace(recipe.probe, seed=recipe.probe.seed + 1)
-        once(folder / "eye.pt", eye, lambda: train_probe(second, eye, folder, "eye"), as_it_is="eye" in keep)
-        export_probe(eye.requires_grad_(False), weights, "eye")
+        once(
+            folder / "eye.pt",
+            perceptual_net,
+            lambda: train_probe(second, perceptual_net, folder, "eye"),
+            as_it_is="eye" in keep,
+        )
+        export_probe(perceptual_net.requires_grad_(False), weights, "eye")
         read_vae(vae, weights)  # with latents of the scale that stories and openings have
     if "sight" not in keep:
 
         def learn_to_be_seen() -> None:
-            onlooker = DecodedProbeLoss(vae.requires_grad_(False), eye)
-            train_dit(recipe.sight, model, reader, stories, openings, folder, onlooker=onlooker, name="sight")
+            pixel_loss = DecodedProbeLoss(vae.requires_grad_(False), perceptual_net)
+            train_dit(recipe.sight, model, reader, stories, openings, folder, pixel_loss=pixel_loss, name="sight")
 
         once(folder / "sight.pt", model, learn_to_be_seen)
         export_dit(model, recipe.dit, weights)
@@ -158,7 +163,7 @@ def train_miniature(
 
         def learn_to_draw() -> None:
             films = draw_films(load(weights), recipe.decoder.films, recipe.decoder.seed)
-            train_decoder(recipe.decoder, vae, model, eye, stories, openings, films, recipe.seed, folder)
+            train_decoder(recipe.decoder, vae, model, perceptual_net, stories, openings, films, recipe.seed, folder)
 
         once(folder / "decoder.pt", vae, learn_to_draw)
         export_vae(vae, torch.zeros(16, 1, 1, 1), torch.ones(16, 1, 1, 1), weights)

@@ -1,8 +1,8 @@
 """Losses behind the VAE decoder: a probe classifies the decoded predictions of clean latents.
 
 The classifier of latents (`training.miniature.latent_classifier`) accepts latents that the VAE's decoder renders as
-something else. The `eye`, a probe, classifies pixels behind the decoder, as a viewer would. It is the decoder's teacher
-(`training.miniature.decoder`), another network than the probe that judges.
+something else. The `perceptual_net`, a probe, classifies pixels behind the decoder, as a viewer would. It is the
+decoder's teacher (`training.miniature.decoder`), another network than the probe that judges.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _LEAD = 2
 
 @dataclass(frozen=True, eq=False)
 class DecodedProbeLoss:
-    """`eye` behind the decoder of `vae`, both frozen; it classifies a few frames of `most` sequences of a batch and its
-    loss weighs `weight`. A `reader.AuxiliaryLoss`.
+    """`perceptual_net` behind the decoder of `vae`, both frozen; it classifies a few frames of `most` sequences of a
+    batch and its loss weighs `weight`. A `reader.AuxiliaryLoss`.
     """
 
     vae: Any
-    eye: Probe
+    perceptual_net: Probe
     weight: float = 1.0
     most: int = 6
 
@@ -46,7 +46,7 @@ class DecodedProbeLoss:
         """
         learned = (batch.sigma.amax(dim=0) > 0).nonzero().flatten()
         first = int(learned[int(torch.randint(len(learned) // BLOCK, ())) * BLOCK])
-        named = numbers(batch.named[torch.arange(len(guess)), batch.caption[:, first]])
+        named = numbers(batch.resolved_tokens[torch.arange(len(guess)), batch.caption[:, first]])
         named = torch.where(told[:, None, None], named, -1)
         return self._told(_before(batch, guess, first), guess[:, :, first : first + BLOCK], named)
 
@@ -91,8 +91,8 @@ def numbers(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _classes(words: torch.Tensor) -> torch.Tensor:
-    """Class numbers [..., 4] that words [..., len(VISIBLE_WORDS)] stand for, the place last; -1 for none or two values.
-    """
+    """Class numbers [..., 4] that words [..., len(VISIBLE_WORDS)] stand for, the place last; -1 for none or two
+    values."""
     found = []
     for values in ATTRIBUTES.values():
         named = torch.stack(
@@ -102,27 +102,29 @@ def _classes(words: torch.Tensor) -> torch.Tensor:
     return torch.stack(found, dim=-1)
 
 
-def attribute_loss(eye: Probe, made: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of `eye` for the labels `named` [B, 2, 4], as `numbers` gives them, over every picture of clips [B,
-    3, T, 64, 64] in -1..1.
+def attribute_loss(perceptual_net: Probe, made: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of `perceptual_net` for the labels `named` [B, 2, 4], as `numbers` gives them, over every picture
+    of clips [B, 3, T, 64, 64] in -1..1.
     """
     two = (named[:, 1] >= 0).all(dim=1)
     seen, wanted = [made[~two]], [named[~two, 0]]
     for side in range(2 if two.any() else 0):
         seen.append(half(made[two].flatten(1, 2), side).unflatten(1, made.shape[1:3]))
         wanted.append(named[two, side])
-    features = eye.features(_looked_at(torch.cat(seen)))
+    features = perceptual_net.features(_looked_at(torch.cat(seen)))
     told = dict(zip(ATTRIBUTES, torch.cat(wanted).repeat_interleave(made.shape[2], dim=0).unbind(1), strict=True))
-    return torch.stack([F.cross_entropy(head(features), told[name]) for name, head in eye.heads.items()]).mean()
+    return torch.stack(
+        [F.cross_entropy(head(features), told[name]) for name, head in perceptual_net.heads.items()]
+    ).mean()
 
 
-def feature_matching_loss(eye: Probe, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Feature matching of `eye` over clips [B, 3, T, 64, 64] in -1..1: over its finer maps, and twice its deepest ones
-    all.
+def feature_matching_loss(perceptual_net: Probe, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Feature matching of `perceptual_net` over clips [B, 3, T, 64, 64] in -1..1: over its finer maps, and twice its
+    deepest ones all.
     """
 
     def seen(clips: torch.Tensor) -> list[torch.Tensor]:
-        return eye.looks(_looked_at(clips))
+        return perceptual_net.feature_maps(_looked_at(clips))
 
     with torch.no_grad():
         wanted = seen(true)
@@ -153,10 +155,10 @@ def _before(batch: Batch, guess: torch.Tensor, first: int) -> torch.Tensor:
     """The latent frames [B, 16, n, h, w] just before the block at `first`, at most _LEAD: of a rollout's sequences the
     clean ones, none before a take's first block; of whole clips what is guessed of them.
     """
-    if not (batch.twin >= 0).any():
+    if not (batch.noisy_index >= 0).any():
         return _block(guess, first)[0]
     clean = batch.sigma.amax(dim=0) == 0
     position = batch.position[0]
     wanted = [position[first] - back for back in range(_LEAD, 0, -1)]
-    found = [(clean & batch.sees[first] & (position == at)).nonzero().flatten().tolist() for at in wanted]
+    found = [(clean & batch.attention_mask[first] & (position == at)).nonzero().flatten().tolist() for at in wanted]
     return batch.clean[:, :, [frames[0] for frames in found] if all(found) else []]

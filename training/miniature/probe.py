@@ -79,7 +79,7 @@ def draw_clips(
     return clips, {name: torch.tensor([k[name] for k in known], device=clips.device) for name in known[0]}
 
 
-def _spoil(clips: torch.Tensor) -> torch.Tensor:
+def degrade(clips: torch.Tensor) -> torch.Tensor:
     """Clips [B, T, 3, h, w] shifted by a few pixels, half of them mirrored, half a little soft, half grainy, as
     a decoder's pictures are.
     """
@@ -120,8 +120,8 @@ def train_probe(
     def loss_at(step: int) -> tuple[torch.Tensor, Metrics]:
         chosen, alone = (torch.randint(len(pool), (count,)).to(pool.device) for count in (recipe.batch, recipe.frames))
         moment = torch.randint(SIGHT, (recipe.frames,)).to(pool.device)
-        clips = _spoil(pool[chosen].float() / 255)
-        frames = torch.cat([clips.flatten(0, 1), _spoil(pool[alone, moment, None].float() / 255)[:, 0]])
+        clips = degrade(pool[chosen].float() / 255)
+        frames = torch.cat([clips.flatten(0, 1), degrade(pool[alone, moment, None].float() / 255)[:, 0]])
         features = probe.features(frames.to(device))
         action = probe.read_action(features[: clips.shape[0] * SIGHT].unflatten(0, clips.shape[:2]))
         wanted = known["action"][chosen].to(device)

@@ -41,8 +41,8 @@ class Layout:
     """F frames of one training sequence.
 
     `take` and `frame` say which latent frame of a story it is, `position` its place on the film's time axis, `noisy`
-    whether it is learned, `fixed` whether its caption stays as it was, `sees` [F, F] the attention mask, `twin` where a
-    clean frame stands a second time, as a noisy one (-1: nowhere).
+    whether it is learned, `fixed` whether its caption stays as it was, `attention_mask` [F, F] the attention mask,
+    `noisy_index` where a clean frame stands a second time, as a noisy one (-1: nowhere).
     """
 
     take: torch.Tensor
@@ -50,8 +50,8 @@ class Layout:
     position: torch.Tensor
     noisy: torch.Tensor
     fixed: torch.Tensor
-    sees: torch.Tensor
-    twin: torch.Tensor
+    attention_mask: torch.Tensor
+    noisy_index: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -75,22 +75,22 @@ def _blocks_layout(blocks: list[_Block]) -> Layout:
             role.append(block.role)
             owner.append(index)
     count = len(frame)
-    sees = torch.zeros(count, count, dtype=torch.bool)
+    attention_mask = torch.zeros(count, count, dtype=torch.bool)
     reach = WINDOW - SINK - BLOCK
     for q in range(count):
         me = blocks[owner[q]]
         for k in range(count):
             other = blocks[owner[k]]
             if owner[q] == owner[k]:
-                sees[q, k] = True
+                attention_mask[q, k] = True
             elif other.role == "noisy" or other.position >= me.position:
                 continue
             elif other.role == "sink":
-                sees[q, k] = True
+                attention_mask[q, k] = True
             elif other.role == "bank":
-                sees[q, k] = frame[k] == other.first and me.role != "bank"
+                attention_mask[q, k] = frame[k] == other.first and me.role != "bank"
             else:
-                sees[q, k] = me.take == other.take and me.position - position[k] <= reach
+                attention_mask[q, k] = me.take == other.take and me.position - position[k] <= reach
     noisy = {(take[k], frame[k]): k for k in range(count) if role[k] == "noisy"}
     return Layout(
         torch.tensor(take),
@@ -98,7 +98,7 @@ def _blocks_layout(blocks: list[_Block]) -> Layout:
         torch.tensor(position),
         torch.tensor([r == "noisy" for r in role]),
         torch.tensor([r in ("sink", "bank") for r in role]),
-        sees,
+        attention_mask,
         torch.tensor([-1 if role[k] == "noisy" else noisy.get((take[k], frame[k]), -1) for k in range(count)]),
     )
 
@@ -170,7 +170,8 @@ def _few_steps(device: torch.device) -> torch.Tensor:
 class Batch:
     """A training batch in the shape `predict` takes, with the clean latents, the noise and the loss weights.
 
-    `named` is `tokens` with every character named where these have "the same character", `twin` as in `Layout`.
+    `resolved_tokens` is `tokens` with every character named where these have "the same character", `noisy_index` as in
+    `Layout`.
     """
 
     clean: torch.Tensor
@@ -178,11 +179,11 @@ class Batch:
     sigma: torch.Tensor
     weight: torch.Tensor
     tokens: torch.Tensor
-    named: torch.Tensor
+    resolved_tokens: torch.Tensor
     caption: torch.Tensor
     position: torch.Tensor
-    sees: torch.Tensor
-    twin: torch.Tensor
+    attention_mask: torch.Tensor
+    noisy_index: torch.Tensor
 
     def noised(self) -> torch.Tensor:
         sigma = self.sigma[:, None, :, None, None]
@@ -217,8 +218,8 @@ def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: in
         sigma[given, index] = 0
         weight[given, :, index] = 0
     weight = weight * layout.noisy[None, None, :, None, None]
-    spoil = CONTEXT_NOISE * torch.rand(size, 1, 1, 1, 1) * (torch.rand(size, 1, 1, 1, 1) < 0.8)
-    clean = torch.where(layout.noisy[None, None, :, None, None], clean, clean + spoil * torch.randn_like(clean))
+    context_noise = CONTEXT_NOISE * torch.rand(size, 1, 1, 1, 1) * (torch.rand(size, 1, 1, 1, 1) < 0.8)
+    clean = torch.where(layout.noisy[None, None, :, None, None], clean, clean + context_noise * torch.randn_like(clean))
 
     # Two captions a sequence: before and after the change of action; after a cut the earlier take's as well, and the
     # new take's may say "the same character".
@@ -230,15 +231,26 @@ def draw_batch(stories: Stories, openings: Stories, rng: random.Random, size: in
         tokens = torch.stack(
             [stories.tokens[chosen, 1 - second, 0], stories.tokens[chosen, second, says_same],
              stories.tokens[chosen, second, 1]], dim=1)  # fmt: skip
-        named = tokens.clone()
-        named[:, 1] = stories.tokens[chosen, second, 0]
+        resolved_tokens = tokens.clone()
+        resolved_tokens[:, 1] = stories.tokens[chosen, second, 0]
         caption = torch.where(layout.take[None] == 0, torch.zeros_like(caption), 1 + caption)
         if kind == "cut":  # a clip has one caption for all of it
             caption[:, 0] = caption[:, 1]
     else:
-        tokens = named = stories.tokens[chosen, order[:, 0]][:, : 1 if kind == "opening" else 2]
+        tokens = resolved_tokens = stories.tokens[chosen, order[:, 0]][:, : 1 if kind == "opening" else 2]
         recached = (torch.rand(size, 1) < 0.3) & ~layout.fixed[None] & ~layout.noisy[None]
         caption = torch.where(recached, caption[:, -1:], caption)
     position = layout.position[None].expand(size, -1)
     noise = torch.randn_like(clean)
-    return kind, Batch(clean, noise, sigma, weight, tokens, named, caption, position, layout.sees, layout.twin)
+    return kind, Batch(
+        clean,
+        noise,
+        sigma,
+        weight,
+        tokens,
+        resolved_tokens,
+        caption,
+        position,
+        layout.attention_mask,
+        layout.noisy_index,
+    )

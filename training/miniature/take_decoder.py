@@ -57,7 +57,7 @@ def train_decoder_on_takes(
     recipe: TakeDecoderRecipe,
     vae: Any,
     model: Miniature,
-    eye: Probe,
+    perceptual_net: Probe,
     sequences: TakeSequences,
     world: World,
     folder: Path,
@@ -68,7 +68,7 @@ def train_decoder_on_takes(
     device = sequences.device
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(name.startswith(("decoder", "conv2")))
-    frozen: tuple[nn.Module, ...] = (model, eye)
+    frozen: tuple[nn.Module, ...] = (model, perceptual_net)
     for network in frozen:
         network.requires_grad_(False).eval()
     none, one = torch.zeros(16, 1, 1, 1, device=device), torch.ones(16, 1, 1, 1, device=device)
@@ -105,7 +105,7 @@ def train_decoder_on_takes(
         error = made - clips
         weight = 1 + _CHARACTER_WEIGHT * masks
         value = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
-        seen = feature_matching_loss(eye, made, clips)
+        seen = feature_matching_loss(perceptual_net, made, clips)
         figures = {f"{kind} psnr": decibels((error.detach() / 2).square().mean()), f"{kind} unlike": seen.detach()}
         return value + recipe.likeness * seen, figures
 

@@ -72,10 +72,10 @@ def refilm(model: Miniature, sequences: TakeSequences, chosen: list[int], done: 
         at = [*([0] if block else []), *past, block]
         blocks = [Pattern("sink", 0)] if block else []
         blocks += [Pattern("past", one) for one in past] + [Pattern("noisy", block)]
-        sees = frames_seen(tuple(blocks))[0].to(device, non_blocking=True)
+        attention_mask = frames_seen(tuple(blocks))[0].to(device, non_blocking=True)
         frames = torch.tensor([one * BLOCK + i for one in at for i in range(BLOCK)]).to(device, non_blocking=True)
         here = slice(block * BLOCK, (block + 1) * BLOCK)
-        reads = F.one_hot(caption[:, frames], PROMPTS).bool().repeat_interleave(length, dim=2)
+        text_mask = F.one_hot(caption[:, frames], PROMPTS).bool().repeat_interleave(length, dim=2)
         position = frames.expand(len(chosen), -1)
         clean = truth[:, :, here]
         for level in FEW_STEPS[done:]:
@@ -84,7 +84,9 @@ def refilm(model: Miniature, sequences: TakeSequences, chosen: list[int], done: 
             levels = torch.zeros(len(chosen), len(frames), device=device)
             levels[:, -BLOCK:] = level * 1000
             with mixed_precision(device):
-                v = predict(model.dit, x, levels, text, position=position, sees=sees, reads=reads)
+                v = predict(
+                    model.dit, x, levels, text, position=position, attention_mask=attention_mask, text_mask=text_mask
+                )
             clean = noised - level * v[:, :, -BLOCK:].float()
         own[:, :, here] = clean
     sequences.own[rows] = own.to(sequences.own.dtype)
@@ -114,7 +116,9 @@ def step_loss(
         batch = with_self_rollout(model, batch, random.randint(1, len(FEW_STEPS) - 1))
     told = torch.rand(len(batch.tokens), device=batch.clean.device) >= _WORDLESS
     v = velocity(model, batch, batch.tokens * told[:, None, None])
-    named = multi_hot_labels(batch.named).gather(1, batch.caption[..., None].expand(-1, -1, len(VISIBLE_WORDS)))
+    named = multi_hot_labels(batch.resolved_tokens).gather(
+        1, batch.caption[..., None].expand(-1, -1, len(VISIBLE_WORDS))
+    )
     guess = batch.noised() - batch.sigma[:, None, :, None, None] * v
     read = read_loss(reader, guess, named, (batch.sigma > 0) & told[:, None])
     if own and probe_loss:

@@ -48,17 +48,17 @@ class Pattern:
 def frames_seen(blocks: tuple[Pattern, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """The attention mask [C, C], and where a clean frame stands a second time as a noisy one ([C], -1: nowhere)."""
     count = len(blocks) * BLOCK
-    sees = torch.zeros(count, count, dtype=torch.bool)
-    twin = torch.full((count,), -1)
+    attention_mask = torch.zeros(count, count, dtype=torch.bool)
+    noisy_index = torch.full((count,), -1)
     for q, me in enumerate(blocks):
         rows = slice(q * BLOCK, (q + 1) * BLOCK)
         for k, other in enumerate(blocks):
             first = k * BLOCK
             if q == k or _sees(me, other):
-                sees[rows, first : first + (1 if other.role == "bank" and q != k else BLOCK)] = True
+                attention_mask[rows, first : first + (1 if other.role == "bank" and q != k else BLOCK)] = True
             if other.role == "noisy" and me.role != "noisy" and me.time == other.time:
-                twin[rows] = torch.arange(first, first + BLOCK)
-    return sees, twin
+                noisy_index[rows] = torch.arange(first, first + BLOCK)
+    return attention_mask, noisy_index
 
 
 def _sees(me: Pattern, other: Pattern) -> bool:
@@ -176,17 +176,17 @@ class TakeSequences:
             )
             words = takes.words[rows]
         same = self._to([2 if rng.random() < 0.6 else 0 for _ in range(size)])
-        named, tokens = words[:, :1, 0], words[torch.arange(size, device=self.device), :1, same]
+        resolved_tokens, tokens = words[:, :1, 0], words[torch.arange(size, device=self.device), :1, same]
         yes = torch.ones(frames, frames, dtype=torch.bool, device=self.device)
         learned = torch.arange(frames, device=self.device) > 0
         sigma = draw_levels(size, 1, self.device) * learned
         weight = (1 + _CHARACTER_WEIGHT * covered[:, None]) * learned[:, None, None]
-        clean = self._spoiled(clean, ~learned)
+        clean = self._noised_context(clean, ~learned)
         caption = torch.zeros(size, frames, dtype=torch.long, device=self.device)
         position = torch.arange(frames, device=self.device).expand(size, -1)
         nowhere = torch.full((frames,), -1, device=self.device)
         noise = torch.randn_like(clean)
-        return Batch(clean, noise, sigma, weight, tokens, named, caption, position, yes, nowhere)
+        return Batch(clean, noise, sigma, weight, tokens, resolved_tokens, caption, position, yes, nowhere)
 
     # Blocks of a rollout
 
@@ -213,7 +213,7 @@ class TakeSequences:
         seen = self._to([rng.random() < self.own_share and take in self.refilmed for take in chosen])
         own = self.own[rows, :, at].float().transpose(1, 2)
         clean = torch.where(seen[:, None, None, None, None] & ~noisy[:, None, None], own, clean)
-        clean = self._spoiled(clean, ~noisy)
+        clean = self._noised_context(clean, ~noisy)
         groups = torch.arange(len(blocks), device=self.device).repeat_interleave(BLOCK)
         sigma = draw_levels(size, len(blocks), self.device)[:, groups] * noisy
         weight = (1 + _CHARACTER_WEIGHT * takes.coverage[rows, at].float()[:, None]) * noisy[:, None, None]
@@ -226,7 +226,7 @@ class TakeSequences:
         caption = takes.caption[rows, at]
         one = self._to(chosen)
         way = self._to([int(rng.random() < 0.4) for _ in chosen])
-        tokens = named = takes.words[one, :, way]
+        tokens = resolved_tokens = takes.words[one, :, way]
         if kind == "switch":
             # the window is made again under the prompt of the block that follows
             start = BLOCK * next(i for i, block in enumerate(blocks) if block.role == "noisy")
@@ -237,11 +237,11 @@ class TakeSequences:
             words = takes.words[one]
             tokens = torch.where(same[:, None, None], words[:, :, 2], tokens)
             partner = takes.words[one ^ 1, :, 0]
-            tokens, named = torch.cat([partner, tokens], dim=1), torch.cat([partner, named], dim=1)
+            tokens, resolved_tokens = torch.cat([partner, tokens], dim=1), torch.cat([partner, resolved_tokens], dim=1)
             caption = caption + PROMPTS * ~(self._roles(blocks, "sink") | self._roles(blocks, "bank"))
-        sees, twin = self._seen(kind, bank)
+        attention_mask, noisy_index = self._seen(kind, bank)
         noise = torch.randn_like(clean)
-        return Batch(clean, noise, sigma, weight, tokens, named, caption, place, sees, twin)
+        return Batch(clean, noise, sigma, weight, tokens, resolved_tokens, caption, place, attention_mask, noisy_index)
 
     def _placed(
         self, rng: random.Random, blocks: tuple[Pattern, ...], kind: str, take: int, latest: int
@@ -278,11 +278,11 @@ class TakeSequences:
 
     def _seen(self, kind: str, bank: int) -> tuple[torch.Tensor, torch.Tensor]:
         if (kind, bank) not in self._patterns:
-            sees, twin = frames_seen(pattern(kind, bank))
-            self._patterns[kind, bank] = sees.to(self.device), twin.to(self.device)
+            attention_mask, noisy_index = frames_seen(pattern(kind, bank))
+            self._patterns[kind, bank] = attention_mask.to(self.device), noisy_index.to(self.device)
         return self._patterns[kind, bank]
 
-    def _spoiled(self, clean: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def _noised_context(self, clean: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """Frames that are `context` [C] with a little noise in four sequences of five."""
         size = len(clean)
         share = CONTEXT_NOISE * torch.rand(size, 1, 1, 1, 1, device=self.device)

@@ -45,7 +45,7 @@ PICTURED = [[0] * 6, [0] * 6, [0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 2, 2]]
 TURNS = [1, 1, 2, 3]
 
 
-def context(shot, conds, pictures):
+def shot_context(shot, conds, pictures):
     if not shot:
         return None
     captions = tuple(conds[taken % 3] for taken in PICTURED[shot])
@@ -55,7 +55,7 @@ def context(shot, conds, pictures):
 def film(model, texts, pictures, shot, blocks=3, settings=SHOTSTREAM, **kwargs):
     conds = [[[text, {}]] for text in texts]
     prompts = [Prompt(0, conds[shot % 3])]
-    kwargs = {"shown": context(shot, conds, pictures), "noise": noise_of(shot), **kwargs}
+    kwargs = {"context": shot_context(shot, conds, pictures), "noise": noise_of(shot), **kwargs}
     return roll_out(model, prompts, (1, 16, 3 * blocks, *SIZE), SIGMAS, settings=settings, **kwargs)
 
 
@@ -66,7 +66,7 @@ class Frames:
     latents: torch.Tensor
     time: float
     caption: list[int]
-    turns: list[float]
+    phases: list[float]
     places: list[int]
     sees: list[tuple[int, int]]
 
@@ -133,8 +133,8 @@ class Reference:
             v = [self.linear(f, f"{name}.self_attn.v") for f in normed]
             attended = []
             for n, (group, i) in enumerate(owner):
-                keys = [self.turn(k[f], place, owner[f][0].turns[owner[f][1]]) for f, place in group.sees]
-                own = self.turn(q[n], group.places[i], group.turns[i])
+                keys = [self.turn(k[f], place, owner[f][0].phases[owner[f][1]]) for f, place in group.sees]
+                own = self.turn(q[n], group.places[i], group.phases[i])
                 attended.append(self.attend(own, torch.cat(keys), torch.cat([v[f] for f, _ in group.sees])))
             x = [f + self.linear(a, f"{name}.self_attn.o") * p[2] for f, a, p in zip(x, attended, parts)]
             for n, (group, i) in enumerate(owner):
@@ -159,8 +159,8 @@ class Reference:
     def shot(self, shot, pictures, blocks, window=21):
         """A shot in the model's space. pictures: [1, C, 6, h, w], in the model's space too."""
         of, seats = PICTURED[shot], [(f, f) for f in range(6)]
-        shown = Frames(pictures, 0.0, [s % 3 for s in of], [s / 6 for s in of], list(range(6)), seats)
-        done, noise = [shown], noise_of(shot)
+        context = Frames(pictures, 0.0, [s % 3 for s in of], [s / 6 for s in of], list(range(6)), seats)
+        done, noise = [context], noise_of(shot)
         for block in range(blocks):
             places = [6 + 3 * block + i for i in range(3)]
             seen = places[-1] + 1 - min(places[-1] - 5, window)
@@ -182,8 +182,8 @@ class Reference:
 def test_equals_whole_shots_in_one_pass(tiny_wan, golden, texts, pictures, shot, blocks, settings):
     filmed = film(tiny_wan, texts, pictures, shot, blocks, settings).latents
     into = tiny_wan.model.process_latent_in
-    shown = into(pictures[shot]) if shot else torch.zeros(1, 16, 6, *SIZE)
-    expected = Reference(golden, texts).shot(shot, shown, blocks, settings.window - 6)
+    context = into(pictures[shot]) if shot else torch.zeros(1, 16, 6, *SIZE)
+    expected = Reference(golden, texts).shot(shot, context, blocks, settings.window - 6)
     assert (into(filmed) - expected).abs().max() < 1e-4
 
 
@@ -204,7 +204,7 @@ def test_saved_in_the_middle_of_a_shot_and_continued_is_the_same_film(tiny_wan, 
     memory = MemorySnapshot(load(save(dict(begun.memory.tensors))), json.loads(json.dumps(begun.memory.meta)))
     rest = film(
         tiny_wan, texts, pictures, 2, 2, settings,
-        memory=memory, start="resume", first_block=2, shown=None, noise=None, seed=5,
+        memory=memory, start="resume", first_block=2, context=None, noise=None, seed=5,
     )  # fmt: skip
     assert torch.equal(whole.latents, torch.cat([begun.latents, rest.latents], dim=2))
     assert whole.memory.meta == rest.memory.meta
@@ -214,13 +214,13 @@ def test_saved_in_the_middle_of_a_shot_and_continued_is_the_same_film(tiny_wan, 
 def test_a_prompt_changes_within_a_shot_and_the_pictures_stay(tiny_wan, texts, pictures):
     settings = replace(SHOTSTREAM, window=12)
     prompts = [Prompt(0, [[texts[2], {}]]), Prompt(9, [[texts[0], {}]])]
-    shown = context(2, [[[text, {}]] for text in texts], pictures)
+    context = shot_context(2, [[[text, {}]] for text in texts], pictures)
     shape = (1, 16, 12, *SIZE)
-    whole = roll_out(tiny_wan, prompts, shape, SIGMAS, settings=settings, shown=shown, seed=3)
+    whole = roll_out(tiny_wan, prompts, shape, SIGMAS, settings=settings, context=context, seed=3)
     first = film(tiny_wan, texts, pictures, 2, 3, settings, noise=None, seed=3)
     second = film(
         tiny_wan, texts, pictures, 0, 1, settings,
-        memory=first.memory, start="continue", first_block=3, shown=None, noise=None, seed=3,
+        memory=first.memory, start="continue", first_block=3, context=None, noise=None, seed=3,
     )  # fmt: skip
     assert torch.equal(whole.latents, torch.cat([first.latents, second.latents], dim=2))
     sink = slice(0, 6 * 6)
@@ -276,15 +276,15 @@ def test_published_numbers():
 
 
 def test_bad_input_gets_one_sentence(tiny_wan, texts, pictures):
-    good = context(2, [[[text, {}]] for text in texts], pictures)
-    for shown, words in (
+    good = shot_context(2, [[[text, {}]] for text in texts], pictures)
+    for context, words in (
         (ShotContext(take=1), "Take 2 needs pictures"),
         (replace(good, pictures=good.pictures[:, :, :5]), "have shape"),
         (replace(good, takes=(0,)), "Each of the 6 pictures"),
         (replace(good, captions=(good.captions[0] * 2,) * 6), "one conditioning each"),
     ):
         with pytest.raises(RolloutError, match=words):
-            film(tiny_wan, texts, pictures, 2, 1, shown=shown)
+            film(tiny_wan, texts, pictures, 2, 1, context=context)
     with pytest.raises(RolloutError, match="no shot to go on from"):
         film(tiny_wan, texts, pictures, 0, 1, start="continue")
     for values in ({"sink": 0}, {"bank": 3}, {"active": 2}):

@@ -84,9 +84,9 @@ def test_matching_moves_a_guess_from_what_is_filmed_to_what_the_base_would_film(
     matching = DistributionMatching(model.dit, fake, torch.zeros(1, 4, 16))
     guess = torch.zeros(2, 16, BLOCK, 8, 8, requires_grad=True)
     past = torch.randn(2, 16, 2 * BLOCK, 8, 8)
-    reads = torch.ones(2, 3 * BLOCK, 4, dtype=torch.bool)
+    text_mask = torch.ones(2, 3 * BLOCK, 4, dtype=torch.bool)
     position = torch.arange(3 * BLOCK).expand(2, -1)
-    seen = Window(torch.cat([past, guess], dim=2), torch.randn(2, 4, 16), reads, position)
+    seen = Window(torch.cat([past, guess], dim=2), torch.randn(2, 4, 16), text_mask, position)
     optimizer = torch.optim.Adam(adapter.parameters(), lr=1e-2)
     errors = []
     for _ in range(40):

@@ -45,22 +45,24 @@ def test_a_sequence_remembers_whom_it_calls_the_same():
 
 def test_remembered_frames_see_the_sink_and_themselves_only():
     batch = draw_sequences(takes(9, True), takes(9, False), random.Random(1), 2)
-    for sees in batch.sees:
-        assert sees[3:6, :6].tolist() == [[True] * 3 + [row == column for column in range(3)] for row in range(3)]
-        assert bool(sees[-3:].all())
-        assert not bool(sees[:-3, -3:].any())
+    for attention_mask in batch.attention_mask:
+        assert attention_mask[3:6, :6].tolist() == [
+            [True] * 3 + [row == column for column in range(3)] for row in range(3)
+        ]
+        assert bool(attention_mask[-3:].all())
+        assert not bool(attention_mask[:-3, -3:].any())
 
 
 def test_a_few_frames_in_view_are_those_that_show_somebody():
     for step in range(20):
         batch = draw_sequences(takes(50, True), takes(9, False), random.Random(step), 8, few=1.0)
-        for sees, clean in zip(batch.sees, batch.clean, strict=True):
-            view = sees[-1, : 3 + BANK]
+        for attention_mask, clean in zip(batch.attention_mask, batch.clean, strict=True):
+            view = attention_mask[-1, : 3 + BANK]
             assert int(view.sum()) == 3
-            assert bool((sees[6:, :6] == view).all()), "every frame of the take has the same view"
+            assert bool((attention_mask[6:, :6] == view).all()), "every frame of the take has the same view"
             person = clean[0, : 3 + BANK, 0, 0] > 0
             assert int((person & view).sum()) == min(3, int(person.sum()))
-        assert bool(batch.sees[:, -3:, 6:].all()), "the take itself stays in view"
+        assert bool(batch.attention_mask[:, -3:, 6:].all()), "the take itself stays in view"
 
 
 def test_what_the_last_block_shows_is_named():

@@ -17,7 +17,7 @@ from longreel.host.wan.cache_tokens import installed_profile
 from longreel.training.core.lora import WAN_SELF_ATTENTION, LoraError, adapt, choose_layers, differentiable
 from longreel.training.dual_cache.samples import TEMPORAL_ONLY, Curriculum, SceneShot, TrainingScene, draw_sample
 from longreel.training.dual_cache.train import WeaverMatcher, WeaverSettings, draw_pass, roll_out_history, train_weaver
-from longreel.training.miniature.latent_classifier import VISIBLE_WORDS, LatentClassifier, Reading
+from longreel.training.miniature.latent_classifier import VISIBLE_WORDS, LatentClassifier, LatentClassifierLoss
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -121,7 +121,7 @@ def test_what_is_read_off_a_guess_is_added_where_something_tells_of_it():
     told = replace(one, shown=words)
     reader = LatentClassifier(16)
     plain = WeaverMatcher(model(), PROFILE, bf16=False)
-    reading = WeaverMatcher(model(), PROFILE, bf16=False, auxiliary=Reading(reader, 0.5))
+    reading = WeaverMatcher(model(), PROFILE, bf16=False, auxiliary=LatentClassifierLoss(reader, 0.5))
     sigma, noise = torch.tensor([0.5]), torch.randn(1, *one.target.shape)
     x = 0.5 * one.target[None] + 0.5 * noise
     v = plain.velocity(x, sigma, one.text[None], [one.payload])

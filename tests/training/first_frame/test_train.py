@@ -15,7 +15,7 @@ from longreel.training.core.objectives.flow_matching import SigmaRange, denoise_
 from longreel.training.first_frame.matcher import Example, FirstFrameMatcher, first_frame_of
 from longreel.training.first_frame.prior_preservation import PriorPreservation
 from longreel.training.first_frame.train import FirstFrameSettings, draw_examples, train_lora
-from longreel.training.miniature.latent_classifier import LatentClassifier, Reading
+from longreel.training.miniature.latent_classifier import LatentClassifier, LatentClassifierLoss
 from longreel.training.miniature.sequences import FEW_STEPS
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -89,7 +89,7 @@ def test_a_clean_first_frame_is_given_at_noise_level_zero_and_not_learned():
 
 
 def test_a_reader_finds_no_fault_in_the_truth_and_its_place_counts():
-    reading = Reading(LatentClassifier(16).requires_grad_(False), 0.5)
+    reading = LatentClassifierLoss(LatentClassifier(16).requires_grad_(False), 0.5)
     generator = torch.Generator().manual_seed(4)
     clean = torch.randn(2, 16, 3, 4, 4, generator=generator)
     named = reading.reader(clean.transpose(1, 2).flatten(0, 1)).sigmoid()
@@ -100,7 +100,7 @@ def test_a_reader_finds_no_fault_in_the_truth_and_its_place_counts():
 
 
 def test_what_is_read_is_a_further_loss_of_what_is_not_given():
-    reading, clips = Reading(LatentClassifier(16).requires_grad_(False), 0.5), examples(2)
+    reading, clips = LatentClassifierLoss(LatentClassifier(16).requires_grad_(False), 0.5), examples(2)
     dit = model()
     plain, read = (FirstFrameMatcher(dit, "clean", bf16=False, auxiliary=look) for look in (None, reading))
     sigma, noise = torch.tensor([0.3, 0.8]), torch.randn(2, 16, 3, 4, 4)

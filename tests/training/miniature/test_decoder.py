@@ -47,11 +47,11 @@ def test_scenes_are_those_that_the_latents_show(folder):
 
 def test_an_eye_sees_no_difference_between_equals_and_pulls_at_what_is_made_alone():
     torch.manual_seed(0)
-    eye = Probe().requires_grad_(False)
+    perceptual_net = Probe().requires_grad_(False)
     true = torch.rand(2, 3, 5, 64, 64) * 2 - 1
-    assert feature_matching_loss(eye, true, true) == 0
+    assert feature_matching_loss(perceptual_net, true, true) == 0
     made = (true + 0.1 * torch.randn_like(true)).requires_grad_()
-    near, far = feature_matching_loss(eye, made, true), feature_matching_loss(eye, -made, true)
+    near, far = feature_matching_loss(perceptual_net, made, true), feature_matching_loss(perceptual_net, -made, true)
     assert 0 < near < far
     near.backward()
     assert made.grad is not None
@@ -70,11 +70,11 @@ def test_finished_latents_keep_more_of_what_they_were_the_later_they_are_taken_u
 def test_only_the_decoder_learns_and_from_all_four_kinds(folder, tmp_path):
     stories, openings = stored.load_stories(folder), stored.load_stories(folder, "openings")
     torch.manual_seed(1)
-    model, eye, vae = Miniature(DitRecipe(dim=48, ffn_dim=48, layers=1, heads=1)), Probe(), build_vae(4)
+    model, perceptual_net, vae = Miniature(DitRecipe(dim=48, ffn_dim=48, layers=1, heads=1)), Probe(), build_vae(4)
     start = {key: value.clone() for key, value in vae.state_dict().items()}
     films = Films(torch.randn(2, 16, 15, 8, 8).half(), torch.tensor([[[0] * 4, [-1] * 4]] * 2))
     recipe = DecoderRecipe(steps=12, pool=2, clips=1, openings=1, takes=1, own=(0.3, 0.25, 0.25), seed=1)
-    train_decoder(recipe, vae, model, eye, stories, openings, films, SEED, tmp_path)
+    train_decoder(recipe, vae, model, perceptual_net, stories, openings, films, SEED, tmp_path)
     changed = [key for key, value in vae.state_dict().items() if not torch.equal(value, start[key])]
     assert changed
     assert all(key.startswith(("decoder", "conv2")) for key in changed)

@@ -67,7 +67,7 @@ def test_the_dit_pass_equals_comfyuis():
         x, time, text = torch.randn(2, 16, 4, 8, 6), torch.tensor([500.0, 900.0]), torch.randn(2, 7, 24)
         ours = recipe.predict(
             model, x, time[:, None].expand(2, 4), text, position=torch.arange(4)[None].expand(2, 4),
-            sees=torch.ones(4, 4, dtype=torch.bool), reads=torch.ones(2, 4, 7, dtype=torch.bool),
+            attention_mask=torch.ones(4, 4, dtype=torch.bool), text_mask=torch.ones(2, 4, 7, dtype=torch.bool),
         )  # fmt: skip
         assert torch.allclose(ours, model(x, time, text), atol=1e-5)
 
@@ -77,10 +77,10 @@ def test_layouts_show_a_noisy_block_what_a_rollout_would():
         kind, layout = sequences.draw_layout(random.Random(seed))
         noisy = layout.noisy.nonzero().flatten()
         if kind in ("opening", "clip", "cut"):
-            assert layout.sees.all()
+            assert layout.attention_mask.all()
             continue
         for q in noisy[:: sequences.BLOCK].tolist():
-            seen = layout.sees[q]
+            seen = layout.attention_mask[q]
             own = torch.arange(q, q + sequences.BLOCK)
             assert seen[own].all()
             others = seen.clone()
@@ -153,7 +153,7 @@ def test_a_clean_frame_and_its_noisy_twin_are_the_same_frame():
     found = 0
     for seed in range(60):
         _, layout = sequences.draw_layout(random.Random(seed))
-        for clean, noisy in enumerate(layout.twin.tolist()):
+        for clean, noisy in enumerate(layout.noisy_index.tolist()):
             if noisy >= 0:
                 found += 1
                 assert layout.noisy[noisy]
@@ -169,12 +169,12 @@ def test_own_context_changes_clean_frames_with_a_twin_and_nothing_else():
         kind, batch = sequences.draw_batch(stories(4, 2, 21), stories(6, 1, 3), random.Random(step), 2)
         own = recipe.with_self_context(model, batch, 1.0)
         changed = (own.clean != batch.clean).flatten(3).any(dim=3).any(dim=1)
-        assert torch.equal(changed, (batch.twin >= 0).expand_as(changed)), kind
+        assert torch.equal(changed, (batch.noisy_index >= 0).expand_as(changed)), kind
         assert recipe.with_self_context(model, batch, 0.0).clean is batch.clean
         # a zero head says velocity 0: the guess is the noised frame, somewhere between picture and noise
-        picture, noise = batch.clean[:, :, batch.twin], batch.noise[:, :, batch.twin]
+        picture, noise = batch.clean[:, :, batch.noisy_index], batch.noise[:, :, batch.noisy_index]
         between = (own.clean - picture) / (noise - picture)
-        share = between[:, :, batch.twin >= 0]
+        share = between[:, :, batch.noisy_index >= 0]
         assert ((share > 0.3) & (share < 1)).all()
 
 
@@ -201,9 +201,11 @@ def test_after_a_cut_everybody_is_named_for_the_reader():
     told = stories(4, 2, 21)
     for step in range(60):
         kind, batch = sequences.draw_batch(told, stories(6, 1, 3), random.Random(step), 2)
-        same = torch.isin(batch.tokens, told.tokens[:, :, 2]).all(dim=2) & (batch.tokens != batch.named).any(dim=2)
+        same = torch.isin(batch.tokens, told.tokens[:, :, 2]).all(dim=2) & (batch.tokens != batch.resolved_tokens).any(
+            dim=2
+        )
         assert not same.any() or kind in ("story", "cut")
-        assert torch.equal(batch.named[~same], batch.tokens[~same])
+        assert torch.equal(batch.resolved_tokens[~same], batch.tokens[~same])
 
 
 def test_a_reader_finds_what_a_latent_shows(tmp_path):

@@ -28,11 +28,11 @@ def scene(who: Character) -> Scene:
 
 
 @pytest.fixture(scope="module")
-def eye():
+def perceptual_net():
     """The shipped probe stands for any."""
-    eye = Probe().eval().requires_grad_(False)
-    read_probe(eye, WEIGHTS)
-    return eye
+    perceptual_net = Probe().eval().requires_grad_(False)
+    read_probe(perceptual_net, WEIGHTS)
+    return perceptual_net
 
 
 def test_captions_name_one_of_each_or_nobody():
@@ -51,27 +51,27 @@ def test_captions_name_one_of_each_or_nobody():
     assert found[3].tolist() == [nobody, nobody]
 
 
-def test_an_eye_that_is_told_whom_a_film_shows_prefers_that_film(eye):
+def test_an_eye_that_is_told_whom_a_film_shows_prefers_that_film(perceptual_net):
     pictures = [render(scene(who), torch.arange(5) / FPS).frames for who in (RED, BLUE)]
     made = torch.stack(pictures).transpose(1, 2) * 2 - 1
     named = torch.tensor(
         [[values.index(expected(scene(who))[name]) for name, values in ATTRIBUTES.items()] for who in (RED, BLUE)]
     )
     alone = torch.stack([named, torch.full_like(named, -1)], dim=1)
-    assert attribute_loss(eye, made, alone) < 0.05
-    assert attribute_loss(eye, made, alone.flip(0)) > 1
+    assert attribute_loss(perceptual_net, made, alone) < 0.05
+    assert attribute_loss(perceptual_net, made, alone.flip(0)) > 1
 
     two = Scene("desert", (Actor(RED, "left"), Actor(BLUE, "right")), (Beat(0.0, ("stands", "stands")),))
     both = render(two, torch.arange(5) / FPS).frames.transpose(0, 1)[None] * 2 - 1
-    assert attribute_loss(eye, both, named[None]) < 0.05
-    assert attribute_loss(eye, both, named.flip(0)[None]) > 1
+    assert attribute_loss(perceptual_net, both, named[None]) < 0.05
+    assert attribute_loss(perceptual_net, both, named.flip(0)[None]) > 1
     mixed = torch.cat([made, both]), torch.cat([alone, named[None]])
-    assert attribute_loss(eye, *mixed) < 0.05
-    assert attribute_loss(eye, mixed[0], mixed[1].flip(0)) > 1
+    assert attribute_loss(perceptual_net, *mixed) < 0.05
+    assert attribute_loss(perceptual_net, mixed[0], mixed[1].flip(0)) > 1
 
 
 @pytest.mark.parametrize("kind", ["opening", "clip", "start", "middle", "cut"])
-def test_true_latents_are_seen_as_named_whatever_the_layout(eye, kind):
+def test_true_latents_are_seen_as_named_whatever_the_layout(perceptual_net, kind):
     """Guesses that are the truth cost little, such of somebody else much; who is not told is not looked at."""
     vae = build_vae(VaeRecipe().width).requires_grad_(False)
     read_vae(vae, WEIGHTS)
@@ -88,20 +88,20 @@ def test_true_latents_are_seen_as_named_whatever_the_layout(eye, kind):
     sigma = layout.noisy.float()[None].expand(2, -1)
     batch = Batch(
         takes, torch.zeros_like(takes), sigma, sigma[:, None, :, None, None], tokens, tokens,
-        torch.zeros(2, len(layout.frame), dtype=torch.long), layout.position[None].expand(2, -1), layout.sees,
-        layout.twin,
+        torch.zeros(2, len(layout.frame), dtype=torch.long), layout.position[None].expand(2, -1), layout.attention_mask,
+        layout.noisy_index,
     )  # fmt: skip
-    onlooker, everybody = DecodedProbeLoss(vae, eye, 2.0), torch.tensor([True, True])
+    pixel_loss, everybody = DecodedProbeLoss(vae, perceptual_net, 2.0), torch.tensor([True, True])
     guess = takes.clone().requires_grad_()
-    right = onlooker.of_batch(batch, guess, everybody)
-    assert right < 0.5 < onlooker.of_batch(batch, takes.flip(0), everybody)
+    right = pixel_loss.of_batch(batch, guess, everybody)
+    assert right < 0.5 < pixel_loss.of_batch(batch, takes.flip(0), everybody)
     right.backward()
     touched = (guess.grad.abs().sum(dim=(1, 3, 4)) > 0).any(dim=0)
-    causal = bool((layout.twin >= 0).any())
+    causal = bool((layout.noisy_index >= 0).any())
     assert BLOCK <= touched.sum() <= BLOCK + (0 if causal else 2), "a whole clip's block comes with its own lead"
     assert layout.noisy[touched].sum() >= BLOCK
     assert not causal or layout.noisy[touched].all()
-    assert onlooker.of_batch(batch, takes, torch.tensor([False, False])) == 0
+    assert pixel_loss.of_batch(batch, takes, torch.tensor([False, False])) == 0
 
 
 @pytest.fixture(scope="module")

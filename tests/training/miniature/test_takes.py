@@ -51,12 +51,12 @@ def test_prompts_change_at_starts_of_blocks_and_partners_share_their_lead(footag
 @pytest.mark.parametrize("kind", ["start", "far", "switch", "story"])
 def test_a_noisy_block_sees_sink_bank_window_and_itself(kind: str, bank: int):
     blocks = pattern(kind, bank)
-    sees, twin = frames_seen(blocks)
+    attention_mask, noisy_index = frames_seen(blocks)
     roles = [block.role for block in blocks]
     for index, block in enumerate(blocks):
         if block.role != "noisy":
             continue
-        row = sees[3 * index]
+        row = attention_mask[3 * index]
         seen = {k: int(row[3 * k : 3 * k + 3].sum()) for k in range(len(blocks)) if row[3 * k : 3 * k + 3].any()}
         assert seen.pop(index) == 3
         others = [blocks[k] for k in seen]
@@ -68,8 +68,8 @@ def test_a_noisy_block_sees_sink_bank_window_and_itself(kind: str, bank: int):
         assert ("sink" in [other.role for other in others]) != (kind == "start" and first_block)
     if kind == "switch":
         again = torch.tensor([role == "again" for role in roles]).repeat_interleave(3)
-        assert sees[again][:, again].all(), "a recache is one pass"
-    assert (twin >= 0).any()
+        assert attention_mask[again][:, again].all(), "a recache is one pass"
+    assert (noisy_index >= 0).any()
 
 
 def test_batches_of_all_layouts_can_be_learned_from(footage: takes.Footage):
