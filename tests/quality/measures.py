@@ -49,8 +49,8 @@ def vae(count: int, short: bool) -> dict[str, Row]:
 
 
 def memory(count: int, short: bool) -> dict[str, Row]:
-    """Stories of a minute, or of 15 s, in which the lead comes back: the memory adapter with its bank; without it; and
-    with a sink alone.
+    """Stories of a minute, or of 15 s, in which the lead comes back: the memory adapter with its bank and without it;
+    in long ones with a sink alone, too.
     """
     stories = [causal.draw_story(number) for number in range(count)]
     decoder = build_vae(VaeRecipe().width)
@@ -58,8 +58,9 @@ def memory(count: int, short: bool) -> dict[str, Row]:
     ways = {
         "memory: adapter and bank": (_with_lora(models(), FILES["memory"]), "+ bank"),
         "memory: bank without the adapter": (models(), "+ bank"),
-        "memory: adapter with a sink alone": (_with_lora(models(), FILES["memory"]), "+ sink"),
     }
+    if not short:
+        ways["memory: adapter with a sink alone"] = (_with_lora(models(), FILES["memory"]), "+ sink")
     rows = {}
     for name, (chosen, kind) in ways.items():
         lengths = SHORT_SHOTS if short else causal.LENGTHS
@@ -71,8 +72,10 @@ def memory(count: int, short: bool) -> dict[str, Row]:
 
 
 def dual_caches(count: int, short: bool) -> dict[str, Row]:
-    """Stories of five shots with FilmWeaver's LoRA: with both caches and without the shot cache."""
-    studio = dual_cache.open_studio(MINIATURE_WEIGHTS / FILES["filmweaver"], MINIATURE_WEIGHTS, guidance=3.0)
+    """Stories of five shots with FilmWeaver's LoRA, with both caches and without the shot cache; short: in few steps."""
+    steps = STEPS if short else 12
+    lora = MINIATURE_WEIGHTS / FILES["filmweaver"]
+    studio = dual_cache.open_studio(lora, MINIATURE_WEIGHTS, steps, guidance=3.0, renoise=short)
     kept = ("character consistency", "same character, probe", "place as told, probe", "motion continuity")
     rows = {}
     with torch.inference_mode():

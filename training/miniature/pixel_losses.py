@@ -65,13 +65,14 @@ class DecodedProbeLoss:
         made = self._pictures(*_block(guess[chosen], first))
         with torch.no_grad():
             true = self._pictures(*_block(clean[chosen], first))
-        return self.weight * feature_matching_loss(self.eye, made, true)
+        return self.weight * feature_matching_loss(self.perceptual_net, made, true)
 
     def _told(self, lead: torch.Tensor, part: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
         chosen = (named[:, 0] >= 0).all(dim=1).nonzero().flatten()[: self.most]
         if not len(chosen):
             return part.new_zeros(())
-        return self.weight * attribute_loss(self.eye, self._pictures(lead[chosen], part[chosen]), named[chosen])
+        made = self._pictures(lead[chosen], part[chosen])
+        return self.weight * attribute_loss(self.perceptual_net, made, named[chosen])
 
     def _pictures(self, lead: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         """What the decoder makes of `part` after lead: [B, 3, T, H, W] in -1..1."""
