@@ -12,7 +12,8 @@ import folder_paths
 import pytest
 import torch
 from comfy.ldm.lightricks.model import LTXVModel
-from longreel.engines.causal import CausalEngine, default_sigmas
+from longreel.engines.causal import CausalEngine
+from longreel.engines.causal_schedule import default_sigmas
 from longreel.engines.filming import film_shot, prepare
 from longreel.film.kv_memory import LONGLIVE, MEMFLOW
 from longreel.film.reel.groups import KVMemoryGroup
@@ -144,6 +145,7 @@ def test_steps_are_those_that_are_counted(engine: CausalEngine):
         ({"width": 40}, "width of 40 does not fit this model: set a multiple of 16 such as 32"),
         ({"height": 8}, "height of 8 .* such as 16"),
         ({"sigmas": (1.0, 0.5)}, "fall step by step to 0"),
+        ({"sigmas": (0.8, 0.5, 0.0)}, "no clip to begin from"),
         ({"frames_per_block": 10}, "no room for a block of 10"),
     ],
 )
