@@ -105,9 +105,10 @@ class ProjectStore:
                     part.unlink()
 
     def find(self, fingerprint: str) -> FilmedShot | None:
-        """The finished shot of this fingerprint, None if it is absent or its file is not whole."""
+        """The finished shot of this fingerprint, None if it is absent or its file is not whole or not as written."""
         try:
             filmed = load_shot_file(self._path(fingerprint))
+            filmed.verify()
         except ReelError:
             return None
         return filmed if filmed.fingerprint == fingerprint else None
@@ -144,7 +145,7 @@ class ProjectStore:
         decisions: list[Decision] = []
         upstream_changed = False
         for index, plan in enumerate(planned):
-            if plan.fingerprint in whole:
+            if plan.fingerprint in whole and self.find(plan.fingerprint) is not None:
                 decisions.append(Decision(index, "reused", "nothing changed"))
                 continue
             reason = self._reason(plan, stored, replaced, upstream_changed)

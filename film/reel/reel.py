@@ -123,6 +123,10 @@ class FilmedShot:
         """Frames at the beginning of the take, which it then begins, that are trimmed."""
         return transition.lead if (transition := TransitionGroup.of(self)) else 0
 
+    def verify(self) -> None:
+        """Raises ReelError if the latents are not what was written; what is remembered is verified when it is read."""
+        self.file.verify(LATENTS)
+
     def latents(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Latent frames start .. stop (exclusive; to the end if None), [1, C, frames, h, w] fp32 on the CPU."""
         return self.file.frames(LATENTS, start, self.latent_frames if stop is None else stop)

@@ -4,8 +4,8 @@ Film state is several gigabytes a shot. safetensors' own writer wants all tensor
 holds one at a time and moves tensors from file to file without decoding them. Any safetensors reader opens the result.
 
 A file's metadata has two entries: `longreel`, JSON that describes the content, and `longreel_sha256`, the digest of
-that JSON and of the table of tensors. So a damaged header never passes for a good one; the tensors' bytes are not
-hashed, only their extent is checked.
+that JSON and of the table of tensors. So a damaged header never passes for a good one. The JSON has a checksum of each
+tensor's bytes, compared when the tensor is first read; files of before there were checksums are read without.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from safetensors import safe_open
 
 from .atomic import whole_file
+from .checksum import CHECKSUM_DIGITS, checksum, hex_of
 from .fingerprint import canonical_json
 
 __all__ = [
@@ -64,13 +65,17 @@ class ReelError(ValueError):
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """One tensor of a file: its safetensors dtype name and shape, and where its bytes lie in the file."""
+    """One tensor of a file: its safetensors dtype name and shape, and where its bytes lie in the file.
+
+    checksum: of the bytes, in hex; "" in files of before there were any.
+    """
 
     path: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def read_header(path: Path) -> FileHeader:
                 tuple(entry["shape"]),
                 start + entry["data_offsets"][0],
                 entry["data_offsets"][1] - entry["data_offsets"][0],
+                info.get("checksums", {}).get(name, ""),
             )
             for name, entry in table.items()
         }
@@ -168,22 +174,29 @@ def write_tensor_file(
             "shape": list(tensors[name].shape),
             "data_offsets": [begin, end],
         }
-    description = json.dumps({**info, "version": FORMAT_VERSION}, allow_nan=False)
-    metadata = {"format": "pt", "longreel": description, "longreel_sha256": _digest(description, table)}
-    header = json.dumps({"__metadata__": metadata, **table}).encode("ascii")
-    header += b" " * (-len(header) % 8)
-
+    checksums = dict.fromkeys(order, "0" * CHECKSUM_DIGITS)
     try:
         with whole_file(path, unique=True) as part, part.open("xb") as file:
-            file.write(len(header).to_bytes(8, "little"))
-            file.write(header)
+            file.write(_header(info, table, checksums))
             for name in order:
-                _write(file, tensors[name])
+                checksums[name] = hex_of(_write(file, tensors[name]))
+            # Of the same length, now that the checksums are known.
+            file.seek(0)
+            file.write(_header(info, table, checksums))
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as error:
         raise ReelError(f"{path} cannot be written ({error.strerror}): make room or choose another place.") from error
+
+
+def _header(info: Mapping[str, Any], table: Mapping[str, Any], checksums: Mapping[str, str]) -> bytes:
+    """A file up to its tensors."""
+    description = json.dumps({**info, "version": FORMAT_VERSION, "checksums": dict(checksums)}, allow_nan=False)
+    metadata = {"format": "pt", "longreel": description, "longreel_sha256": _digest(description, table)}
+    header = json.dumps({"__metadata__": metadata, **table}).encode("ascii")
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
 
 
 def link_file(source: Path, path: Path) -> bool:
@@ -207,12 +220,13 @@ def _nbytes(source: torch.Tensor | TensorSlot) -> int:
     return source.nbytes if isinstance(source, TensorSlot) else source.numel() * source.element_size()
 
 
-def _write(file: BinaryIO, source: torch.Tensor | TensorSlot) -> None:
+def _write(file: BinaryIO, source: torch.Tensor | TensorSlot) -> int:
+    """Returns the checksum of what was written."""
     if isinstance(source, torch.Tensor):
-        data = source.detach().to("cpu").contiguous()
-        file.write(data.reshape(-1).view(torch.uint8).numpy().data)
-        return
-    left = source.nbytes
+        data = _bytes_of(source.detach().to("cpu").contiguous())
+        file.write(data)
+        return checksum(data)
+    left, found = source.nbytes, 0
     with source.path.open("rb") as origin:
         origin.seek(source.offset)
         while left:
@@ -220,7 +234,27 @@ def _write(file: BinaryIO, source: torch.Tensor | TensorSlot) -> None:
             if not block:
                 raise ReelError(f"{source.path} became shorter while it was copied: film or load the reel again.")
             file.write(block)
+            found = checksum(block, found)
             left -= len(block)
+    if source.checksum and hex_of(found) != source.checksum:
+        raise _changed(source.path)
+    return found
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    data: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return data
+
+
+def _changed(path: Path) -> ReelError:
+    return ReelError(
+        f"{path} is damaged: what it holds is not what was written into it; use another copy, or delete it and film "
+        "that shot again."
+    )
+
+
+_verified: set[tuple[Path, tuple[int, int, int], str]] = set()
+"""Tensors of files as they are now that were compared with their checksums: once in a process is enough."""
 
 
 class StoredTensors:
@@ -273,12 +307,16 @@ class StoredTensors:
     def load(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """The tensors of these names, on the CPU; all if None. They are mapped from the file, not copied.
 
-        Raises ReelError if the file has gone or changed, or KeyError for a name that is not there.
+        Raises ReelError if the file has gone, or a tensor is not what was written; KeyError for a name that is not
+        there.
         """
         slots = self.slots
         wanted = list(slots) if names is None else list(names)
         with safe_open(self.path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(self._prefix + name) for name in wanted}
+            loaded = {name: file.get_tensor(self._prefix + name) for name in wanted}
+        for name, tensor in loaded.items():
+            self._verify(name, tensor)
+        return loaded
 
     def group(self, prefix: str) -> dict[str, torch.Tensor]:
         """The tensors whose names begin with `prefix.`, under the rest of their names; see load."""
@@ -287,11 +325,29 @@ class StoredTensors:
         return {name.removeprefix(dotted): tensor for name, tensor in loaded.items()}
 
     def frames(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Frames start .. stop (exclusive) of a tensor [B, C, T, ...], without touching the rest of it."""
+        """Frames start .. stop (exclusive) of a tensor [B, C, T, ...]; the rest of it is touched once, to verify it."""
         self.slots  # noqa: B018 - finds the shot again if the file was replaced
         with safe_open(self.path, framework="pt", device="cpu") as file:
+            if not self._is_verified(name):
+                self._verify(name, file.get_tensor(self._prefix + name))
             part: torch.Tensor = file.get_slice(self._prefix + name)[:, :, start:stop]
             return part
+
+    def verify(self, name: str) -> None:
+        """Raises ReelError if a tensor is not what was written, or its file has gone."""
+        self.slots  # noqa: B018 - as in frames
+        if not self._is_verified(name):
+            self.load([name])
+
+    def _is_verified(self, name: str) -> bool:
+        return (self.path, self._header.stamp, self._prefix + name) in _verified
+
+    def _verify(self, name: str, tensor: torch.Tensor) -> None:
+        slot = self._header.slots[self._prefix + name]
+        if slot.checksum and not self._is_verified(name):
+            if hex_of(checksum(_bytes_of(tensor))) != slot.checksum:
+                raise _changed(self.path)
+            _verified.add((self.path, self._header.stamp, self._prefix + name))
 
     def _find_prefix(self, header: FileHeader) -> str:
         for section in (*header.info["shots"], *header.info.get("edits", ())):
