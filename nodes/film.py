@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from ..engines.engine import Engine
 from ..engines.filming import Place, film_shot, prepare
+from ..film.picture_reader import on_white
 from ..film.reel.project import ProjectStore
 from ..film.reel.reel import Reel
 from ..film.storyboard.text import Storyboard, StoryboardError, format_shot, parse_shot
@@ -78,6 +79,7 @@ class LongreelFilmShot(io.ComfyNode):
         cls, engine: Engine, shot: str, project: str, reel: Reel | None = None, start_image: Tensor | None = None
     ) -> io.NodeOutput:
         asked, store, note = parse_shot(shot), _store(project), own_note()
+        start_image = None if start_image is None else on_white(start_image)
         if not note:
             story = prepare(engine, [asked], reel, store, start_image)
             note = {"place": asdict(story.jobs[0].place), "text": story.describe()}
