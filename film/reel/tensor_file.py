@@ -12,28 +12,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import weakref
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
 
-from .atomic import whole_file
+from ..decode import DecodeError, Value, parse
+from .atomic import Place, whole_file
 from .checksum import CHECKSUM_DIGITS, checksum, hex_of
 from .fingerprint import canonical_json
 
 __all__ = [
     "FileHeader",
     "ReelError",
-    "StoredTensors",
     "TensorSlot",
+    "bytes_of",
+    "changed",
+    "foreign",
     "link_file",
     "read_header",
+    "stamp_of",
     "write_tensor_file",
 ]
 
@@ -54,8 +56,8 @@ _DTYPES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
 }
 _ITEM_BYTES = {name: dtype.itemsize for dtype, name in _DTYPES.items()}
-# safetensors' own limit on a header.
-_MAX_HEADER_BYTES = 100_000_000
+# A film of an hour has some 3 MB. More than this, as JSON, would take gigabytes of memory.
+_MAX_HEADER_BYTES = 40_000_000
 _COPY_BYTES = 8 << 20
 
 
@@ -95,73 +97,98 @@ def read_header(path: Path) -> FileHeader:
     """
     try:
         with path.open("rb") as file:
-            stamp = _stamp(os.fstat(file.fileno()))
+            stamp = stamp_of(os.fstat(file.fileno()))
             table, start = _read_table(file, path, stamp[0])
     except OSError as error:
         raise ReelError(f"The reel file {path} cannot be read: {error.strerror}.") from error
     metadata = table.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or "longreel" not in metadata:
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("longreel"), str):
         raise ReelError(f"{path} is a safetensors file but not one of Longreel's: choose a file made by Save Reel.")
     try:
         # The digest comes first: nothing else in a damaged header is believed.
         if metadata["longreel_sha256"] != _digest(metadata["longreel"], table):
             raise ValueError("digest")
-        info = json.loads(metadata["longreel"])
-        slots = {
-            name: TensorSlot(
-                path,
-                entry["dtype"],
-                tuple(entry["shape"]),
-                start + entry["data_offsets"][0],
-                entry["data_offsets"][1] - entry["data_offsets"][0],
-                info.get("checksums", {}).get(name, ""),
-            )
-            for name, entry in table.items()
-        }
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        description = parse(metadata["longreel"])
+        version = description["version"].integer()
+    except (KeyError, TypeError, ValueError) as error:
         raise ReelError(f"{path} is damaged: its description does not match its content; use another copy.") from error
-    if info["version"] > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise ReelError(f"{path} was written by a newer Longreel: update Longreel to open it.")
+    try:
+        info = _checked(description)
+        sums = description.get("checksums") or Value({})
+        slots = {name: _slot(path, start, Value(entry, name), sums.get(name)) for name, entry in table.items()}
+    except DecodeError as error:
+        raise foreign(path, error) from error
     end = max((slot.offset + slot.nbytes for slot in slots.values()), default=start)
     if end != stamp[0]:
         raise ReelError(f"{path} is not whole: it has {stamp[0]} bytes and should have {end}; copy or save it again.")
     return FileHeader(path, info, slots, stamp)
 
 
+def _checked(description: Value) -> dict[str, Any]:
+    """The description, with what every file has checked."""
+    description["kind"].choice(("reel", "shot", "edit"))
+    edits = description.get("edits")
+    for section in (*description["shots"].list(), *(edits.list() if edits else ())):
+        section["uid"].text(200)
+        section["prefix"].text(200)
+    return description.object()
+
+
+def _slot(path: Path, start: int, entry: Value, sum_: Value | None) -> TensorSlot:
+    dtype = entry["dtype"].choice(_ITEM_BYTES)
+    shape = tuple(side.integer(0, 1 << 40) for side in entry["shape"].list(16))
+    begin, end = (offset.integer() for offset in entry["data_offsets"].list(2, 2))
+    if math.prod(shape) * _ITEM_BYTES[dtype] != end - begin:
+        raise entry["shape"].fault("of the size of its data")
+    return TensorSlot(path, dtype, shape, start + begin, end - begin, sum_.text(CHECKSUM_DIGITS) if sum_ else "")
+
+
+def foreign(path: Path, error: DecodeError) -> ReelError:
+    """What to raise for a file with a true digest whose content no version has written."""
+    return ReelError(f"{path} was not written by Longreel as it is: {error}; use another copy.")
+
+
 def _read_table(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
     """The safetensors header as JSON, and where the tensors' bytes begin."""
-    foreign = ReelError(f"{path} is not a reel: choose a file made by Save Reel.")
+    stranger = ReelError(f"{path} is not a reel: choose a file made by Save Reel.")
     length = int.from_bytes(file.read(8), "little")
     if size < 10 or length > _MAX_HEADER_BYTES:
-        raise foreign
+        raise stranger
     raw = file.read(length)
     if not raw.startswith(b"{"):
-        raise foreign
+        raise stranger
     if len(raw) < length:
         raise ReelError(f"{path} is not whole: it ends in its header; copy or save it again.")
     try:
-        table = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise foreign from error
-    return table, 8 + length
+        return dict(parse(raw, _MAX_HEADER_BYTES).object()), 8 + length
+    except DecodeError as error:
+        raise stranger from error
 
 
 def _digest(description: str, table: Mapping[str, Any]) -> str:
     return hashlib.sha256((description + canonical_json(table)).encode("utf-8")).hexdigest()
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file as it is now from what it was or will be."""
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def write_tensor_file(
-    path: Path, info: Mapping[str, Any], tensors: Mapping[str, torch.Tensor | TensorSlot], durable: bool = True
+    path: Path,
+    info: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor | TensorSlot],
+    durable: bool = True,
+    place: Place | None = None,
 ) -> None:
     """Writes tensors, and slots of other files, with their description, to `path`: whole or not at all.
 
     The content goes to a file beside `path` whose name ends with PART_SUFFIX and takes the name `path` at the end. At
     most one tensor is copied in memory. info: JSON-able; gets a `version`. durable: wait until the disk has everything.
-    Raises ReelError when the file cannot be written or a source has gone; a file already at `path` then stays.
+    place: names the finished file instead. Raises ReelError when the file cannot be written or a source has gone; a
+    file already at `path` then stays.
     """
     # By falling size of an element, so that each tensor lies where its elements are aligned.
     order = sorted(tensors, key=lambda name: (-_ITEM_BYTES[_dtype(tensors[name])], name))
@@ -176,7 +203,7 @@ def write_tensor_file(
         }
     checksums = dict.fromkeys(order, "0" * CHECKSUM_DIGITS)
     try:
-        with whole_file(path, unique=True) as part, part.open("xb") as file:
+        with whole_file(path, unique=True, place=place) as part, part.open("xb") as file:
             file.write(_header(info, table, checksums))
             for name in order:
                 checksums[name] = hex_of(_write(file, tensors[name]))
@@ -186,6 +213,8 @@ def write_tensor_file(
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+    except FileExistsError:
+        raise
     except OSError as error:
         raise ReelError(f"{path} cannot be written ({error.strerror}): make room or choose another place.") from error
 
@@ -199,14 +228,18 @@ def _header(info: Mapping[str, Any], table: Mapping[str, Any], checksums: Mappin
     return len(header).to_bytes(8, "little") + header
 
 
-def link_file(source: Path, path: Path) -> bool:
-    """Gives a whole file the second name `path` instead of copying it; False where that is impossible."""
+def link_file(source: Path, path: Path, place: Place | None = None) -> bool:
+    """Gives a whole file the second name `path` instead of copying it; False where that is impossible. place: as in
+    write_tensor_file; its FileExistsError passes.
+    """
     try:
-        with whole_file(path, unique=True) as part:
+        with whole_file(path, unique=True, place=place) as part:
             os.link(source, part)
             # Temporary files are written without waiting for the disk; under its new name the file must last.
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
+    except FileExistsError:
+        raise
     except OSError:
         return False
     return True
@@ -223,7 +256,7 @@ def _nbytes(source: torch.Tensor | TensorSlot) -> int:
 def _write(file: BinaryIO, source: torch.Tensor | TensorSlot) -> int:
     """Returns the checksum of what was written."""
     if isinstance(source, torch.Tensor):
-        data = _bytes_of(source.detach().to("cpu").contiguous())
+        data = bytes_of(source.detach().to("cpu").contiguous())
         file.write(data)
         return checksum(data)
     left, found = source.nbytes, 0
@@ -237,130 +270,19 @@ def _write(file: BinaryIO, source: torch.Tensor | TensorSlot) -> int:
             found = checksum(block, found)
             left -= len(block)
     if source.checksum and hex_of(found) != source.checksum:
-        raise _changed(source.path)
+        raise changed(source.path)
     return found
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU; nothing is copied."""
     data: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
     return data
 
 
-def _changed(path: Path) -> ReelError:
+def changed(path: Path) -> ReelError:
+    """What to raise where a tensor differs from its checksum."""
     return ReelError(
         f"{path} is damaged: what it holds is not what was written into it; use another copy, or delete it and film "
         "that shot again."
     )
-
-
-_verified: set[tuple[Path, tuple[int, int, int], str]] = set()
-"""Tensors of files as they are now that were compared with their checksums: once in a process is enough."""
-
-
-class StoredTensors:
-    """A handle to the tensors of one shot, or edit, in a file of ours. Compares by identity; never holds a tensor.
-
-    A shot is found in its file by its uid, so the handle also survives the file's replacement by a newer one that still
-    has the shot (Save Reel onto the file that was loaded). An owned file goes with the last reference to its handle.
-    """
-
-    def __init__(self, header: FileHeader, uid: str, owned: bool = False) -> None:
-        """header: of the file; uid: of the shot in it; owned: the file is temporary and belongs to this handle."""
-        self.path = header.path
-        self.uid = uid
-        self._header = header
-        self._prefix = self._find_prefix(header)
-        if owned:
-            weakref.finalize(self, _remove, self.path)
-
-    @property
-    def slots(self) -> dict[str, TensorSlot]:
-        """The shot's tensors by name, with their places in the file as it is now. Raises ReelError if it is gone."""
-        try:
-            stamp = _stamp(self.path.stat())
-        except OSError as error:
-            message = f"The file {self.path} of a filmed shot is gone: film the shot again, or load the reel again."
-            raise ReelError(message) from error
-        if stamp != self._header.stamp:
-            header = read_header(self.path)
-            self._prefix = self._find_prefix(header)
-            self._header = header
-        return _under(self._prefix, self._header.slots)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the tensors; nothing is read."""
-        return tuple(_under(self._prefix, self._header.slots))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors on disk; nothing is read."""
-        return sum(slot.nbytes for slot in _under(self._prefix, self._header.slots).values())
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor; nothing is read. Raises ReelError if there is none of this name."""
-        slots = _under(self._prefix, self._header.slots)
-        if name not in slots:
-            raise ReelError(f"{self.path} has no tensor {name}: the shot was filmed by another engine; film it again.")
-        return slots[name].shape
-
-    def load(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-        """The tensors of these names, on the CPU; all if None. They are mapped from the file, not copied.
-
-        Raises ReelError if the file has gone, or a tensor is not what was written; KeyError for a name that is not
-        there.
-        """
-        slots = self.slots
-        wanted = list(slots) if names is None else list(names)
-        with safe_open(self.path, framework="pt", device="cpu") as file:
-            loaded = {name: file.get_tensor(self._prefix + name) for name in wanted}
-        for name, tensor in loaded.items():
-            self._verify(name, tensor)
-        return loaded
-
-    def group(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors whose names begin with `prefix.`, under the rest of their names; see load."""
-        dotted = f"{prefix}."
-        loaded = self.load([name for name in self.names if name.startswith(dotted)])
-        return {name.removeprefix(dotted): tensor for name, tensor in loaded.items()}
-
-    def frames(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Frames start .. stop (exclusive) of a tensor [B, C, T, ...]; the rest of it is touched once, to verify it."""
-        self.slots  # noqa: B018 - finds the shot again if the file was replaced
-        with safe_open(self.path, framework="pt", device="cpu") as file:
-            if not self._is_verified(name):
-                self._verify(name, file.get_tensor(self._prefix + name))
-            part: torch.Tensor = file.get_slice(self._prefix + name)[:, :, start:stop]
-            return part
-
-    def verify(self, name: str) -> None:
-        """Raises ReelError if a tensor is not what was written, or its file has gone."""
-        self.slots  # noqa: B018 - as in frames
-        if not self._is_verified(name):
-            self.load([name])
-
-    def _is_verified(self, name: str) -> bool:
-        return (self.path, self._header.stamp, self._prefix + name) in _verified
-
-    def _verify(self, name: str, tensor: torch.Tensor) -> None:
-        slot = self._header.slots[self._prefix + name]
-        if slot.checksum and not self._is_verified(name):
-            if hex_of(checksum(_bytes_of(tensor))) != slot.checksum:
-                raise _changed(self.path)
-            _verified.add((self.path, self._header.stamp, self._prefix + name))
-
-    def _find_prefix(self, header: FileHeader) -> str:
-        for section in (*header.info["shots"], *header.info.get("edits", ())):
-            if section["uid"] == self.uid:
-                return str(section["prefix"])
-        raise ReelError(f"{self.path} was replaced by a file without this shot: load the reel again.")
-
-
-def _under(prefix: str, slots: Mapping[str, TensorSlot]) -> dict[str, TensorSlot]:
-    return {name.removeprefix(prefix): slot for name, slot in slots.items() if name.startswith(prefix)}
-
-
-def _remove(path: Path) -> None:
-    # On Windows a file cannot go while a tensor mapped from it lives; ComfyUI empties its temporary folder at start.
-    with suppress(OSError):
-        path.unlink(missing_ok=True)

@@ -129,6 +129,22 @@ def test_project_reuses_what_is_unchanged_and_says_why(engine: CausalEngine, tmp
     assert changed.fingerprint != first.fingerprint
 
 
+@pytest.mark.parametrize("folder", ["has gone", "cannot be made"])
+def test_what_was_filmed_is_kept_whatever_becomes_of_the_project(
+    engine: CausalEngine, tmp_path: Path, folder: str, caplog: pytest.LogCaptureFixture
+):
+    store, shot = ProjectStore(tmp_path / "projects" / "film"), parse_shot("seconds: 0.5\nA red ball.")
+    place = prepare(engine, [shot], None, store).jobs[0].place
+    store.folder.rmdir()
+    store.folder.parent.rmdir()
+    if folder == "cannot be made":
+        store.folder.parent.touch()
+    reel = film_shot(engine, shot, None, store, place)
+    assert reel.latents(0).shape == (1, 16, 3, 6, 4)
+    assert (reel.shots[0].file.path.parent == store.folder) == (folder == "has gone")
+    assert ("shot 1 is not in the project" in caplog.text) == (folder == "cannot be made")
+
+
 def test_steps_are_those_that_are_counted(engine: CausalEngine):
     story = prepare(engine, parse_storyboard(STORY).shots, None, None)
     counted = Progress(10**6)
