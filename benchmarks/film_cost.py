@@ -36,7 +36,8 @@ def open_engine() -> Any:
     from longreel.training.core.command_line import start_comfyui
 
     start_comfyui()
-    from longreel.engines.causal import CausalEngine, default_sigmas
+    from longreel.engines.causal import CausalEngine
+    from longreel.engines.causal_schedule import default_sigmas
     from longreel.training.miniature.evaluate import load
 
     models = load(WEIGHTS)

@@ -69,7 +69,7 @@ def trials(count: int, seed: int = 5) -> list[Trial]:
 
 def make_engine(models: Models, way: str, states: States | None) -> Any:
     """The instruction engine over the miniature, by one of WAYS."""
-    from longreel.engines.causal import default_sigmas
+    from longreel.engines.causal_schedule import default_sigmas
     from longreel.engines.instruction import InstructionEngine, Planning
     from longreel.engines.instruction_backends import CausalInstructionEngine, FirstFrameChunks
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..film.kv_memory import MEMFLOW, MemorySettings, MemorySnapshot
 from ..film.kv_memory.recall import RetrievedFrame
-from ..film.kv_memory.shots import shotstream_sigmas
 from ..film.kv_memory.snapshot import check as check_snapshot
 from ..film.reel.groups import KVLogGroup, KVMemoryGroup
 from ..film.reel.reel import Reel, ReelError, check_layout
@@ -27,32 +26,22 @@ from ..film.storyboard.shot import Shot
 from ..host.families import encode_image
 from ..host.files.pictures import load_picture
 from ..host.progress import Progress
-from ..host.sampling import schedule
 from ..host.wan.forward import check_model, kv_layout
 from ..host.wan.recall import prompt_keys
-from ..host.wan.rollout import Prompt, check_sigmas, roll_out
+from ..host.wan.rollout import Prompt, roll_out
+from ..host.wan.rollout_checks import check_start
 from .causal_context import earlier_shots
 from .causal_memory import decode_stills, restore, retrieve
 from .engine import Capabilities, EngineBase, EngineError, ShotInputs
 
-__all__ = ["CausalEngine", "default_sigmas"]
-
-
-def default_sigmas(model: ModelPatcher, steps: int, memory: MemorySettings = MEMFLOW) -> tuple[float, ...]:
-    """The schedule of a few-step causal model: the model's own shift, `steps` even steps of time from 1 to 0.
-
-    ShotStream has a shift and steps of its own, which are not in its file.
-    """
-    if memory.sink_from == "shots":
-        return shotstream_sigmas(steps)
-    return tuple(float(sigma) for sigma in schedule(model, "simple", steps))
+__all__ = ["CausalEngine"]
 
 
 @dataclass(frozen=True, eq=False)
 class CausalEngine(EngineBase):
     """A way to film: sampled how, remembering how much.
 
-    models: one. sigmas: falling from at most 1 to 0; one denoising call for each but the last. loop: "renoise" for
+    models: one. sigmas: falling from 1 to 0; one denoising call for each but the last. loop: "renoise" for
     models distilled to few steps, "euler" follows the flow. memory: sizes in latent frames. frames_per_block: latent
     frames that are denoised together.
     """
@@ -113,7 +102,7 @@ class CausalEngine(EngineBase):
         """
         check_model(self.model)
         self.check_models()
-        check_sigmas(torch.tensor(self.sigmas))
+        check_start(torch.tensor(self.sigmas))
         self.memory.check_block(self.frames_per_block)
 
     def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs:

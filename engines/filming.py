@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..film.reel.project import Decision, PlannedShot, ProjectStore, shot_fingerprint
-from ..film.reel.reel import Reel, check_layout
+from ..film.reel.reel import Reel, ReelError, check_layout
 from ..film.reel.takes import ShotPlan, plan_story
 from ..film.storyboard.shot import Shot
 from ..host.progress import Progress
@@ -123,7 +123,8 @@ def film_shot(
 ) -> Reel:
     """Film a shot, or take it from the project if it is there; either way it is in the project when this returns.
 
-    note: stands before the reel's description in the text that stays on the node.
+    Where the project cannot be written the shot stays in its temporary file, and the note says so. note: stands before
+    the reel's description in the text that stays on the node.
     """
     reel = _opened(engine, reel)
     inputs = engine.shot_inputs(shot, picture)
@@ -137,7 +138,12 @@ def film_shot(
         longer = engine.film(shot, reel, report, inputs)
         if project is not None:
             assert longer.last_shot is not None
-            longer = reel.append(project.add(longer.last_shot))
+            try:
+                longer = reel.append(project.add(longer.last_shot))
+            except ReelError as error:
+                # What was filmed is worth more than where it lies: the temporary file stays as long as the reel does.
+                note = "\n".join(filter(None, (note, f"Shot {place.shot} is not in the project: {error}")))
+                logging.warning("Longreel: shot %d is not in the project: %s", place.shot, error)
     if place.shot == place.shots:
         report.finish("\n".join(filter(None, (note, longer.describe()))))
     return longer

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import ModelSamplingDiscreteFlow
 from comfy.samplers import KSampler, calculate_sigmas, sampler_object
 from torch import Tensor
 
@@ -23,6 +24,7 @@ __all__ = [
     "Inputs",
     "SamplerSettings",
     "Stage",
+    "own_shift",
     "sample",
     "sample_chunk",
     "schedule",
@@ -52,16 +54,28 @@ class Inputs:
     mask: Tensor | None = None
 
 
-def schedule(model: ModelPatcher, scheduler: str, steps: int, sampler: str = "") -> Tensor:
-    """The sigmas [steps + 1] of a run, falling to 0, from the model's own shift.
+def schedule(
+    model: ModelPatcher, scheduler: str, steps: int, sampler: str = "", *, shift: float | None = None
+) -> Tensor:
+    """The sigmas [steps + 1] of a run, falling to 0.
 
     sampler: where it is named, the sigmas that core's KSampler takes for it; for a few samplers these leave out the
-    schedule's last but one.
+    schedule's last but one. shift: of a flow, instead of the model's own.
     """
+    if shift is not None:
+        flow = ModelSamplingDiscreteFlow()
+        flow.set_parameters(shift=shift)
+        shifted: Tensor = calculate_sigmas(flow, scheduler, steps).cpu()
+        return shifted
     if sampler:
         sigmas: Tensor = KSampler(model, steps, "cpu", sampler, scheduler).sigmas
         return sigmas
     return calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps).cpu()
+
+
+def own_shift(model: ModelPatcher) -> tuple[float, bool]:
+    """The shift of a flow model, and whether a node (ModelSamplingSD3) set it."""
+    return float(model.get_model_object("model_sampling").shift), "model_sampling" in model.object_patches
 
 
 def stages_by_boundary(

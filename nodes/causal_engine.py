@@ -6,11 +6,12 @@ from typing import Any, cast
 
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 from typing_extensions import override
 
-from ..engines.causal import CausalEngine, default_sigmas
+from ..engines.causal import CausalEngine
+from ..engines.causal_schedule import CausalSchedule, causal_schedule
 from ..host.wan.rollout import RolloutError
 from .sockets import (
     CATEGORY,
@@ -54,7 +55,7 @@ class LongreelCausalEngine(io.ComfyNode):
                     "sigmas",
                     optional=True,
                     tooltip="A noise schedule of your own, from 1 down to 0; then `steps` does not count. Without it "
-                    "the model's own shift and even steps are used, with the memory ShotStream its published ones.",
+                    "even steps are used at the shift of the models that the memory is for; the node says which.",
                 ),
                 *size_inputs(
                     832,
@@ -100,7 +101,10 @@ class LongreelCausalEngine(io.ComfyNode):
         if clip is None:
             raise RolloutError("The loader gave no text encoder: connect one that belongs to the model.")
         remembers = memory_settings(memory)
-        schedule = default_sigmas(model, steps, remembers) if sigmas is None else tuple(map(float, sigmas))
+        if sigmas is None:
+            chosen = causal_schedule(model, steps, remembers, cast(Any, loop))
+        else:
+            chosen = CausalSchedule(tuple(map(float, sigmas)), "Schedule: the sigmas that are connected.")
         engine = CausalEngine(
             models=(model,),
             clip=clip,
@@ -108,10 +112,10 @@ class LongreelCausalEngine(io.ComfyNode):
             width=width,
             height=height,
             fps=fps,
-            sigmas=schedule,
+            sigmas=chosen.sigmas,
             loop=cast(Any, loop),
             memory=remembers,
             frames_per_block=frames_per_block,
         )
         engine.check()
-        return io.NodeOutput(engine)
+        return io.NodeOutput(engine, ui=ui.PreviewText(chosen.reason))

@@ -22,7 +22,8 @@ class LongreelCausalSampler(io.ComfyNode):
             display_name="Causal Sampler",
             category=CATEGORY,
             description="The causal rollout for one prompt, in ComfyUI's own graph: connect it to Sampler Custom "
-            "Advanced with an empty video latent of whole blocks. Guidance must be 1 (Basic Guider).",
+            "Advanced with an empty video latent of whole blocks, or with a clip's latent and denoise below 1 to "
+            "change the clip. Guidance must be 1 (Basic Guider).",
             search_aliases=["sampler", "memflow sampler", "self forcing sampler", "autoregressive sampler"],
             inputs=[loop_input(), frames_per_block_input(), memory_input()],
             outputs=[io.Sampler.Output(display_name="sampler")],

@@ -12,11 +12,13 @@ from typing_extensions import override
 
 from ..engines.engine import Engine
 from ..engines.filming import Place, film_shot, prepare
+from ..film.picture_reader import on_white
 from ..film.reel.project import ProjectStore
 from ..film.reel.reel import Reel
+from ..film.reel.stored_tensors import losses
 from ..film.storyboard.text import Storyboard, StoryboardError, format_shot, parse_shot
 from ..host.expansion import input_link, leave_note, own_note
-from ..host.files.paths import project_folder
+from ..host.files.paths import project_folder, spill_folder
 from ..host.files.pictures import fingerprint_files
 from .sockets import CATEGORY, EngineSocket, ReelSocket, StoryboardSocket, project_input
 
@@ -69,8 +71,9 @@ class LongreelFilmShot(io.ComfyNode):
 
     @override
     @classmethod
-    def fingerprint_inputs(cls, shot: str | None, **_: Any) -> str:
-        return "" if shot is None else fingerprint_files(parse_shot(shot).references)
+    def fingerprint_inputs(cls, shot: str | None, project: str | None, **_: Any) -> str:
+        files = "" if shot is None else fingerprint_files(parse_shot(shot).references)
+        return files + _losses(project)
 
     @override
     @classmethod
@@ -78,6 +81,7 @@ class LongreelFilmShot(io.ComfyNode):
         cls, engine: Engine, shot: str, project: str, reel: Reel | None = None, start_image: Tensor | None = None
     ) -> io.NodeOutput:
         asked, store, note = parse_shot(shot), _store(project), own_note()
+        start_image = None if start_image is None else on_white(start_image)
         if not note:
             story = prepare(engine, [asked], reel, store, start_image)
             note = {"place": asdict(story.jobs[0].place), "text": story.describe()}
@@ -111,6 +115,11 @@ class LongreelFilmStoryboard(io.ComfyNode):
 
     @override
     @classmethod
+    def fingerprint_inputs(cls, project: str | None, **_: Any) -> str:
+        return _losses(project)
+
+    @override
+    @classmethod
     def execute(cls, engine: Engine, storyboard: Storyboard, project: str, reel: Reel | None = None) -> io.NodeOutput:
         story = prepare(engine, storyboard.shots, reel, _store(project))
         graph = GraphBuilder()
@@ -126,6 +135,15 @@ class LongreelFilmStoryboard(io.ComfyNode):
         for entry, job in zip(entries.values(), story.jobs):
             leave_note(entry, {"place": asdict(job.place), "text": said})
         return io.NodeOutput(last, expand=entries, ui=ui.PreviewText(said) if said else None)
+
+
+def _losses(project: str | None) -> str:
+    """Changes when a file of a filmed shot has gone, of the project or of those that lie there while ComfyUI runs: what
+    ComfyUI's cache holds of it is then of no use.
+    """
+    kept = losses(project_folder(project)) if project and project.strip() else 0
+    lost = kept + losses(spill_folder())
+    return f" {lost} files lost" if lost else ""
 
 
 def _store(project: str) -> ProjectStore | None:

@@ -90,8 +90,8 @@ class LongreelReference(io.ComfyNode):
             image, mask = image[..., :3], None
         if cut_out == _ALPHA:
             mask = None
-        if cut_out == _REMOVE and mask is not None and not mask.any():
-            mask = None  # Load Image gives 64 x 64 zeros for a picture without transparency
+        if mask is not None and (_is_placeholder(mask, image) or (cut_out == _REMOVE and not mask.any())):
+            mask = None
         made = Reference.from_image(
             image,
             mask,
@@ -106,6 +106,11 @@ class LongreelReference(io.ComfyNode):
         on_white = pixels[..., :3] * alpha[0, ..., None] + (1.0 - alpha[0, ..., None])
         cropped = on_white[None, box.y : box.bottom, box.x : box.right]
         return io.NodeOutput(made, cropped, alpha, ui={**shown, "text": made.warnings})
+
+
+def _is_placeholder(mask: Tensor, image: Tensor) -> bool:
+    """Whether it is no mask but what core's Load Image gives for a picture without transparency: 64 x 64 zeros."""
+    return tuple(mask.shape[-2:]) == (64, 64) != tuple(image.shape[-3:-1]) and not mask.any()
 
 
 class LongreelFirstFrameComposer(io.ComfyNode):

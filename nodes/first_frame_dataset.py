@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..film.first_frame import Reference
+from ..film.picture_reader import on_white
 from ..film.reel.project import project_folder
 from ..training.core.settings import from_widgets, node_inputs
 from ..training.first_frame.dataset import (
@@ -100,8 +101,8 @@ class LongreelCastClip(io.ComfyNode):
         clips: tuple[CastSource, ...] = (),
         plate: Tensor | None = None,
     ) -> io.NodeOutput:
-        place = None if plate is None else plate[0, ..., :3]
-        made = given_clip(name.strip(), images[..., :3], fps, references_of(references), place, caption)
+        place = None if plate is None else on_white(plate[0])
+        made = given_clip(name.strip(), on_white(images), fps, references_of(references), place, caption)
         return io.NodeOutput((*clips, made))
 
 

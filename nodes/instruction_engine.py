@@ -7,10 +7,10 @@ from typing import Any, cast
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import SAMPLER_NAMES, SCHEDULER_NAMES
 from comfy.sd import CLIP, VAE
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from typing_extensions import override
 
-from ..engines.causal import default_sigmas
+from ..engines.causal_schedule import causal_schedule
 from ..engines.engine import EngineError
 from ..engines.instruction import InstructionEngine, Planning
 from ..engines.instruction_backends import AdapterChunks, CausalInstructionEngine, FirstFrameChunks
@@ -209,10 +209,12 @@ class LongreelInstructionEngine(io.ComfyNode):
         planning = Planning(planner, states, state_count, replan)
         film = {"clip": clip, "vae": vae, "width": width, "height": height, "fps": fps, "planning": planning}
         engine: CausalInstructionEngine | InstructionEngine
+        said = None
         if way["way"] == _CAUSAL:
             memory = PRESETS[way["memory"]]
-            sigmas = default_sigmas(model, way["steps"], memory)
-            engine = CausalInstructionEngine(models=(model,), sigmas=sigmas, memory=memory, **film)
+            chosen = causal_schedule(model, way["steps"], memory)
+            said = ui.PreviewText(chosen.reason)
+            engine = CausalInstructionEngine(models=(model,), sigmas=chosen.sigmas, memory=memory, **film)
         elif way["way"] == _CHUNKS:
             models = tuple(shifted(each, way["shift"]) for each in (model, low_noise_model) if each is not None)
             chunks = FirstFrameChunks(
@@ -234,4 +236,4 @@ class LongreelInstructionEngine(io.ComfyNode):
             )
             engine = InstructionEngine(models=(model,), backend=adapted, **film)
         engine.check()
-        return io.NodeOutput(engine)
+        return io.NodeOutput(engine, ui=said)

@@ -45,7 +45,7 @@ class LongreelSaveReel(io.ComfyNode):
     @classmethod
     def execute(cls, reel: Reel, filename_prefix: str) -> io.NodeOutput:
         target = output_file(filename_prefix, _SUFFIX, reel.layout.width, reel.layout.height)
-        save_reel(reel, target.path)
+        save_reel(reel, target.path, target.place)
         name = f"{target.subfolder}/{target.filename}" if target.subfolder else target.filename
         return io.NodeOutput(f"{name} [output]", ui=ui.PreviewText(f"{name}: {reel.describe()}"))
 

@@ -118,7 +118,9 @@ class LongreelReelToVideo(io.ComfyNode):
         report.start_decoding(stop - start)
         picked: list[Tensor] = []
         metadata = workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        with VideoWriter(target.path, layout.width, layout.height, fps or layout.fps, metadata=metadata) as writer:
+        with VideoWriter(
+            target.path, layout.width, layout.height, fps or layout.fps, metadata=metadata, place=target.place
+        ) as writer:
             for frames in film_frames(reel, vaes, start, stop):
                 wanted = slice(max(first_image - writer.frames, 0), max(first_image + images - writer.frames, 0))
                 picked.append(frames[wanted].clone())

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from .fingerprint import canonical_json
-from .tensor_file import FileHeader, StoredTensors, read_header, write_tensor_file
+from .stored_tensors import StoredTensors
+from .tensor_file import FileHeader, read_header, write_tensor_file
 
 __all__ = ["Edit", "edit_from", "edit_section"]
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from typing_extensions import Self
 
-from .tensor_file import StoredTensors
+from .stored_tensors import StoredTensors
 
 __all__ = [
     "Carrier",

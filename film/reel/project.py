@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..storyboard.shot import Shot
-from .atomic import PART_SUFFIX
+from .atomic import claim, sweep
 from .fingerprint import canonical_json, shot_fingerprint
 from .reel import FilmedShot, ReelError, load_shot_file, save_shot_file
 
@@ -32,8 +31,6 @@ __all__ = [
     "shot_fingerprint",
 ]
 
-# A file being written changes all the time; one left behind by a killed process does not.
-_ABANDONED_SECONDS = 60.0
 _MAX_NAME = 80
 # Names that Windows keeps for devices, whatever their ending.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -92,22 +89,14 @@ class ProjectStore:
         Raises ReelError if the folder cannot be made.
         """
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ReelError(
-                f"The project folder {folder} cannot be made ({error.strerror}): choose another."
-            ) from error
-        for part in folder.glob(f"*{PART_SUFFIX}"):
-            # Another process may finish or clear the same file first.
-            with suppress(OSError):
-                if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
-                    part.unlink()
+        self._make_folder()
+        sweep(folder, ours=True)
 
     def find(self, fingerprint: str) -> FilmedShot | None:
-        """The finished shot of this fingerprint, None if it is absent or its file is not whole."""
+        """The finished shot of this fingerprint, None if it is absent or its file is not whole or not as written."""
         try:
             filmed = load_shot_file(self._path(fingerprint))
+            filmed.verify()
         except ReelError:
             return None
         return filmed if filmed.fingerprint == fingerprint else None
@@ -115,15 +104,32 @@ class ProjectStore:
     def add(self, filmed: FilmedShot) -> FilmedShot:
         """Puts a shot into the project, whole or not at all, and returns it as the project keeps it.
 
-        A file on the same disk is linked, not copied. A shot that the project has already is not written again.
+        A file on the same disk is linked, not copied. A shot that the project has already is not written again, nor one
+        that another server puts there meanwhile, since reels refer to it. The folder is made again if it has gone.
         Raises ReelError when it cannot be written; the shot passed in stays usable.
         """
+        path = self._path(filmed.fingerprint)
         present = self.find(filmed.fingerprint)
         if present is not None:
             return present
-        path = self._path(filmed.fingerprint)
-        save_shot_file(filmed, path)
+        self._make_folder()
+        damaged = path.exists()
+        try:
+            save_shot_file(filmed, path, None if damaged else lambda part: claim(part, path))
+        except FileExistsError:
+            present = self.find(filmed.fingerprint)
+            if present is not None:
+                return present
+            save_shot_file(filmed, path)
         return load_shot_file(path)
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ReelError(
+                f"The project folder {self.folder} cannot be made ({error.strerror}): choose another."
+            ) from error
 
     def shots(self) -> list[FilmedShot]:
         """All whole shots of the project, the newest first. Only headers are read."""
@@ -144,7 +150,7 @@ class ProjectStore:
         decisions: list[Decision] = []
         upstream_changed = False
         for index, plan in enumerate(planned):
-            if plan.fingerprint in whole:
+            if plan.fingerprint in whole and self.find(plan.fingerprint) is not None:
                 decisions.append(Decision(index, "reused", "nothing changed"))
                 continue
             reason = self._reason(plan, stored, replaced, upstream_changed)

@@ -13,7 +13,6 @@ them. New groups need no change of the format, and groups that this version does
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -23,14 +22,18 @@ from typing import Any
 
 import torch
 
+from ..decode import DecodeError, Value
 from ..storyboard.json_form import shot_from_dict, shot_to_dict
-from ..storyboard.shot import Shot
+from ..storyboard.shot import Shot, StoryboardError
+from .atomic import Place
 from .edit import Edit, edit_from, edit_section
 from .fingerprint import shot_fingerprint
+from .group_schema import check_groups
 from .groups import TransitionGroup
 from .latent_space import WAN, LatentSpace
-from .layout import LATENT_FIELDS, ReelLayout
-from .tensor_file import FileHeader, ReelError, StoredTensors, TensorSlot, link_file, read_header, write_tensor_file
+from .layout import ReelLayout
+from .stored_tensors import StoredTensors
+from .tensor_file import FileHeader, ReelError, TensorSlot, foreign, link_file, read_header, write_tensor_file
 
 __all__ = [
     "FilmedShot",
@@ -122,6 +125,10 @@ class FilmedShot:
     def lead(self) -> int:
         """Frames at the beginning of the take, which it then begins, that are trimmed."""
         return transition.lead if (transition := TransitionGroup.of(self)) else 0
+
+    def verify(self) -> None:
+        """Raises ReelError if the latents are not what was written; what is remembered is verified when it is read."""
+        self.file.verify(LATENTS)
 
     def latents(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Latent frames start .. stop (exclusive; to the end if None), [1, C, frames, h, w] fp32 on the CPU."""
@@ -246,40 +253,7 @@ def human_size(nbytes: int) -> str:
 
 def check_layout(reel: Reel, layout: ReelLayout) -> None:
     """Raises ReelError, saying what differs and what to do, if an engine of this layout cannot go on with the reel."""
-    shared = set(reel.layout.engine) & set(layout.engine)
-    own = reel.layout.of_family(layout.family)
-    for name, remedy in _REMEDIES.items():
-        if name == "model" and not shared:
-            continue  # nothing of the other model's is remembered
-        if name in LATENT_FIELDS and own is None:
-            continue  # the first shot of these latents
-        mine, wanted = getattr(own or reel.layout, name), getattr(layout, name)
-        if mine != wanted:
-            what = name.replace("_", " ")
-            if name in ("model", "vae"):  # fingerprints mean nothing to a user
-                raise ReelError(f"The reel was filmed with another {what.replace('vae', 'VAE')}: {remedy}.")
-            raise ReelError(f"The reel was filmed with {what} {mine} and this engine has {wanted}: {remedy}.")
-    for name in sorted(shared):
-        mine, wanted = reel.layout.engine[name], layout.engine[name]
-        if mine != wanted:
-            what = name.replace("_", " ")
-            raise ReelError(
-                f"The reel remembers with {what} {json.dumps(mine)} and this engine with {json.dumps(wanted)}: "
-                "use the engine it was filmed with, or start a new reel."
-            )
-
-
-_SAME_MODEL = "connect the one it was filmed with, or start a new reel"
-_REMEDIES = {
-    "model": _SAME_MODEL,
-    "vae": _SAME_MODEL,
-    "width": "set the engine to the reel's width, or start a new reel",
-    "height": "set the engine to the reel's height, or start a new reel",
-    "fps": "set the engine to the reel's frame rate, or start a new reel",
-    "latent_channels": _SAME_MODEL,
-    "spatial_compression": _SAME_MODEL,
-    "temporal_compression": _SAME_MODEL,
-}
+    reel.layout.check(layout)
 
 
 def _check_fit(layout: ReelLayout, filmed: FilmedShot, before: FilmedShot | None) -> None:
@@ -296,10 +270,11 @@ def _check_fit(layout: ReelLayout, filmed: FilmedShot, before: FilmedShot | None
         raise ReelError("The shot before was filmed by a model of another family: start this one with a cut.")
 
 
-def save_reel(reel: Reel, path: Path) -> None:
+def save_reel(reel: Reel, path: Path, place: Place | None = None) -> None:
     """Writes a reel as one safetensors file, whole or not at all, without loading its tensors.
 
-    Raises ReelError when it cannot be written; a file that was at `path` then stays as it was.
+    place: see write_tensor_file. Raises ReelError when it cannot be written; a file that was at `path` then stays as it
+    was.
     """
     sections: list[dict[str, Any]] = []
     slots: dict[str, torch.Tensor | TensorSlot] = {}
@@ -311,7 +286,7 @@ def save_reel(reel: Reel, path: Path) -> None:
         edits.append(edit_section(edit, f"edits.{i}."))
         slots.update({f"edits.{i}.{name}": slot for name, slot in edit.file.slots.items()})
     info = {"kind": "reel", "layout": reel.layout.to_json(), "shots": sections, "edits": edits}
-    write_tensor_file(path, info, slots)
+    write_tensor_file(path, info, slots, place=place)
 
 
 def load_reel(path: Path) -> Reel:
@@ -322,32 +297,40 @@ def load_reel(path: Path) -> Reel:
     header = read_header(path)
     if header.info["kind"] != "reel":
         raise ReelError(f"{path} holds one shot of a project and not a reel: choose a file made by Save Reel.")
-    layout = ReelLayout(**header.info["layout"])
+    info = Value(header.info)
+    try:
+        layout = ReelLayout.from_json(info["layout"])
+        edits = info.get("edits")
+        for edit in edits.list() if edits else ():  # files of before there were edits have none
+            edit["after"].integer(0, len(header.info["shots"]))
+            check_groups(edit["meta"])
+    except DecodeError as error:
+        raise foreign(path, error) from error
     shots = tuple(_filmed(section, header) for section in header.info["shots"])
     for before, filmed in zip((None, *shots), shots):
         _check_fit(layout, filmed, before)
-    # Files of before there were edits have none.
     return Reel(layout, shots, tuple(edit_from(section, header) for section in header.info.get("edits", ())))
 
 
-def save_shot_file(filmed: FilmedShot, path: Path) -> None:
+def save_shot_file(filmed: FilmedShot, path: Path, place: Place | None = None) -> None:
     """Puts one shot into a file of its own, as a project keeps it, whole or not at all.
 
     A file that is that already and lies on the same disk gets a second name and is not copied.
-    Raises ReelError when it cannot be written; a file that was at `path` then stays as it was.
+    place: see write_tensor_file. Raises ReelError when it cannot be written; a file that was at `path` then stays as it
+    was.
     """
     section = {**_section(filmed), "prefix": ""}
     slots = filmed.file.slots
     info = read_header(filmed.file.path).info
-    if info["kind"] == "shot" and info["shots"] == [section] and link_file(filmed.file.path, path):
+    if info["kind"] == "shot" and info["shots"] == [section] and link_file(filmed.file.path, path, place):
         return
-    write_tensor_file(path, {"kind": "shot", "shots": [section]}, slots)
+    write_tensor_file(path, {"kind": "shot", "shots": [section]}, slots, place=place)
 
 
 def load_shot_file(path: Path) -> FilmedShot:
     """The shot in a file of a project. Raises ReelError if the file is not whole or holds something else."""
     header = read_header(path)
-    if header.info["kind"] != "shot":
+    if header.info["kind"] != "shot" or not header.info["shots"]:
         raise ReelError(f"{path} holds a reel and not one shot: load it with Load Reel.")
     return _filmed(header.info["shots"][0], header)
 
@@ -372,14 +355,23 @@ def _family_section(family: str) -> dict[str, str]:
 
 
 def _filmed(section: Mapping[str, Any], header: FileHeader, owned: bool = False) -> FilmedShot:
-    return FilmedShot(
-        shot=shot_from_dict(section["shot"], "shot"),
-        previous=section["previous"],
-        settings=section["settings"],
-        latent_frames=section["latent_frames"],
-        take_start=section["take_start"],
-        frames=section["frames"],
-        meta=section["meta"],
-        file=StoredTensors(header, section["uid"], owned),
-        family=section.get("family", WAN),
-    )
+    told = Value(section, "shot")
+    try:
+        family = told.get("family")
+        check_groups(told["meta"])
+        filmed = FilmedShot(
+            shot=shot_from_dict(told["shot"].raw, "shot"),
+            previous=told["previous"].text(64),
+            settings=told["settings"].object(),
+            latent_frames=told["latent_frames"].integer(1, 10**7),
+            take_start=told["take_start"].flag(),
+            frames=told["frames"].integer(1, 10**8),
+            meta=told["meta"].object(),
+            file=StoredTensors(header, told["uid"].text(200), owned),
+            family=family.text(200) if family else WAN,
+        )
+    except DecodeError as error:
+        raise foreign(header.path, error) from error
+    except StoryboardError as error:
+        raise ReelError(f"{header.path} has a shot that is none: {error}") from error
+    return filmed

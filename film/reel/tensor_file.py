@@ -4,35 +4,38 @@ Film state is several gigabytes a shot. safetensors' own writer wants all tensor
 holds one at a time and moves tensors from file to file without decoding them. Any safetensors reader opens the result.
 
 A file's metadata has two entries: `longreel`, JSON that describes the content, and `longreel_sha256`, the digest of
-that JSON and of the table of tensors. So a damaged header never passes for a good one; the tensors' bytes are not
-hashed, only their extent is checked.
+that JSON and of the table of tensors. So a damaged header never passes for a good one. The JSON has a checksum of each
+tensor's bytes, compared when the tensor is first read; files of before there were checksums are read without.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import weakref
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
 
-from .atomic import whole_file
+from ..decode import DecodeError, Value, parse
+from .atomic import Place, whole_file
+from .checksum import CHECKSUM_DIGITS, checksum, hex_of
 from .fingerprint import canonical_json
 
 __all__ = [
     "FileHeader",
     "ReelError",
-    "StoredTensors",
     "TensorSlot",
+    "bytes_of",
+    "changed",
+    "foreign",
     "link_file",
     "read_header",
+    "stamp_of",
     "write_tensor_file",
 ]
 
@@ -53,8 +56,8 @@ _DTYPES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
 }
 _ITEM_BYTES = {name: dtype.itemsize for dtype, name in _DTYPES.items()}
-# safetensors' own limit on a header.
-_MAX_HEADER_BYTES = 100_000_000
+# A film of an hour has some 3 MB. More than this, as JSON, would take gigabytes of memory.
+_MAX_HEADER_BYTES = 40_000_000
 _COPY_BYTES = 8 << 20
 
 
@@ -64,13 +67,17 @@ class ReelError(ValueError):
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """One tensor of a file: its safetensors dtype name and shape, and where its bytes lie in the file."""
+    """One tensor of a file: its safetensors dtype name and shape, and where its bytes lie in the file.
+
+    checksum: of the bytes, in hex; "" in files of before there were any.
+    """
 
     path: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,72 +97,98 @@ def read_header(path: Path) -> FileHeader:
     """
     try:
         with path.open("rb") as file:
-            stamp = _stamp(os.fstat(file.fileno()))
+            stamp = stamp_of(os.fstat(file.fileno()))
             table, start = _read_table(file, path, stamp[0])
     except OSError as error:
         raise ReelError(f"The reel file {path} cannot be read: {error.strerror}.") from error
     metadata = table.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or "longreel" not in metadata:
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("longreel"), str):
         raise ReelError(f"{path} is a safetensors file but not one of Longreel's: choose a file made by Save Reel.")
     try:
         # The digest comes first: nothing else in a damaged header is believed.
         if metadata["longreel_sha256"] != _digest(metadata["longreel"], table):
             raise ValueError("digest")
-        info = json.loads(metadata["longreel"])
-        slots = {
-            name: TensorSlot(
-                path,
-                entry["dtype"],
-                tuple(entry["shape"]),
-                start + entry["data_offsets"][0],
-                entry["data_offsets"][1] - entry["data_offsets"][0],
-            )
-            for name, entry in table.items()
-        }
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        description = parse(metadata["longreel"])
+        version = description["version"].integer()
+    except (KeyError, TypeError, ValueError) as error:
         raise ReelError(f"{path} is damaged: its description does not match its content; use another copy.") from error
-    if info["version"] > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise ReelError(f"{path} was written by a newer Longreel: update Longreel to open it.")
+    try:
+        info = _checked(description)
+        sums = description.get("checksums") or Value({})
+        slots = {name: _slot(path, start, Value(entry, name), sums.get(name)) for name, entry in table.items()}
+    except DecodeError as error:
+        raise foreign(path, error) from error
     end = max((slot.offset + slot.nbytes for slot in slots.values()), default=start)
     if end != stamp[0]:
         raise ReelError(f"{path} is not whole: it has {stamp[0]} bytes and should have {end}; copy or save it again.")
     return FileHeader(path, info, slots, stamp)
 
 
+def _checked(description: Value) -> dict[str, Any]:
+    """The description, with what every file has checked."""
+    description["kind"].choice(("reel", "shot", "edit"))
+    edits = description.get("edits")
+    for section in (*description["shots"].list(), *(edits.list() if edits else ())):
+        section["uid"].text(200)
+        section["prefix"].text(200)
+    return description.object()
+
+
+def _slot(path: Path, start: int, entry: Value, sum_: Value | None) -> TensorSlot:
+    dtype = entry["dtype"].choice(_ITEM_BYTES)
+    shape = tuple(side.integer(0, 1 << 40) for side in entry["shape"].list(16))
+    begin, end = (offset.integer() for offset in entry["data_offsets"].list(2, 2))
+    if math.prod(shape) * _ITEM_BYTES[dtype] != end - begin:
+        raise entry["shape"].fault("of the size of its data")
+    return TensorSlot(path, dtype, shape, start + begin, end - begin, sum_.text(CHECKSUM_DIGITS) if sum_ else "")
+
+
+def foreign(path: Path, error: DecodeError) -> ReelError:
+    """What to raise for a file with a true digest whose content no version has written."""
+    return ReelError(f"{path} was not written by Longreel as it is: {error}; use another copy.")
+
+
 def _read_table(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
     """The safetensors header as JSON, and where the tensors' bytes begin."""
-    foreign = ReelError(f"{path} is not a reel: choose a file made by Save Reel.")
+    stranger = ReelError(f"{path} is not a reel: choose a file made by Save Reel.")
     length = int.from_bytes(file.read(8), "little")
     if size < 10 or length > _MAX_HEADER_BYTES:
-        raise foreign
+        raise stranger
     raw = file.read(length)
     if not raw.startswith(b"{"):
-        raise foreign
+        raise stranger
     if len(raw) < length:
         raise ReelError(f"{path} is not whole: it ends in its header; copy or save it again.")
     try:
-        table = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise foreign from error
-    return table, 8 + length
+        return dict(parse(raw, _MAX_HEADER_BYTES).object()), 8 + length
+    except DecodeError as error:
+        raise stranger from error
 
 
 def _digest(description: str, table: Mapping[str, Any]) -> str:
     return hashlib.sha256((description + canonical_json(table)).encode("utf-8")).hexdigest()
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file as it is now from what it was or will be."""
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def write_tensor_file(
-    path: Path, info: Mapping[str, Any], tensors: Mapping[str, torch.Tensor | TensorSlot], durable: bool = True
+    path: Path,
+    info: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor | TensorSlot],
+    durable: bool = True,
+    place: Place | None = None,
 ) -> None:
     """Writes tensors, and slots of other files, with their description, to `path`: whole or not at all.
 
     The content goes to a file beside `path` whose name ends with PART_SUFFIX and takes the name `path` at the end. At
     most one tensor is copied in memory. info: JSON-able; gets a `version`. durable: wait until the disk has everything.
-    Raises ReelError when the file cannot be written or a source has gone; a file already at `path` then stays.
+    place: names the finished file instead. Raises ReelError when the file cannot be written or a source has gone; a
+    file already at `path` then stays.
     """
     # By falling size of an element, so that each tensor lies where its elements are aligned.
     order = sorted(tensors, key=lambda name: (-_ITEM_BYTES[_dtype(tensors[name])], name))
@@ -168,32 +201,45 @@ def write_tensor_file(
             "shape": list(tensors[name].shape),
             "data_offsets": [begin, end],
         }
-    description = json.dumps({**info, "version": FORMAT_VERSION}, allow_nan=False)
-    metadata = {"format": "pt", "longreel": description, "longreel_sha256": _digest(description, table)}
-    header = json.dumps({"__metadata__": metadata, **table}).encode("ascii")
-    header += b" " * (-len(header) % 8)
-
+    checksums = dict.fromkeys(order, "0" * CHECKSUM_DIGITS)
     try:
-        with whole_file(path, unique=True) as part, part.open("xb") as file:
-            file.write(len(header).to_bytes(8, "little"))
-            file.write(header)
+        with whole_file(path, unique=True, place=place) as part, part.open("xb") as file:
+            file.write(_header(info, table, checksums))
             for name in order:
-                _write(file, tensors[name])
+                checksums[name] = hex_of(_write(file, tensors[name]))
+            # Of the same length, now that the checksums are known.
+            file.seek(0)
+            file.write(_header(info, table, checksums))
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+    except FileExistsError:
+        raise
     except OSError as error:
         raise ReelError(f"{path} cannot be written ({error.strerror}): make room or choose another place.") from error
 
 
-def link_file(source: Path, path: Path) -> bool:
-    """Gives a whole file the second name `path` instead of copying it; False where that is impossible."""
+def _header(info: Mapping[str, Any], table: Mapping[str, Any], checksums: Mapping[str, str]) -> bytes:
+    """A file up to its tensors."""
+    description = json.dumps({**info, "version": FORMAT_VERSION, "checksums": dict(checksums)}, allow_nan=False)
+    metadata = {"format": "pt", "longreel": description, "longreel_sha256": _digest(description, table)}
+    header = json.dumps({"__metadata__": metadata, **table}).encode("ascii")
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def link_file(source: Path, path: Path, place: Place | None = None) -> bool:
+    """Gives a whole file the second name `path` instead of copying it; False where that is impossible. place: as in
+    write_tensor_file; its FileExistsError passes.
+    """
     try:
-        with whole_file(path, unique=True) as part:
+        with whole_file(path, unique=True, place=place) as part:
             os.link(source, part)
             # Temporary files are written without waiting for the disk; under its new name the file must last.
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
+    except FileExistsError:
+        raise
     except OSError:
         return False
     return True
@@ -207,12 +253,13 @@ def _nbytes(source: torch.Tensor | TensorSlot) -> int:
     return source.nbytes if isinstance(source, TensorSlot) else source.numel() * source.element_size()
 
 
-def _write(file: BinaryIO, source: torch.Tensor | TensorSlot) -> None:
+def _write(file: BinaryIO, source: torch.Tensor | TensorSlot) -> int:
+    """Returns the checksum of what was written."""
     if isinstance(source, torch.Tensor):
-        data = source.detach().to("cpu").contiguous()
-        file.write(data.reshape(-1).view(torch.uint8).numpy().data)
-        return
-    left = source.nbytes
+        data = bytes_of(source.detach().to("cpu").contiguous())
+        file.write(data)
+        return checksum(data)
+    left, found = source.nbytes, 0
     with source.path.open("rb") as origin:
         origin.seek(source.offset)
         while left:
@@ -220,91 +267,22 @@ def _write(file: BinaryIO, source: torch.Tensor | TensorSlot) -> None:
             if not block:
                 raise ReelError(f"{source.path} became shorter while it was copied: film or load the reel again.")
             file.write(block)
+            found = checksum(block, found)
             left -= len(block)
+    if source.checksum and hex_of(found) != source.checksum:
+        raise changed(source.path)
+    return found
 
 
-class StoredTensors:
-    """A handle to the tensors of one shot, or edit, in a file of ours. Compares by identity; never holds a tensor.
-
-    A shot is found in its file by its uid, so the handle also survives the file's replacement by a newer one that still
-    has the shot (Save Reel onto the file that was loaded). An owned file goes with the last reference to its handle.
-    """
-
-    def __init__(self, header: FileHeader, uid: str, owned: bool = False) -> None:
-        """header: of the file; uid: of the shot in it; owned: the file is temporary and belongs to this handle."""
-        self.path = header.path
-        self.uid = uid
-        self._header = header
-        self._prefix = self._find_prefix(header)
-        if owned:
-            weakref.finalize(self, _remove, self.path)
-
-    @property
-    def slots(self) -> dict[str, TensorSlot]:
-        """The shot's tensors by name, with their places in the file as it is now. Raises ReelError if it is gone."""
-        try:
-            stamp = _stamp(self.path.stat())
-        except OSError as error:
-            message = f"The file {self.path} of a filmed shot is gone: film the shot again, or load the reel again."
-            raise ReelError(message) from error
-        if stamp != self._header.stamp:
-            header = read_header(self.path)
-            self._prefix = self._find_prefix(header)
-            self._header = header
-        return _under(self._prefix, self._header.slots)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the tensors; nothing is read."""
-        return tuple(_under(self._prefix, self._header.slots))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors on disk; nothing is read."""
-        return sum(slot.nbytes for slot in _under(self._prefix, self._header.slots).values())
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor; nothing is read. Raises ReelError if there is none of this name."""
-        slots = _under(self._prefix, self._header.slots)
-        if name not in slots:
-            raise ReelError(f"{self.path} has no tensor {name}: the shot was filmed by another engine; film it again.")
-        return slots[name].shape
-
-    def load(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-        """The tensors of these names, on the CPU; all if None. They are mapped from the file, not copied.
-
-        Raises ReelError if the file has gone or changed, or KeyError for a name that is not there.
-        """
-        slots = self.slots
-        wanted = list(slots) if names is None else list(names)
-        with safe_open(self.path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(self._prefix + name) for name in wanted}
-
-    def group(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors whose names begin with `prefix.`, under the rest of their names; see load."""
-        dotted = f"{prefix}."
-        loaded = self.load([name for name in self.names if name.startswith(dotted)])
-        return {name.removeprefix(dotted): tensor for name, tensor in loaded.items()}
-
-    def frames(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Frames start .. stop (exclusive) of a tensor [B, C, T, ...], without touching the rest of it."""
-        self.slots  # noqa: B018 - finds the shot again if the file was replaced
-        with safe_open(self.path, framework="pt", device="cpu") as file:
-            part: torch.Tensor = file.get_slice(self._prefix + name)[:, :, start:stop]
-            return part
-
-    def _find_prefix(self, header: FileHeader) -> str:
-        for section in (*header.info["shots"], *header.info.get("edits", ())):
-            if section["uid"] == self.uid:
-                return str(section["prefix"])
-        raise ReelError(f"{self.path} was replaced by a file without this shot: load the reel again.")
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU; nothing is copied."""
+    data: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return data
 
 
-def _under(prefix: str, slots: Mapping[str, TensorSlot]) -> dict[str, TensorSlot]:
-    return {name.removeprefix(prefix): slot for name, slot in slots.items() if name.startswith(prefix)}
-
-
-def _remove(path: Path) -> None:
-    # On Windows a file cannot go while a tensor mapped from it lives; ComfyUI empties its temporary folder at start.
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
+def changed(path: Path) -> ReelError:
+    """What to raise where a tensor differs from its checksum."""
+    return ReelError(
+        f"{path} is damaged: what it holds is not what was written into it; use another copy, or delete it and film "
+        "that shot again."
+    )

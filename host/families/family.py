@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.utils import common_upscale
 from torch import Tensor
 
+from ...film.picture_reader import on_white
 from ...film.reel.latent_space import LatentSpace
 
 __all__ = ["Decoder", "Family", "UnsupportedVaeError", "fit"]
@@ -61,7 +62,9 @@ class Family(Protocol):
 
 
 def fit(frames: Tensor, width: int, height: int) -> Tensor:
-    """Frames [n, H, W, 3 or more] in 0..1 scaled to cover width x height, cropped around the centre: [n, H, W, 3]."""
-    scaled = common_upscale(frames[..., :3].movedim(-1, 1), width, height, "bicubic", "center").clamp(0, 1)
+    """Frames [n, H, W, 3 or 4] in 0..1 scaled to cover width x height, cropped around the centre: [n, H, W, 3]; what a
+    fourth channel says is transparent is white.
+    """
+    scaled = common_upscale(on_white(frames).movedim(-1, 1), width, height, "bicubic", "center").clamp(0, 1)
     sized: Tensor = scaled.movedim(1, -1)
     return sized

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
 
 from ...film.reel import project as film_project
+from ...film.reel.atomic import claim, sweep
 
 MINIATURE_WEIGHTS = Path(__file__).resolve().parents[2] / "miniature" / "weights"
 """The shipped weights, one subfolder per kind: diffusion_models, vae, text_encoders, loras, open_clip."""
@@ -24,17 +26,30 @@ ADAPTER_KIND = "aid"
 _MODEL_KINDS = ("diffusion_models", "vae", "text_encoders", "loras")
 
 
-@dataclass(frozen=True)
+@dataclass
 class SavedName:
-    """A file to be written into ComfyUI's output folder, and how its interface refers to it.
+    """A new file in ComfyUI's output folder, and how its interface refers to it.
 
-    path: where to write it. filename: its name alone. subfolder: its folder below the output folder, "" for the output
-    folder itself.
+    path: where it will be, as far as is known before it is placed. subfolder: its folder below the output folder, ""
+    for the output folder itself. again: the same with the next free number.
     """
 
     path: Path
-    filename: str
     subfolder: str
+    again: Callable[[], SavedName]
+
+    @property
+    def filename(self) -> str:
+        """Its name alone."""
+        return self.path.name
+
+    def place(self, part: Path) -> None:
+        """Give a finished part its name, with the next free number if another server has taken this one meanwhile."""
+        while True:
+            try:
+                return claim(part, self.path)
+            except FileExistsError:
+                self.path = self.again().path
 
 
 def register_model_folders() -> None:
@@ -76,7 +91,8 @@ def output_file(prefix: str, suffix: str, width: int, height: int) -> SavedName:
     """The next free numbered name in the output folder, as core's Save Video would choose it.
 
     prefix: may hold folders and core's placeholders (%date:...% is filled in by the editor, %width% here). suffix:
-    ".mp4" or ".webm". width, height: of the film in pixels, for the placeholders. Raises ValueError: the prefix leads
+    ".mp4" or ".webm". width, height: of the film in pixels, for the placeholders. What killed writers left in that
+    folder is cleared. Raises ValueError: the prefix leads
     out of the output folder, or its folder cannot be made.
     """
     output = folder_paths.get_output_directory()
@@ -88,5 +104,6 @@ def output_file(prefix: str, suffix: str, width: int, height: int) -> SavedName:
         raise ValueError(
             f"The folder of {prefix!r} cannot be made in ComfyUI's output folder ({error.strerror}); choose another."
         ) from error
-    filename = f"{stem}_{counter:05}_{suffix}"
-    return SavedName(Path(folder) / filename, filename, subfolder)
+    sweep(Path(folder))
+    path = Path(folder) / f"{stem}_{counter:05}_{suffix}"
+    return SavedName(path, subfolder, lambda: output_file(prefix, suffix, width, height))

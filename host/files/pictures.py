@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-import node_helpers
 from comfy.utils import common_upscale
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from ...film.picture_reader import on_white, read_cut_out, read_picture
 from ...film.pixels import from_pil
 from .paths import input_file
 
@@ -17,34 +17,22 @@ PLATE = "plate="
 """Begins the name of a shot's reference that is its background plate: `references: mug; plate=kitchen.png`."""
 
 
-class PictureError(ValueError):
-    """A file that is no picture; the message is one sentence that says which."""
-
-
 def load_picture(name: str) -> Tensor:
-    """A picture as ComfyUI's Load Image gives it: [1, H, W, 3] in 0..1, turned upright.
+    """A picture of the input folder, [1, H, W, 3] in 0..1: see read_picture.
 
     Raises ValueError if there is no such file and PictureError if it holds no picture.
     """
-    return _load(name, "RGB")
+    return read_picture(input_file(name), repr(name))[None]
 
 
 def load_cut_out(name: str) -> Tensor:
     """As `load_picture`, with its opacity as a fourth channel: [1, H, W, 4], 1 where it is opaque."""
-    return _load(name, "RGBA")
-
-
-def _load(name: str, mode: str) -> Tensor:
-    try:
-        picture = node_helpers.pillow(ImageOps.exif_transpose, node_helpers.pillow(Image.open, input_file(name)))
-        return as_image(picture.convert(mode))
-    except (OSError, UnidentifiedImageError) as error:
-        raise PictureError(f"{name!r} is not a picture that can be read: choose a PNG, JPEG or WebP file.") from error
+    return read_cut_out(input_file(name), repr(name))[None]
 
 
 def cover(picture: Tensor, width: int, height: int) -> Tensor:
-    """A picture [1, H, W, 3] scaled to cover that size and cut around its centre, as the VAE would get it."""
-    covered: Tensor = common_upscale(picture.movedim(-1, 1), width, height, "bicubic", "center").clamp(0, 1)
+    """A picture [1, H, W, 3 or 4] scaled to cover that size and cut around its centre, as the VAE would get it."""
+    covered: Tensor = common_upscale(on_white(picture).movedim(-1, 1), width, height, "bicubic", "center").clamp(0, 1)
     return covered.movedim(1, -1)
 
 

@@ -23,7 +23,7 @@ from comfy.cli_args import args
 from comfy_api.latest import InputImpl
 from torch import Tensor
 
-from ...film.reel.atomic import part_of
+from ...film.reel.atomic import Place, part_of
 
 _SMPTE170M = 6  # ITU-T H.273 code of the BT.601 matrix; PyAV names only the scaler's own code for it
 _CODECS = {".mp4": "h264", ".webm": "libvpx-vp9"}
@@ -50,6 +50,7 @@ class VideoWriter:
         *,
         crf: float | None = None,
         metadata: Mapping[str, Any] | None = None,
+        place: Place | None = None,
     ) -> None:
         """Open the file at once, so that an unwritable place shows before the work is done.
 
@@ -57,8 +58,8 @@ class VideoWriter:
         width, height: size in pixels, both even. fps: frames per second, more than 0. A float is taken to the nearest
         fraction with a denominator up to 1001. crf: constant rate factor, less is better and larger: 0..51 for MP4
         (default 18), 0..63 for WebM (default 28). metadata: tags; values that are not text are stored as JSON. See
-        `workflow_metadata`. Raises VideoFileError: unknown suffix, odd size, a frame rate of 0 or less, or a place that
-        cannot be written.
+        `workflow_metadata`. place: names the finished file, instead of `path`. Raises VideoFileError: unknown suffix,
+        odd size, a frame rate of 0 or less, or a place that cannot be written.
         """
         suffix = path.suffix.lower()
         if suffix not in _CODECS:
@@ -75,6 +76,7 @@ class VideoWriter:
         """Frames written so far."""
         self._size = (height, width)
         self._part = part_of(path, unique=True)
+        self._place: Place = place or (lambda part: os.replace(part, path))
         self._container: Any = None
         rate = Fraction(fps).limit_denominator(1001)
         self._time_base = 1 / rate
@@ -131,7 +133,7 @@ class VideoWriter:
         with self._explained():
             self._container.mux(self._stream.encode())
             self._container.close()
-            os.replace(self._part, self.path)
+            self._place(self._part)
         return self.path
 
     def abort(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import av
 import torch
 from comfy import model_management
 from comfy.sd import VAE
@@ -14,9 +13,11 @@ from torch import Tensor
 
 from ...film.dual_cache import Picture, stored_pictures
 from ...film.metrics import MetricsError, Span
+from ...film.picture_reader import on_white
 from ...film.reel.groups import Carrier, KeyframeGroup, ShownKeyframesGroup
 from ...film.reel.reel import Reel
 from ...film.storyboard.shot import Shot
+from ...film.video_reader import VideoReader
 from .decode import film_frames
 
 __all__ = ["Footage", "footage_of", "pick"]
@@ -85,7 +86,7 @@ def _of_images(images: Tensor, fps: float) -> Footage:
     if images.ndim != 4 or images.shape[-1] < 3:
         raise MetricsError(f"The images must be RGB [frames, height, width, 3], not {list(images.shape)}.")
     size = int(images.shape[2]), int(images.shape[1])
-    return Footage(fps, lambda: iter(images[..., :3].split(_PIECE)), images.shape[0], size)
+    return Footage(fps, lambda: (on_white(piece) for piece in images.split(_PIECE)), images.shape[0], size)
 
 
 def _of_video(video: Input.Video) -> Footage:
@@ -95,22 +96,20 @@ def _of_video(video: Input.Video) -> Footage:
         parts = video.get_components()
         return _of_images(parts.images, float(parts.frame_rate))
 
+    fps = float(video.get_frame_rate())
+
     def stream() -> Iterator[Tensor]:
-        with av.open(video.get_stream_source(), mode="r") as container:
-            if not container.streams.video:
-                raise MetricsError("The file holds no video: choose another one.")
+        with VideoReader(video.get_stream_source()) as reader:
             piece: list[Tensor] = []
-            for frame in container.decode(container.streams.video[0]):
-                pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-                # A telephone's upright film is stored lying down; core turns it the same way.
-                piece.append(torch.rot90(pixels, round(frame.rotation // 90), (0, 1)))
+            for frame in reader.at_rate(fps):
+                piece.append(frame.pixels())
                 if len(piece) == _PIECE:
-                    yield torch.stack(piece).float().div_(255)
+                    yield torch.stack(piece)
                     piece = []
             if piece:
-                yield torch.stack(piece).float().div_(255)
+                yield torch.stack(piece)
 
-    return Footage(float(video.get_frame_rate()), stream, None)
+    return Footage(fps, stream, None)
 
 
 def _of_reel(reel: Reel, vae: VAE | None) -> Footage:

@@ -21,6 +21,7 @@ import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.quant_ops
+import comfy.supported_models
 import torch
 
 from ...film.kv_memory import CallKind, KVLayout, KVMemory
@@ -38,6 +39,7 @@ __all__ = [
     "install",
     "kv_layout",
     "mean_text_keys",
+    "says_causal",
 ]
 
 _KEY = "longreel_causal"
@@ -103,6 +105,11 @@ def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
     flow = isinstance(base.model_sampling, comfy.model_sampling.CONST)
     if not flow or base.model_type != comfy.model_base.ModelType.FLOW or dit.patch_size[0] != 1:
         raise UnsupportedModelError("This Wan model was not trained with flow matching; load a text-to-video model.")
+
+
+def says_causal(model: comfy.model_patcher.ModelPatcher) -> bool:
+    """Whether core opened the file as a causal Wan; only the header of a safetensors file says so."""
+    return isinstance(model.model.model_config, comfy.supported_models.WAN21_CausalAR_T2V)
 
 
 def kv_layout(model: comfy.model_patcher.ModelPatcher, height: int, width: int) -> KVLayout:

@@ -32,9 +32,10 @@ from ...film.kv_memory.shots import shot_phase
 from .forward import CausalPass, check_model, install, kv_layout
 from .noise import Noise, SeededNoise
 from .prompt_guider import CONTEXT, Prompt, PromptGuider
+from .rollout_checks import RolloutError, check_guidance, check_latents, check_start
 from .shot_context import ShotContext
 
-__all__ = ["Prompt", "Rollout", "RolloutError", "RolloutSampler", "check_sigmas", "roll_out"]
+__all__ = ["Prompt", "Rollout", "RolloutError", "RolloutSampler", "roll_out"]
 
 Start = Literal["cut", "continue", "resume"]
 Loop = Literal["renoise", "euler"]
@@ -42,10 +43,6 @@ OnBlock = Callable[[int, torch.Tensor], None]
 Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
 
 _KEY = "longreel_rollout"
-
-
-class RolloutError(ValueError):
-    """A rollout that cannot be made as asked; the message is one sentence that says what to change."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def roll_out(
 ) -> Rollout:
     """Film `shape` = [1, C, T, h, w] latents after those in `memory`.
 
-    prompts: the first at frame 0; each later one switches prompt with a recache. sigmas: falling from at most 1 to 0.
+    prompts: the first at frame 0; each later one switches prompt with a recache. sigmas: falling from 1 to 0.
     memory: None begins a film. start: "cut" drops the recent past (sink, bank and positions stay), "continue" keeps it
     and recaches it under the first prompt, "resume" continues without a recache (same prompt as before). first_frame:
     [1, C, n, h, w] latents (LATENT space) given as the first n frames of the take, n at most a block. seed: of the
@@ -95,8 +92,7 @@ def roll_out(
     UnsupportedModelError, MemorySettingsError, MemoryMismatchError, and ComfyUI's InterruptProcessingException.
     """
     check_model(model)
-    if guidance != 1.0:
-        raise RolloutError(_guidance_message(guidance))
+    check_guidance(guidance)
     if not prompts or prompts[0].at != 0 or [p.at for p in prompts] != sorted({p.at for p in prompts}):
         raise RolloutError("The prompts of a take must start at frame 0 and follow one another in time.")
     channels = model.model.latent_format.latent_channels
@@ -136,7 +132,8 @@ def roll_out(
 class RolloutSampler(comfy.samplers.Sampler):
     """ComfyUI's SAMPLER interface of the block loop; also works in a stock custom sampling node with one prompt.
 
-    Used so, the noise input gives each block's first noise and the seed the rest.
+    Used so, the noise input gives each block's first noise and the seed the rest; a latent that is not empty is a clip
+    to change, with a schedule that begins below full noise.
     """
 
     def __init__(
@@ -242,20 +239,18 @@ class RolloutSampler(comfy.samplers.Sampler):
         denoise_mask: torch.Tensor | None = None,
         disable_pbar: bool = False,
     ) -> torch.Tensor:
-        """Film all blocks. Called by ComfyUI; returns [1, C, T, h, w] in the model's latent space, fp32, on the CPU."""
-        guidance = getattr(model_wrap, "cfg", 1.0)
-        if guidance != 1.0:
-            raise RolloutError(_guidance_message(guidance))
+        """Film all blocks. Called by ComfyUI; returns [1, C, T, h, w] in the model's latent space, fp32, on the CPU.
+
+        latent_image: zeros, or a clip of the noise's shape in the model's latent space, which is then changed: each
+        block begins with its own frames of it, under the noise of the first sigma.
+        """
+        check_guidance(getattr(model_wrap, "cfg", 1.0))
         if denoise_mask is not None:
             raise RolloutError("A causal film cannot be inpainted; remove the noise mask from the latent.")
         check_model(model_wrap.model_patcher)
-        channels = model_wrap.model_patcher.model.latent_format.latent_channels
-        if noise.shape[1] != channels:
-            raise RolloutError(
-                f"A causal film takes latents of {channels} channels and another node makes them {noise.shape[1]} (a "
-                "joint latent of appearance and motion, for example): remove it, or film with another engine."
-            )
-        check_sigmas(sigmas)
+        check_latents(noise, model_wrap.model_patcher.model.latent_format.latent_channels)
+        clip = latent_image if latent_image is not None and bool(latent_image.any()) else None
+        check_start(sigmas, clip is not None)
         total = self.frames if self.frames is not None else noise.shape[2]
         if total < 1 or total % self.frames_per_block:
             raise RolloutError(
@@ -269,7 +264,7 @@ class RolloutSampler(comfy.samplers.Sampler):
             options = extra_args["model_options"].setdefault("transformer_options", {})
             install(options, state)
             source = self.noise or SeededNoise(extra_args.get("seed") or 0, given=noise)
-            return _BlockLoop(self, model_wrap, state, sigmas, extra_args, callback, noise, source).film(total)
+            return _BlockLoop(self, model_wrap, state, sigmas, extra_args, callback, noise, source, clip).film(total)
         finally:
             if not prepared:
                 self._memory = None
@@ -288,9 +283,10 @@ class _BlockLoop:
         callback: Callback | None,
         like: torch.Tensor,
         noise: Noise,
+        clip: torch.Tensor | None,
     ) -> None:
         self.plan, self.guider, self.state, self.sigmas, self.extra_args = plan, guider, state, sigmas, extra_args
-        self.callback, self.noise, self.like = callback, noise, like
+        self.callback, self.noise, self.like, self.clip = callback, noise, like, clip
         self.model = guider.inner_model
         self.given: torch.Tensor | None = None
         if plan.first_frame is not None:
@@ -350,7 +346,10 @@ class _BlockLoop:
         shape = (1, self.like.shape[1], self.plan.frames_per_block, *self.like.shape[3:])
         sampling, steps = self.model.model_sampling, len(self.sigmas) - 1
         self.state.given = 0 if given is None else given.shape[2]
-        x = clean = torch.zeros(shape, dtype=torch.float32, device=self.like.device)
+        if self.clip is None:
+            x = clean = torch.zeros(shape, dtype=torch.float32, device=self.like.device)
+        else:
+            x = clean = self.clip[:, :, block * shape[2] : (block + 1) * shape[2]].float()
         for i, (sigma, following) in enumerate(zip(self.sigmas[:-1], self.sigmas[1:], strict=True)):
             if i == 0 or self.plan.loop == "renoise":
                 x = sampling.noise_scaling(sigma, self.noise(block, i, shape).to(x), clean)
@@ -377,15 +376,3 @@ class _BlockLoop:
         if self.state.calls != 1:
             raise RolloutError("The prompt was not active in every step; remove its start and end percentages.")
         return denoised
-
-
-def check_sigmas(sigmas: torch.Tensor) -> None:
-    """Raise RolloutError unless the schedule falls from at most 1 to 0."""
-    if sigmas.ndim != 1 or len(sigmas) < 2 or float(sigmas[-1]) != 0.0 or not bool((sigmas[1:] < sigmas[:-1]).all()):
-        raise RolloutError("The sigmas of a causal film must fall step by step to 0; use a complete schedule.")
-    if float(sigmas[0]) > 1.0:
-        raise RolloutError("The sigmas of a causal film start at 1 at most; use a schedule made for this model.")
-
-
-def _guidance_message(guidance: float) -> str:
-    return f"Causal films are made with guidance 1, not {guidance:g}; set the guidance (CFG) to 1."

@@ -12,7 +12,8 @@ import folder_paths
 import pytest
 import torch
 from comfy.ldm.lightricks.model import LTXVModel
-from longreel.engines.causal import CausalEngine, default_sigmas
+from longreel.engines.causal import CausalEngine
+from longreel.engines.causal_schedule import default_sigmas
 from longreel.engines.filming import film_shot, prepare
 from longreel.film.kv_memory import LONGLIVE, MEMFLOW
 from longreel.film.reel.groups import KVMemoryGroup
@@ -128,6 +129,22 @@ def test_project_reuses_what_is_unchanged_and_says_why(engine: CausalEngine, tmp
     assert changed.fingerprint != first.fingerprint
 
 
+@pytest.mark.parametrize("folder", ["has gone", "cannot be made"])
+def test_what_was_filmed_is_kept_whatever_becomes_of_the_project(
+    engine: CausalEngine, tmp_path: Path, folder: str, caplog: pytest.LogCaptureFixture
+):
+    store, shot = ProjectStore(tmp_path / "projects" / "film"), parse_shot("seconds: 0.5\nA red ball.")
+    place = prepare(engine, [shot], None, store).jobs[0].place
+    store.folder.rmdir()
+    store.folder.parent.rmdir()
+    if folder == "cannot be made":
+        store.folder.parent.touch()
+    reel = film_shot(engine, shot, None, store, place)
+    assert reel.latents(0).shape == (1, 16, 3, 6, 4)
+    assert (reel.shots[0].file.path.parent == store.folder) == (folder == "has gone")
+    assert ("shot 1 is not in the project" in caplog.text) == (folder == "cannot be made")
+
+
 def test_steps_are_those_that_are_counted(engine: CausalEngine):
     story = prepare(engine, parse_storyboard(STORY).shots, None, None)
     counted = Progress(10**6)
@@ -144,6 +161,7 @@ def test_steps_are_those_that_are_counted(engine: CausalEngine):
         ({"width": 40}, "width of 40 does not fit this model: set a multiple of 16 such as 32"),
         ({"height": 8}, "height of 8 .* such as 16"),
         ({"sigmas": (1.0, 0.5)}, "fall step by step to 0"),
+        ({"sigmas": (0.8, 0.5, 0.0)}, "no clip to begin from"),
         ({"frames_per_block": 10}, "no room for a block of 10"),
     ],
 )

@@ -9,8 +9,9 @@ import comfy.sd
 import pytest
 import torch
 from longreel.engines import causal
-from longreel.engines.causal import CausalEngine, default_sigmas
+from longreel.engines.causal import CausalEngine
 from longreel.engines.causal_memory import memory_log
+from longreel.engines.causal_schedule import default_sigmas
 from longreel.film.kv_memory import MEMFLOW, SHOTSTREAM
 from longreel.film.kv_memory.plot import draw_log
 from longreel.film.reel.reel import Reel, ReelError, load_reel, save_reel

@@ -11,7 +11,8 @@ import pytest
 import torch
 from longreel.engines import dual_cache as cache_guided
 from longreel.engines import dual_cache_bank, filming
-from longreel.engines.causal import CausalEngine, default_sigmas
+from longreel.engines.causal import CausalEngine
+from longreel.engines.causal_schedule import default_sigmas
 from longreel.engines.dual_cache import CacheGuidedEngine
 from longreel.engines.dual_cache_backends import Bernini, FilmWeaver, Phantom, Vace, make_backend
 from longreel.engines.dual_cache_bank import edited

@@ -12,7 +12,7 @@ import torch
 from comfy.ldm.modules.temporal_ae import VideoDecoder
 from comfy.model_patcher import ModelPatcher
 from longreel.engines import instruction_backends
-from longreel.engines.causal import default_sigmas
+from longreel.engines.causal_schedule import default_sigmas
 from longreel.engines.engine import EngineError
 from longreel.engines.filming import film_shot, prepare
 from longreel.engines.instruction import InstructionEngine, Planning, timed_prompts

@@ -90,6 +90,23 @@ def test_shots_survive_a_killed_server(studio: Server):
     assert all(torch.equal(killed[name], undisturbed[name]) for name in killed)
 
 
+@pytest.mark.parametrize("project", ["lost", ""])
+def test_a_shot_file_that_goes_while_the_server_runs_is_filmed_again(studio: Server, project: str):
+    def prompt(shown: int) -> Prompt:
+        return story(project, *SHOTS[:2]) | {"video": to_video("film", last_shot=shown)}
+
+    assert studio.queue(prompt(2)).succeeded
+    folder = studio.base / ("output/longreel/lost" if project else "temp/longreel")
+    newest = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    newest.unlink()
+    again = studio.queue(prompt(1))
+    assert again.succeeded, again.error
+    if project:
+        assert again.outputs["film"]["text"] == ["shot 1 reused: nothing changed\nshot 2 filmed: not filmed before"]
+        assert len(list(folder.glob("*.safetensors"))) == 2
+    assert studio.queue(prompt(1)).ran == [], "what was filmed again is cached as before"
+
+
 def files_below(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 

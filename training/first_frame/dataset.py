@@ -17,10 +17,10 @@ import hashlib
 import json
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import av
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -36,8 +36,10 @@ from ...film.first_frame import (
     compose,
     contradictions,
 )
+from ...film.picture_reader import read_picture
 from ...film.pixels import PixelError, from_pil, to_pil
 from ...film.reel.atomic import write_text
+from ...film.video_reader import VideoReader, VideoReadError
 from ..core.contact_sheet import Row, draw_sheet
 from ..core.settings import setting
 
@@ -216,25 +218,22 @@ def canvas_of(clip: CastClip, settings: CastSettings) -> Composition:
 def read_frames(
     path: Path, count: int | None = None, size: tuple[int, int] | None = None
 ) -> tuple[torch.Tensor, float]:
-    """The first `count` frames [T, H, W, 3] in 0..1 of a video file, in `size` (width, height) or their own, its aspect
-    ignored as the published loader does; and the frames per second.
+    """The first `count` frames [T, H, W, 3] in 0..1 of a video file at its mean rate, in `size` (width, height) or
+    their own, its aspect ignored as the published loader does; and the frames per second.
 
     Raises CastDataError: the file is no video, or has fewer frames.
     """
     frames: list[torch.Tensor] = []
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            fps = float(stream.average_rate or 24)
-            for frame in container.decode(stream):
-                if count is not None and len(frames) == count:
-                    break
-                picture = frame.to_image()
-                if size is not None and picture.size != size:
-                    picture = picture.resize(size, Image.Resampling.BOX)
-                frames.append(from_pil(picture))
-    except (OSError, av.error.FFmpegError, IndexError) as error:
-        raise CastDataError(f"{path} cannot be read as a video: {error}.") from error
+        with VideoReader(path) as video:
+            fps = video.fps
+            for frame in islice(video.at_rate(), count):
+                pixels = frame.pixels()
+                if size is not None and (pixels.shape[1], pixels.shape[0]) != size:
+                    pixels = from_pil(to_pil(pixels).resize(size, Image.Resampling.BOX))
+                frames.append(pixels)
+    except VideoReadError as error:
+        raise CastDataError(str(error)) from error
     if not frames or (count is not None and len(frames) < count):
         raise CastDataError(f"{path.name} has {len(frames)} frames and {count} are needed: take a longer clip.")
     return torch.stack(frames), fps
@@ -306,8 +305,7 @@ def _inside(folder: Path, name: str) -> Path:
 def _row(item: CastItem) -> Row:
     frames, _ = read_frames(item.clip)
     shown = [frames[index] for index in (4, len(frames) // 2, len(frames) - 1)]
-    with Image.open(item.canvas) as canvas:
-        pictures = [canvas.convert("RGB"), *(to_pil(frame) for frame in shown)]
+    pictures = [to_pil(read_picture(item.canvas)), *(to_pil(frame) for frame in shown)]
     return Row(item.id, item.text, pictures)
 
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import adjust_hue
 
 from ...film.first_frame import COLLAGE_FRAMES
-from ...film.pixels import from_pil
+from ...film.picture_reader import read_picture
+from ...film.pixels import from_pil, to_pil
 from ...film.reel.atomic import whole_file
 from .dataset import CastDataError, CastItem, fingerprint_of, read_frames
 from .matcher import Example, FirstFrame
@@ -194,8 +195,7 @@ def _encode(
     size: tuple[int, int] | None,
     cut: Transition,
 ) -> dict[str, torch.Tensor]:
-    with Image.open(item.canvas) as picture:
-        picture = picture.convert("RGB")
+    picture = to_pil(read_picture(item.canvas))
     pictured = _cells(item, picture.size)
     if size is not None and picture.size != size:
         picture = picture.resize(size, Image.Resampling.BOX)

@@ -16,15 +16,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from ...film.first_frame import Reference
-from ...film.pixels import from_pil, to_bytes
+from ...film.picture_reader import PictureError, read_cut_out, read_mask, read_picture
+from ...film.pixels import to_bytes
 from .dataset import CastClip, CastDataError, CastSettings, CastSource, fingerprint_of, read_frames
 
 _WAYS = ("picture", "mask", "box")
@@ -95,7 +95,7 @@ def _load(entry: Mapping[str, Any], folder: Path, settings: CastSettings) -> Cas
     size = (settings.width, settings.height)
     frames, fps = read_frames(folder / entry["clip"], settings.frames, size)
     first = read_frames(folder / entry["clip"], 1)[0][0]  # entities are marked in the clip's own pixels
-    plate = _open(folder / entry["plate"], "RGB") if entry.get("plate") else None
+    plate = _open(folder / entry["plate"], read_picture) if entry.get("plate") else None
     references = tuple(_reference(entity, first, folder) for entity in entry["entities"])
     subjects = None
     if entry.get("subjects"):
@@ -106,9 +106,9 @@ def _load(entry: Mapping[str, Any], folder: Path, settings: CastSettings) -> Cas
 def _reference(entity: Mapping[str, Any], first: torch.Tensor, folder: Path) -> Reference:
     name, description = str(entity.get("name", "")), str(entity.get("description", ""))
     if "picture" in entity:
-        return Reference.from_image(_open(folder / entity["picture"], "RGBA"), None, name, description)
+        return Reference.from_image(_open(folder / entity["picture"], read_cut_out), None, name, description)
     if "mask" in entity:
-        return Reference.from_image(first, _open(folder / entity["mask"], "L")[..., 0], name, description)
+        return Reference.from_image(first, _open(folder / entity["mask"], read_mask), name, description)
     try:
         x, y, width, height = (int(value) for value in entity["box"])
     except (TypeError, ValueError) as error:
@@ -118,9 +118,8 @@ def _reference(entity: Mapping[str, Any], first: torch.Tensor, folder: Path) -> 
     return Reference.from_image(first, mask, name, description)
 
 
-def _open(path: Path, mode: str) -> torch.Tensor:
+def _open(path: Path, read: Callable[[Path], torch.Tensor]) -> torch.Tensor:
     try:
-        with Image.open(path) as picture:
-            return from_pil(picture.convert(mode))
-    except OSError as error:
-        raise CastDataError(f"{path} cannot be read as a picture: {error}.") from error
+        return read(path)
+    except PictureError as error:
+        raise CastDataError(str(error)) from error

@@ -20,10 +20,10 @@ from torch import Tensor
 from ...film.instruction import States, fallback_states, parse_states
 from ...film.instruction.settings import AdapterSettings
 from ...film.reel.atomic import whole_file
+from ...film.video_reader import VIDEOS, VideoReader, list_videos
 
 __all__ = ["AUGMENTATIONS", "Clip", "Encoders", "Example", "InstructionDataError", "encode_clips", "list_clips"]
 
-VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
 AUGMENTATIONS = (0.0, 0.02, 0.1)
 """Standard deviations of noise on known frames that a clip is encoded with; training draws one."""
 
@@ -84,7 +84,7 @@ def list_clips(
     plan: makes states of the first frame [H, W, 3] and the instruction, for clips whose text has none. Raises
     InstructionDataError if nothing is left.
     """
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEOS)
+    files = list_videos(folder)
     if not files:
         raise InstructionDataError(f"{folder} holds no videos ({', '.join(VIDEOS)}): put clips and text files there.")
     clips = []
@@ -93,7 +93,7 @@ def list_clips(
             clips.append(_read(path, settings, plan))
         except InstructionDataError as error:
             say(f"Left out {path.name}: {error}")
-        except (OSError, ValueError) as error:  # as av says that a file is damaged
+        except (OSError, ValueError) as error:
             say(f"Left out {path.name}: it cannot be read ({error}).")
     if not clips:
         raise InstructionDataError(f"None of the {len(files)} videos in {folder} can be used: see the lines above.")
@@ -118,18 +118,16 @@ def _read(path: Path, settings: AdapterSettings, plan: Callable[[Tensor, str], S
 def read_frames(path: Path, count: int, width: int, height: int) -> Tensor:
     """`count` frames [count, height, width, 3] spread over a video from first to last, covering the size and cropped.
 
-    Raises InstructionDataError for a video with fewer frames than two.
+    Raises InstructionDataError for a video with fewer frames than two, VideoReadError for a file that is none.
     """
-    import av
-
     from ...host.families.family import fit
 
-    with av.open(str(path)) as container:
-        shown = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    with VideoReader(path) as video:
+        shown = list(video.at_rate())
     if len(shown) < 2:
         raise InstructionDataError(f"it has {len(shown)} frames and nothing can happen in them.")
     chosen = torch.linspace(0, len(shown) - 1, count).round().long().tolist()
-    return fit(torch.stack([shown[number] for number in chosen]).float() / 255, width, height)
+    return fit(torch.stack([shown[number].pixels() for number in chosen]), width, height)
 
 
 def encode_clips(

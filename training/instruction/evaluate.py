@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...film.metrics.video_distance import frechet_distance, kernel_distance, psnr, ssim
-from .data import VIDEOS, InstructionDataError, read_frames
+from ...film.video_reader import VIDEOS, list_videos
+from .data import InstructionDataError, read_frames
 
 __all__ = ["FLAVOUR", "compare_folders", "i3d_features", "load_i3d"]
 
@@ -82,12 +83,11 @@ def compare_folders(
 
 def _videos(folder: Path, frames: int, size: tuple[int, int], say: Callable[[str], None]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*")):
-        if path.suffix.lower() in VIDEOS:
-            try:
-                found[path.stem] = read_frames(path, frames, *size)
-            except (OSError, ValueError) as error:
-                say(f"Left out {path.name}: {error}")
+    for path in list_videos(folder):
+        try:
+            found[path.stem] = read_frames(path, frames, *size)
+        except (OSError, ValueError) as error:
+            say(f"Left out {path.name}: {error}")
     if not found:
         raise InstructionDataError(f"{folder} holds no video that can be read ({', '.join(VIDEOS)}).")
     return found

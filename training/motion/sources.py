@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import torch
 import torch.nn.functional as F
 
 from ...film.metrics.cuts import find_cuts, spans_of
 from ...film.metrics.frame_stats import FrameStats, Watcher
+from ...film.video_reader import VideoReader, VideoReadError
+from ...film.video_reader import list_videos as film_files
 from ...host.media.optical_flow import flow_between
 from .data import MotionClip, MotionDataError, MotionSource, MotionSpec
 
-__all__ = ["VIDEOS", "list_videos", "video_clips"]
+__all__ = ["list_videos", "video_clips"]
 
-VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 LEAST_MOTION, MOST_MOTION = 0.1, 8.0
 """Mean motion of a clip in % of the diagonal per frame, outside of which it is left out."""
 _PIECE = 16
@@ -33,7 +33,7 @@ def list_videos(folder: Path) -> list[Path]:
 
     Raises MotionDataError if there are none, or if a video has no caption.
     """
-    videos = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEOS)
+    videos = film_files(folder)
     if not videos:
         raise MotionDataError(f"There are no videos in {folder}: put MP4 or other video files there.")
     for video in videos:
@@ -105,29 +105,24 @@ def _starts(stats: list[FrameStats], frames: int) -> list[int]:
 def _stream(video: Path, spec: MotionSpec) -> Iterator[torch.Tensor]:
     """The video at the dataset's frame rate, scaled to cover its size and cut around the centre, [t, H, W, 3]."""
     try:
-        with av.open(str(video)) as container:
-            stream = container.streams.video[0]
-            due, piece, first = 0, [], None
-            for frame in container.decode(stream):
-                time = float(frame.time or 0.0)
-                first = time if first is None else first
-                while time - first >= due / spec.fps - 1e-6:
-                    piece.append(_covering(torch.from_numpy(frame.to_ndarray(format="rgb24")), spec))
-                    due += 1
-                    if len(piece) == _PIECE:
-                        yield torch.stack(piece)
-                        piece = []
+        with VideoReader(video) as reader:
+            piece = []
+            for frame in reader.at_rate(spec.fps):
+                piece.append(_covering(frame.pixels(), spec))
+                if len(piece) == _PIECE:
+                    yield torch.stack(piece)
+                    piece = []
             if piece:
                 yield torch.stack(piece)
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise MotionDataError(f"{video.name} cannot be read as a video: {error}.") from error
+    except VideoReadError as error:
+        raise MotionDataError(str(error)) from error
 
 
 def _covering(picture: torch.Tensor, spec: MotionSpec) -> torch.Tensor:
     height, width = picture.shape[:2]
     scale = max(spec.height / height, spec.width / width)
     size = max(round(height * scale), spec.height), max(round(width * scale), spec.width)
-    pixels = picture.movedim(-1, 0)[None].float() / 255
+    pixels = picture.movedim(-1, 0)[None]
     if size != (height, width):
         pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
     top, left = (size[0] - spec.height) // 2, (size[1] - spec.width) // 2

@@ -198,7 +198,7 @@ def test_a_killed_process_loses_only_the_shot_it_was_in(
 ) -> None:
     planned = fingerprint_story([shot(text) for text in "abc"], SETTINGS)
     # Without links a shot is written into the project byte by byte.
-    monkeypatch.setattr(reel, "link_file", lambda source, path: False)
+    monkeypatch.setattr(reel, "link_file", lambda source, path, place: False)
     child = os.fork()
     if child == 0:
         try:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from longreel.film.reel import tensor_file
+from longreel.film.reel import stored_tensors, tensor_file
 from longreel.film.reel.groups import KVMemoryGroup
 from longreel.film.reel.reel import (
     FilmedShot,
@@ -366,7 +366,7 @@ def test_saving_never_holds_the_tensors(reel: Reel, tmp_path: Path, monkeypatch:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("a tensor was loaded")
 
-    monkeypatch.setattr(tensor_file, "safe_open", refuse)
+    monkeypatch.setattr(stored_tensors, "safe_open", refuse)
     save_reel(reel, tmp_path / "film.safetensors")
     assert load_reel(tmp_path / "film.safetensors").describe() == reel.describe()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import folder_paths
 import pytest
+from longreel.film.reel.atomic import part_of
 from longreel.host.files import paths
 
 
@@ -68,3 +69,15 @@ def test_output_file(tmp_path: Path) -> None:
     assert paths.output_file("films/long-64x48", ".webm", 64, 48).filename == "long-64x48_00002_.webm"
     with pytest.raises(ValueError, match="leads out"):
         paths.output_file("../film", ".mp4", 64, 48)
+
+
+def test_a_number_that_another_server_took_meanwhile_is_left_to_it(tmp_path: Path) -> None:
+    ours, theirs = (paths.output_file("films/x", ".mp4", 64, 48) for _ in range(2))
+    assert ours.path == theirs.path
+    for who, target in (("theirs", theirs), ("ours", ours)):
+        part = part_of(target.path, unique=True)
+        part.write_text(who)
+        target.place(part)
+    assert (theirs.filename, ours.filename) == ("x_00001_.mp4", "x_00002_.mp4")
+    assert (theirs.path.read_text(), ours.path.read_text()) == ("theirs", "ours")
+    assert len(list((tmp_path / "output" / "films").iterdir())) == 2

@@ -11,6 +11,7 @@ import pytest
 import torch
 from comfy.cli_args import args
 from comfy.model_management import InterruptProcessingException
+from longreel.film.reel.atomic import claim
 from longreel.host.files.video import VideoFileError, VideoWriter, as_video, workflow_metadata
 
 
@@ -59,6 +60,15 @@ def test_save_video_copies_the_stream(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "film.mp4")) as ours, av.open(str(tmp_path / "saved.mp4")) as saved:
         packets = [[bytes(packet) for packet in file.demux(video=0)] for file in (ours, saved)]
     assert packets[0] == packets[1]
+
+
+def test_a_film_is_named_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, 48, 32, 16, place=lambda part: claim(part, tmp_path / "b.mp4")) as writer:
+        writer.write(_frames(2))
+        path.write_text("another server's")
+    assert path.read_text() == "another server's"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
 
 @pytest.mark.parametrize("error", [InterruptProcessingException(), ValueError("x")])

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import av
 import torch
 from PIL import Image
 
 from ....film.metrics.cuts import find_cuts
 from ....film.metrics.frame_stats import WORKING_SIDE, Watcher
-from ....film.pixels import from_pil
+from ....film.pixels import from_pil, to_pil
+from ....film.video_reader import VIDEOS, VideoReader, VideoReadError, list_videos
 
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 CutMethod = Literal["auto", "list", "pyscenedetect", "transnetv2", "none", "frames"]
 Shot = tuple[float, float]
 """Start and end of a shot in seconds."""
@@ -38,7 +38,7 @@ def list_films(folder: Path) -> list[Path]:
 
     Raises SceneDataError: there is none, or two share a name but for its ending.
     """
-    films = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEOS)
+    films = list_videos(folder)
     if not films:
         raise SceneDataError(f"{folder} has no videos: put films there ({', '.join(VIDEOS)}).")
     for one, other in pairwise(films):
@@ -110,14 +110,8 @@ def find_shots(path: Path, method: CutMethod, cuts: Sequence[float] | None) -> l
 
 def duration(path: Path) -> float:
     """Seconds from the first frame's beginning to the last one's end."""
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        rate = float(stream.average_rate or 24)
-        if stream.duration and stream.time_base:
-            return float(stream.duration * stream.time_base)
-        if container.duration:
-            return float(container.duration / av.time_base)
-        return sum(1 for _ in container.decode(stream)) / rate
+    with _opened(path) as film:
+        return film.duration
 
 
 def take_frames(path: Path, times: Sequence[float], cover: tuple[int, int]) -> torch.Tensor:
@@ -127,41 +121,20 @@ def take_frames(path: Path, times: Sequence[float], cover: tuple[int, int]) -> t
 
     Raises SceneDataError: there are none at one of the times.
     """
-    with _opened(path) as container:
-        shown = [_pixels(picture, cover) for picture in _shown(container, times)]
+    with _opened(path) as film:
+        shown = [_reduced(frame.pixels(), cover) for frame in film.at_times(times)]
     if len(shown) < len(times):
         raise SceneDataError(f"{path.name} has no picture at {times[len(shown)]:.2f} s: it may be damaged.")
     return torch.stack(shown)
 
 
-def _shown(container: Any, times: Sequence[float]) -> Iterator[Image.Image]:
-    stream = container.streams.video[0]
-    start = float((stream.start_time or 0) * stream.time_base)
-    if times[0] > 1:
-        container.seek(int((start + times[0]) / stream.time_base), stream=stream)
-    wanted, newest = list(times), None
-    # Half a millisecond: times are sums of fractions.
-    for frame in container.decode(stream):
-        while wanted and newest is not None and frame.time - start > wanted[0] + 5e-4:
-            yield newest.to_image()
-            wanted.pop(0)
-        if not wanted:
-            return
-        newest = frame
-    # The last frame is displayed to the end of the film.
-    while wanted and newest is not None:
-        yield newest.to_image()
-        wanted.pop(0)
-
-
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[VideoReader]:
     try:
-        container = av.open(str(path))
-        if not container.streams.video:
-            raise SceneDataError(f"{path.name} has no pictures: take it out of the folder.")
-    except (OSError, av.error.FFmpegError) as error:
-        raise SceneDataError(f"{path.name} cannot be read as a video: {error}.") from error
-    return container
+        with VideoReader(path) as film:
+            yield film
+    except VideoReadError as error:
+        raise SceneDataError(f"{error} Or take it out of the folder.") from error
 
 
 def _pyscenedetect(path: Path) -> list[float]:
@@ -177,21 +150,18 @@ def _transnet(path: Path) -> list[float]:
 
 def _by_frames(path: Path) -> list[float]:
     watcher, times = Watcher(), list[float]()
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        start = float((stream.start_time or 0) * stream.time_base)
-        for frame in container.decode(stream):
+    with _opened(path) as film:
+        for frame in film.frames():
             # Only small pictures are compared: the film's own size would cost time.
-            picture = frame.to_image()
-            picture.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
-            watcher.see(_pixels(picture, picture.size)[None])
-            times.append(frame.time - start)
+            watcher.see(frame.draft(WORKING_SIDE)[None])
+            times.append(frame.time)
     return [times[cut] for cut in find_cuts(watcher.signs)]
 
 
-def _pixels(picture: Image.Image, cover: tuple[int, int]) -> torch.Tensor:
-    scale = max(cover[0] / picture.width, cover[1] / picture.height)
-    if scale < 1:
-        size = (max(round(picture.width * scale), cover[0]), max(round(picture.height * scale), cover[1]))
-        picture = picture.resize(size, Image.Resampling.BOX)
-    return from_pil(picture.convert("RGB"))
+def _reduced(pixels: torch.Tensor, cover: tuple[int, int]) -> torch.Tensor:
+    height, width = pixels.shape[:2]
+    scale = max(cover[0] / width, cover[1] / height)
+    if scale >= 1:
+        return pixels
+    size = max(round(width * scale), cover[0]), max(round(height * scale), cover[1])
+    return from_pil(to_pil(pixels).resize(size, Image.Resampling.BOX))
