@@ -25,6 +25,7 @@ from ..host.families import Family, of, of_vae
 from ..host.files.paths import spill_folder
 from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
 from ..host.progress import Previewer, Progress, film_previewer
+from ..host.wan.joint_latent import joint_of
 
 __all__ = ["Capabilities", "EditKind", "Engine", "EngineBase", "EngineError", "ShotInputs"]
 
@@ -202,12 +203,17 @@ class EngineBase(ABC):
     # What it refuses before a GPU starts
 
     def check_models(self) -> None:
-        """Refuse a VAE, or a size, that does not fit the models.
+        """Refuse a VAE, or a size, that does not fit the models, and models that return more than a video's latents.
 
         Raises UnsupportedVaeError or EngineError, ValueErrors of one sentence.
         """
         for model in self.models:
             of(model, self.vae)
+            joint = joint_of(model)
+            if joint is not None and joint.return_motion:
+                raise EngineError(
+                    "A reel keeps pictures and no motion: switch off return_motion of Apply Motion Adapter for engines."
+                )
         for name, pixels in (("width", self.width), ("height", self.height)):
             if pixels < self.cell or pixels % self.cell:
                 near = max(1, round(pixels / self.cell)) * self.cell

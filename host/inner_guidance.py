@@ -33,18 +33,22 @@ class MotionGuidance(InnerGuidance):
     rescale: 0..1, how far the result's contrast is brought back to that of the conditional prediction, on the
     appearance. motion_half: "cfg_only" keeps the motion half of the latent out of it. mode: "inner" as published;
     "ip2p" nests as InstructPix2Pix does (Brooks et al., 2023), weaker in the paper's ablation. gate: lowers the scale
-    at noise levels where the adapter predicts motion badly; None ignores that.
+    at noise levels where the adapter predicts motion badly; None ignores that. curve: factors of the scale, evenly
+    spread from the first step to the last; without any it is constant.
     """
 
     rescale: float = 0.0
     motion_half: Literal["full", "cfg_only"] = "full"
     mode: Literal["inner", "ip2p"] = "inner"
     gate: FlowGate | None = None
+    curve: tuple[float, ...] = ()
 
     def at(self, step: Step) -> Formula:
         """Its term inside the window, where the predicted motion is good enough."""
         channels = step.model.latent_format.latent_channels
         scale = self.scale * (1.0 if self.gate is None else self.gate.weight(step.sigma))
+        if self.curve:
+            scale *= self.curve[round(step.index / max(step.steps - 1, 1) * (len(self.curve) - 1))]
         # A second stage that was not given its motion goes on with the appearance alone.
         if not scale or step.shape[1] != 2 * channels or not self.window.holds(step):
             return Formula(None)

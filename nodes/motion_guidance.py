@@ -6,6 +6,7 @@ import re
 from typing import Any, Literal
 
 from comfy.model_patcher import ModelPatcher
+from comfy_api.input import CurveInput
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
@@ -94,6 +95,13 @@ def _inner_inputs() -> list[Any]:
             default="inner",
             advanced=True,
             tooltip="inner as published; ip2p nests as InstructPix2Pix does, weaker in the paper, for comparison.",
+        ),
+        io.Custom("CURVE").Input(
+            "curve",
+            optional=True,
+            extra_dict={"forceInput": True},
+            tooltip="From core's Curve Editor: multiplies the motion scale, from the first step on the left to the "
+            "last on the right. Lower: less motion guidance there; at 0 the step costs no evaluation more.",
         ),
     ]
 
@@ -237,6 +245,7 @@ def _guidance(
     gate: str,
     motion_half: Literal["full", "cfg_only"],
     mode: Literal["inner", "ip2p"],
+    curve: CurveInput | None = None,
 ) -> tuple[MotionGuidance, str | None]:
     """The settings of the widgets, and what to warn of."""
     joint = joint_of(model)
@@ -248,5 +257,6 @@ def _guidance(
         motion_half=motion_half,
         mode=mode,
         gate=measured if gate == "auto" else None,
+        curve=() if curve is None else tuple(curve.to_lut().tolist()),
     )
     return guidance, None if measured is None else measured.warning()

@@ -132,6 +132,14 @@ def test_window(joint, window, expected):
     assert counts(joint, MotionGuidance(3.0, window), steps=6) == expected
 
 
+def test_a_curve_is_a_factor_of_the_scale_by_steps(joint):
+    falling = MotionGuidance(3.0, ALWAYS, curve=(1.0, 1.0, 0.0, 0.0))
+    assert counts(joint, falling, steps=4) == [3, 3, 2, 2]
+    assert torch.equal(sample(guide(joint, falling)), sample(guide(joint, MotionGuidance(3.0, Window(0.0, 0.5)))))
+    half = MotionGuidance(6.0, ALWAYS, curve=(0.5, 0.5))
+    assert torch.equal(sample(guide(joint, half)), sample(guide(joint, MotionGuidance(3.0, ALWAYS))))
+
+
 def test_window_of_a_sampler_that_asks_twice_a_step(joint):
     assert counts(joint, MotionGuidance(3.0, Window(0.0, 0.5)), steps=4, sampler="heun") == [3, 3, 3, 2, 2, 2, 2]
 

@@ -84,10 +84,14 @@ def test_clips_of_the_world_move_and_held_out_ones_are_new():
 
 
 def write(path, colours, count=12, size=(64, 48)):
-    """A video of shots, each a bar that moves over noise of its own brightness."""
+    """A video of shots, each a ground of noise of its own brightness that moves to the right.
+
+    Its quantiser is fixed: at FFmpeg's default bit rate nothing is left of the second shot's noise, and without texture
+    nothing moves.
+    """
     generator = torch.Generator().manual_seed(1)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=16)
+        stream = container.add_stream("mpeg4", rate=16, options={"qmin": "2", "qmax": "2"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for colour in colours:
             ground = torch.rand(size[1], size[0], 1, generator=generator) * 60 + colour
@@ -98,7 +102,6 @@ def write(path, colours, count=12, size=(64, 48)):
         container.mux(stream.encode())
 
 
-@pytest.mark.xfail(reason="the second of the drawn shots is not taken for one in motion; cause not found yet")
 def test_videos_are_cut_where_shots_change(tmp_path):
     write(tmp_path / "pan.mp4", (30, 180))
     (tmp_path / "pan.txt").write_text("A pan.\n")
