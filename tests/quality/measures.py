@@ -72,7 +72,7 @@ def memory(count: int, short: bool) -> dict[str, Row]:
 
 
 def dual_caches(count: int, short: bool) -> dict[str, Row]:
-    """Stories of five shots with FilmWeaver's LoRA, with both caches and without the shot cache; short: in few steps."""
+    """Stories of five shots with FilmWeaver's LoRA: with both caches, and without the shot cache. short: few steps."""
     steps = STEPS if short else 12
     lora = MINIATURE_WEIGHTS / FILES["filmweaver"]
     studio = dual_cache.open_studio(lora, MINIATURE_WEIGHTS, steps, guidance=3.0, renoise=short)
