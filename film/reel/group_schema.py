@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from ..decode import Value
 
 __all__ = ["check_groups"]
+
+# Frames of before a film, such as the blank pictures of a first take, count downwards.
+_LEAST = -(10**9)
 
 
 def check_groups(meta: Value) -> None:
@@ -28,12 +32,13 @@ def _memory(meta: Value) -> None:
     meta["settings"]["record"].text()
     meta["layout"]["tokens"].integer(1)
     meta["text_known"].flag()
-    _frames(meta["sink"], -1)
+    _frames(meta["sink"])
     bank = meta["bank"]
     if bank.raw is None:
         return
-    bank["recorded"].integer(-1)
-    bank["pending"].integer(-1)
+    for name in ("recorded", "pending"):
+        if bank[name].raw is not None:
+            bank[name].integer(_LEAST)
     bank["pending_is_new"].flag()
     bank["filled"].integer()
     if pinned := bank.get("pinned"):
@@ -46,11 +51,12 @@ def _log(meta: Value) -> None:
         for name in ("sink", "window"):
             _frames(block[name])
         for layer in block["bank"].list():
-            _frames(layer, -1)
+            _frames(layer)
         for name in ("scores", "picks"):
             for layer in block[name].list():
                 for frame, value in layer.fields().items():
-                    Value(int(frame) if frame.lstrip("-").isdecimal() and len(frame) < 12 else None, frame).integer(-1)
+                    if not re.fullmatch(r"-?[0-9]{1,12}", frame):
+                        raise layer.fault("numbers by latent frame")
                     value.number()
 
 
@@ -63,15 +69,15 @@ def _keyframes(meta: Value) -> None:
     for name in ("vae", "clip"):
         meta[name].text()
     for name in ("shot", "chunk", "latents"):
-        meta[name].integer(-1)
+        meta[name].integer(_LEAST)
     if covers := meta.get("covers"):
         _frames(covers)
     for uid in meta["removed"].list():
         uid.text()
     for entry in meta["bank"].list():
         entry["uid"].text(200)
-        entry["shot"].integer(-1)
-        entry["frame"].integer(-1)
+        entry["shot"].integer(_LEAST)
+        entry["frame"].integer(_LEAST)
         entry["quality"].number()
         entry["source"].choice(("generated", "user"))
         entry["noise_seed"].integer(-(2**63), 2**64)
@@ -92,9 +98,9 @@ def _transition(meta: Value) -> None:
         lead.integer(0, 10**6)
 
 
-def _frames(numbers: Value, least: int = 0) -> None:
+def _frames(numbers: Value) -> None:
     for number in numbers.list():
-        number.integer(least)
+        number.integer(_LEAST)
 
 
 _CHECKS: dict[str, Callable[[Value], None]] = {
