@@ -126,7 +126,7 @@ def restore(
             _check_shape(named, name, like.shape)
         if not isinstance(meta["bank"], Mapping):
             raise MemoryMismatchError(_DAMAGED)
-        memory.bank.load(named, meta["bank"])
+        memory.bank.load(named, dict(meta["bank"]))
     if "clean" in tensors:
         memory.clean = [tensors["clean"].to(device)]
     memory.position, memory.sink = meta["position"], list(meta["sink"])

@@ -20,7 +20,7 @@ HOSTILE: tuple[Callable[[random.Random], Any], ...] = (
     lambda rng: rng.choice([True, False]),
     lambda rng: rng.choice([[], {}, [[]], [{}], {"": ""}]),
     lambda rng: [0] * rng.choice([1, 3, 17, 2000]),
-    lambda rng: _nested(rng.choice([3, 70, 900])),
+    lambda rng: _nested(rng.choice([3, 70, 200])),
 )
 
 

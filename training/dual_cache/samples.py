@@ -203,7 +203,8 @@ def load_scenes(folder: Path) -> list[TrainingScene]:
         try:
             scenes.append(_load_scene(path))
         except (SafetensorError, OSError, DecodeError) as error:
-            raise CacheError(f"{path.name} is no encoded scene ({str(error)[:200]}): take it out of {folder}.") from error
+            reason = str(error)[:200]
+            raise CacheError(f"{path.name} is no encoded scene ({reason}): take it out of {folder}.") from error
         if (scenes[-1].vae, scenes[-1].text_encoder) != (scenes[0].vae, scenes[0].text_encoder):
             raise CacheError(f"{path.name} was made by other models than the scenes before: encode it again.")
     if not scenes:
