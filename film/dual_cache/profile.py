@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ..decode import DecodeError, Value, parse
+
 __all__ = [
     "FILMWEAVER",
     "METADATA_KEY",
@@ -32,6 +34,7 @@ ChannelFill = Literal["zeros", "known"]
 
 METADATA_KEY = "longreel.filmweaver.profile"
 VERSION = 1
+_MOST = 10**6
 _DAMAGED = "The layout profile is damaged: use another copy of the LoRA."
 
 
@@ -179,21 +182,27 @@ class LayoutProfile:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LayoutProfile:
         """Inverse of to_json. Raises CacheError on another version, an unknown, missing or misshapen field."""
+        values = dict(values)
         # The version comes first: another one may have other fields.
         _check_version(values.get("version"))
         names = {field.name for field in fields(cls)}
         if odd := sorted(names ^ set(values)):
             raise CacheError(f"The layout profile has no field or an unknown field {odd[0]!r}: train the LoRA again.")
+        told = Value(values)
         try:
             parsed = dict(
                 values,
-                patch=_size3(values["patch"]),
-                buckets=tuple(Bucket(int(bucket["latents"]), _size3(bucket["pool"])) for bucket in values["buckets"]),
-                **{name: int(values[name]) for name in ("chunk", "keyframes")},
-                **{name: float(values[name]) for name in ("gap", "shot_start", "shot_spacing", "phase")},
+                patch=_size3(told["patch"]),
+                buckets=tuple(
+                    Bucket(bucket["latents"].integer(1, _MOST), _size3(bucket["pool"]))
+                    for bucket in told["buckets"].list(100)
+                ),
+                **{name: told[name].integer(1, _MOST) for name in ("chunk", "keyframes")},
+                **{name: told[name].number(-1e6, 1e6) for name in ("gap", "shot_start", "shot_spacing", "phase")},
+                **{name: told[name].text(100) for name in ("time_mode", "channel_fill")},
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CacheError(_DAMAGED) from error
+        except DecodeError as error:
+            raise CacheError(f"{_DAMAGED.rstrip('.')} ({error}).") from error
         return cls(**parsed)
 
     def to_metadata(self) -> dict[str, str]:
@@ -206,12 +215,9 @@ class LayoutProfile:
         if METADATA_KEY not in metadata:
             raise CacheError("This LoRA carries no layout profile: choose one made by Longreel's FilmWeaver trainer.")
         try:
-            values = json.loads(metadata[METADATA_KEY])
-        except json.JSONDecodeError as error:
+            return cls.from_json(parse(metadata[METADATA_KEY], 1 << 20).object())
+        except DecodeError as error:
             raise CacheError(_DAMAGED) from error
-        if not isinstance(values, dict):
-            raise CacheError(_DAMAGED)
-        return cls.from_json(values)
 
 
 def check_profile(found: LayoutProfile, wanted: LayoutProfile) -> None:
@@ -226,6 +232,8 @@ def check_profile(found: LayoutProfile, wanted: LayoutProfile) -> None:
 
 
 def _check_version(version: object) -> None:
+    if not isinstance(version, int):
+        raise CacheError(_DAMAGED)
     if version != VERSION:
         raise CacheError(
             f"The layout profile has version {version} and this Longreel knows {VERSION}: "
@@ -233,8 +241,8 @@ def _check_version(version: object) -> None:
         )
 
 
-def _size3(values: Any) -> Size3:
-    t, h, w = (int(value) for value in values)
+def _size3(values: Value) -> Size3:
+    t, h, w = (value.integer(1, _MOST) for value in values.list(3, 3))
     return t, h, w
 
 

@@ -6,9 +6,10 @@ Both have an exact JSON round trip, as references have (film/pixels.py).
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal, cast, get_args
 
+from ..decode import DecodeError, Value, parse
 from ..pixels import Box, PixelError
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
 LayoutKind = Literal["paper (training)", "paper (test)", "grid", "auto", "manual"]
 PlateFit = Literal["stretch", "keep aspect"]
 Split = Literal["columns", "rows", "whole"]
+
+_MAX_SIDE = 10**6
 
 
 class FirstFrameError(PixelError):
@@ -92,34 +95,35 @@ class Layout:
     def from_json(cls, text: str) -> Layout:
         """The inverse of `to_json`. Raises FirstFrameError for anything else."""
         try:
-            data = json.loads(text)
-            placements = tuple(
-                Placement(
-                    index=int(item["index"]),
-                    name=str(item["name"]),
-                    slot=Box(**item["slot"]),
-                    box=Box(**item["box"]),
-                    scale=float(item["scale"]),
-                )
-                for item in data["placements"]
+            data = parse(text, 1 << 20)
+            if unknown := set(data.object()) - {field.name for field in fields(cls)}:
+                raise DecodeError(f"it has the unknown field {min(unknown)!r}")
+            plate = data["plate"]
+            return cls(
+                kind=cast(LayoutKind, data["kind"].choice(get_args(LayoutKind))),
+                width=data["width"].integer(1, _MAX_SIDE),
+                height=data["height"].integer(1, _MAX_SIDE),
+                placements=tuple(
+                    Placement(
+                        index=item["index"].integer(number, number),
+                        name=item["name"].text(),
+                        slot=_box(item["slot"]),
+                        box=_box(item["box"]),
+                        scale=item["scale"].number(0.0, 1e6),
+                    )
+                    for number, item in enumerate(data["placements"].list(100))
+                ),
+                plate=None if plate.raw is None else _box(plate),
+                plate_fit=cast(PlateFit, data["plate_fit"].choice(get_args(PlateFit))),
+                split=cast(Split, data["split"].choice(get_args(Split))),
+                warnings=tuple(warning.text() for warning in data["warnings"].list(100)),
             )
-            layout = cls(
-                **{
-                    **data,
-                    "placements": placements,
-                    "plate": None if data["plate"] is None else Box(**data["plate"]),
-                    "warnings": tuple(map(str, data["warnings"])),
-                }
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, FirstFrameError):
-                raise
+        except DecodeError as error:
             raise FirstFrameError(f"This is not a saved layout: {error}.") from error
-        known = (
-            layout.kind in get_args(LayoutKind)
-            and layout.plate_fit in get_args(PlateFit)
-            and layout.split in get_args(Split)
-        )
-        if not known or [placement.index for placement in placements] != list(range(len(placements))):
-            raise FirstFrameError("This is not a saved layout: its kind, its split or its order is unknown.")
-        return layout
+
+
+def _box(value: Value) -> Box:
+    if set(value.object()) != {"x", "y", "width", "height"}:
+        raise value.fault("a box of x, y, width and height")
+    x, y = (value[name].integer(-_MAX_SIDE, _MAX_SIDE) for name in ("x", "y"))
+    return Box(x, y, value["width"].integer(1, _MAX_SIDE), value["height"].integer(1, _MAX_SIDE))

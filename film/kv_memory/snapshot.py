@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from .settings import MemorySettings
 __all__ = ["MemoryMismatchError", "MemorySnapshot", "restore", "snapshot"]
 
 _FORMAT = 1
+_DAMAGED = "The saved memory is not whole: film the last shot of this reel again."
 # settings that shape the arena; the others may change between two shots
 _STRUCTURAL = ("window", "sink", "bank", "positions", "sink_from")
 
@@ -104,6 +105,13 @@ def restore(
         capacity=meta["ring_count"] + capacity,
     )
     used = memory.arena.ring_base + meta["ring_count"]
+    keys = memory.arena.span(0, 0, used)[0][0]
+    for name in ("k", "v"):
+        _check_shape(tensors, name, (layout.layers, *keys.shape))
+    _check_shape(tensors, "text", memory.text.shape)
+    _check_shape(tensors, "sink.means", memory.sink_means.shape)
+    if memory.sink_canonical is not None:
+        _check_shape(tensors, "sink.canonical", (layout.layers, *memory.sink_canonical[0].shape))
     for layer in range(layout.layers):
         k, v = memory.arena.span(layer, 0, used)
         k[0].copy_(tensors["k"][layer])
@@ -114,7 +122,11 @@ def restore(
     memory.sink_means.copy_(tensors["sink.means"])
     if memory.bank is not None:
         named = {name.removeprefix("bank."): t for name, t in tensors.items() if name.startswith("bank.")}
-        memory.bank.load(named, meta["bank"])
+        for name, like in memory.bank.tensors().items():
+            _check_shape(named, name, like.shape)
+        if not isinstance(meta["bank"], Mapping):
+            raise MemoryMismatchError(_DAMAGED)
+        memory.bank.load(named, dict(meta["bank"]))
     if "clean" in tensors:
         memory.clean = [tensors["clean"].to(device)]
     memory.position, memory.sink = meta["position"], list(meta["sink"])
@@ -137,10 +149,22 @@ def check(saved: MemorySnapshot, layout: KVLayout, settings: MemorySettings, *, 
             f"The saved memory was made with {saved.meta['frames_per_block']} frames per block, "
             f"not {frames_per_block}; set the same number again."
         )
-    then = MemorySettings.from_json(saved.meta["settings"])
+    try:
+        then = MemorySettings.from_json(saved.meta["settings"])
+    except TypeError as error:
+        raise MemoryMismatchError(_DAMAGED) from error
+    keys = saved.tensors.get("k")
+    # Of this many frames the memory is made, so no more than there are may be claimed.
+    if keys is None or keys.ndim < 2 or saved.meta["ring_count"] * layout.tokens > keys.shape[-2]:
+        raise MemoryMismatchError(_DAMAGED)
     for name in _STRUCTURAL:
         was, now = getattr(then, name), getattr(settings, name)
         if was != now:
             raise MemoryMismatchError(
                 f"The saved memory has {name} {was}, the memory settings now say {now}; set {was} again or film anew."
             )
+
+
+def _check_shape(tensors: Mapping[str, torch.Tensor], name: str, shape: Sequence[int]) -> None:
+    if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
+        raise MemoryMismatchError(_DAMAGED)

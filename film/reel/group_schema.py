@@ -1,108 +1,127 @@
-"""What the metadata of a reel's groups must be like: a file from elsewhere is checked when it is opened."""
+"""What the metadata of a reel's groups must be like: a file from elsewhere is checked when it is opened.
+
+Only what is there is checked, since versions and engines write more or less of it; what is missing is noticed by
+whoever needs it (groups.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 
 from ..decode import Value
 
 __all__ = ["check_groups"]
 
+Check = Callable[[Value], object]
+
+# Frames of before a film, such as the blank pictures of a first take, count downwards.
+_LEAST = -(10**9)
+
 
 def check_groups(meta: Value) -> None:
     """Raises DecodeError for metadata that no version has written. Groups of unknown names are let through."""
-    for name, group in meta.fields().items():
-        if name in _CHECKS and group.raw is not None:
-            _CHECKS[name](group)
+    _fields(_GROUPS)(Value({name: group for name, group in meta.object().items() if group is not None}, meta.where))
 
 
-def _memory(meta: Value) -> None:
-    meta["position"].integer()
-    version = meta.get("format")
-    if version is None or version.raw != 1:
-        return  # of another version, which is refused when it is restored
-    for name in ("frames_per_block", "ring_start", "ring_count"):
-        meta[name].integer()
-    for name in ("layout", "settings"):
-        meta[name].object()
-    meta["settings"]["record"].text()
-    meta["layout"]["tokens"].integer(1)
-    meta["text_known"].flag()
-    _frames(meta["sink"], -1)
-    bank = meta["bank"]
-    if bank.raw is None:
-        return
-    bank["recorded"].integer(-1)
-    bank["pending"].integer(-1)
-    bank["pending_is_new"].flag()
-    bank["filled"].integer()
-    if pinned := bank.get("pinned"):
-        _frames(pinned)
+def _fields(checks: Mapping[str, Check]) -> Check:
+    """An object whose fields of these names, where they are there, are as they must be."""
+
+    def check(value: Value) -> None:
+        for name in checks.keys() & value.object().keys():
+            checks[name](value[name])
+
+    return check
 
 
-def _log(meta: Value) -> None:
-    for block in meta.list():
-        block["position"].integer()
-        for name in ("sink", "window"):
-            _frames(block[name])
-        for layer in block["bank"].list():
-            _frames(layer, -1)
-        for name in ("scores", "picks"):
-            for layer in block[name].list():
-                for frame, value in layer.fields().items():
-                    Value(int(frame) if frame.lstrip("-").isdecimal() and len(frame) < 12 else None, frame).integer(-1)
-                    value.number()
+def _list(check: Check) -> Check:
+    def check_list(value: Value) -> None:
+        for item in value.list():
+            check(item)
+
+    return check_list
 
 
-def _pins(meta: Value) -> None:
-    _frames(meta["pin"])
-    _frames(meta["ban"])
+def _or_nothing(check: Check) -> Check:
+    return lambda value: None if value.raw is None else check(value)
 
 
-def _keyframes(meta: Value) -> None:
-    for name in ("vae", "clip"):
-        meta[name].text()
-    for name in ("shot", "chunk", "latents"):
-        meta[name].integer(-1)
-    if covers := meta.get("covers"):
-        _frames(covers)
-    for uid in meta["removed"].list():
-        uid.text()
-    for entry in meta["bank"].list():
-        entry["uid"].text(200)
-        entry["shot"].integer(-1)
-        entry["frame"].integer(-1)
-        entry["quality"].number()
-        entry["source"].choice(("generated", "user"))
-        entry["noise_seed"].integer(-(2**63), 2**64)
-        for name in ("pinned", "banned"):
-            entry[name].flag()
-        for who in entry["characters"].list():
-            who.text()
+def _frame(value: Value) -> None:
+    value.integer(_LEAST)
 
 
-def _texts(meta: Value) -> None:
-    for chunk in meta.list():
-        for text in chunk.list():
-            text.text()
+def _by_frame(value: Value) -> None:
+    for frame, number in value.fields().items():
+        if not re.fullmatch(r"-?[0-9]{1,12}", frame):
+            raise value.fault("numbers by latent frame")
+        number.number()
 
 
-def _transition(meta: Value) -> None:
-    if lead := meta.get("lead"):
-        lead.integer(0, 10**6)
+def _at_least_one(value: Value) -> None:
+    value.integer(1)
 
 
-def _frames(numbers: Value, least: int = 0) -> None:
-    for number in numbers.list():
-        number.integer(least)
+def _lead(value: Value) -> None:
+    value.integer(0, 10**6)
 
 
-_CHECKS: dict[str, Callable[[Value], None]] = {
-    "memory": _memory,
-    "memory_log": _log,
-    "memory_edit": _pins,
-    "cache": _keyframes,
-    "told": _texts,
-    "states": _texts,
-    "transition": _transition,
+_COUNT, _TEXT, _FLAG = Value.integer, Value.text, Value.flag
+_FRAMES = _list(_frame)
+_BANK: dict[str, Check] = {
+    "recorded": _or_nothing(_frame),
+    "pending": _or_nothing(_frame),
+    "pending_is_new": _FLAG,
+    "filled": _COUNT,
+    "pinned": _FRAMES,
+}
+_MEMORY: dict[str, Check] = {
+    "position": _COUNT,
+    "frames_per_block": _COUNT,
+    "ring_start": _COUNT,
+    "ring_count": _COUNT,
+    "layout": _fields({"tokens": _at_least_one}),
+    "settings": _fields({"record": _TEXT}),
+    "text_known": _FLAG,
+    "sink": _FRAMES,
+    "take": _frame,
+    "origin": _frame,
+    "bank": _or_nothing(_fields(_BANK)),
+}
+_BLOCK: dict[str, Check] = {
+    "position": _COUNT,
+    "sink": _FRAMES,
+    "window": _FRAMES,
+    "bank": _list(_FRAMES),
+    "scores": _list(_by_frame),
+    "picks": _list(_by_frame),
+}
+_KEYFRAME: dict[str, Check] = {
+    "uid": _TEXT,
+    "shot": _frame,
+    "frame": _frame,
+    "quality": Value.number,
+    "source": lambda value: value.choice(("generated", "user")),
+    "noise_seed": lambda value: value.integer(_LEAST, 2**64),
+    "pinned": _FLAG,
+    "banned": _FLAG,
+    "characters": _list(_TEXT),
+}
+_CACHE: dict[str, Check] = {
+    "vae": _TEXT,
+    "clip": _TEXT,
+    "shot": _frame,
+    "chunk": _frame,
+    "latents": _frame,
+    "covers": _FRAMES,
+    "removed": _list(_TEXT),
+    "bank": _list(_fields(_KEYFRAME)),
+}
+_GROUPS: dict[str, Check] = {
+    "memory": _fields(_MEMORY),
+    "memory_log": _list(_fields(_BLOCK)),
+    "memory_edit": _fields({"pin": _FRAMES, "ban": _FRAMES}),
+    "cache": _fields(_CACHE),
+    "told": _list(_list(_TEXT)),
+    "states": _list(_list(_TEXT)),
+    "transition": _fields({"lead": _lead}),
 }

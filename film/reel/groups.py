@@ -14,6 +14,7 @@ import torch
 from typing_extensions import Self
 
 from .stored_tensors import StoredTensors
+from .tensor_file import ReelError
 
 __all__ = [
     "Carrier",
@@ -56,7 +57,7 @@ class Group:
     def of(cls, carrier: Carrier) -> Self | None:
         """The group that a shot or an edit carries, None if it carries none."""
         meta = carrier.meta.get(cls.NAME)
-        return None if meta is None else cls(meta, carrier.file)
+        return None if meta is None else cls(_told(meta, cls.NAME), carrier.file)
 
     def tensors(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
         """Its tensors of these names, on the CPU; all if None. Raises as StoredTensors.load."""
@@ -64,6 +65,23 @@ class Group:
             return self.file.group(self.NAME)
         loaded = self.file.load([f"{self.NAME}.{name}" for name in names])
         return {name.removeprefix(f"{self.NAME}."): tensor for name, tensor in loaded.items()}
+
+
+class _Told(dict[str, Any]):
+    """Metadata of a file: what is missing is the file's fault and not the reader's."""
+
+    group: str
+
+    def __missing__(self, key: str) -> Any:
+        raise ReelError(f"The {self.group} of a filmed shot has no {key!r}: film that shot again, or use another copy.")
+
+
+def _told(value: Any, group: str) -> Any:
+    if isinstance(value, Mapping):
+        told = _Told({key: _told(item, group) for key, item in value.items()})
+        told.group = group
+        return told
+    return [_told(item, group) for item in value] if isinstance(value, list) else value
 
 
 class KVMemoryGroup(Group):

@@ -32,6 +32,9 @@ SECONDS_RULE = f"a shot lasts more than 0 and at most {MAX_SECONDS:.0f} seconds"
 SEED_RULE = f"a seed is a whole number from 0 to {MAX_SEED}"
 
 
+_LONGEST = 600
+
+
 class StoryboardError(ValueError):
     """A storyboard that cannot be read. `message` is one sentence that says what to change.
 
@@ -39,6 +42,8 @@ class StoryboardError(ValueError):
     """
 
     def __init__(self, message: str, line: int | None = None, column: int | None = None) -> None:
+        if len(message) > _LONGEST:  # it quotes something that is no word
+            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
         super().__init__(message if line is None else f"Line {line}, column {column or 1}: {message}")
         self.message = message
         self.line = line

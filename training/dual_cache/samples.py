@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ...film.decode import DecodeError, Value, parse
 from ...film.dual_cache import CacheError, LayoutProfile, Mode, Payload, Segment, StoryCache, build_payload
 from ...film.reel.atomic import whole_file
 from ..core.settings import setting
@@ -34,6 +35,7 @@ ALL_MODES: _Rates = (0.15, 0.25, 0.35, 0.25)
 """Stage 2."""
 _PARTS = ("latents", "text", "caption", "keyframes", "embeddings")
 _OPTIONAL = ("subject", "shown")
+_DIMENSIONS = {"latents": 4, "text": 2, "caption": 1, "keyframes": 5, "embeddings": 2, "subject": 3, "shown": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,25 +200,36 @@ def load_scenes(folder: Path) -> list[TrainingScene]:
     """
     scenes: list[TrainingScene] = []
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-            if "shots" not in told:
-                raise CacheError(f"{path.name} is no encoded scene: take it out of {folder}.")
-            there = set(file.keys())
-            shots = tuple(
-                SceneShot(**{
-                    part: file.get_tensor(f"shot{number}.{part}").float()
-                    for part in (*_PARTS, *_OPTIONAL)
-                    if part in _PARTS or f"shot{number}.{part}" in there
-                })
-                for number in range(json.loads(told["shots"]))
-            )  # fmt: skip
-        scenes.append(TrainingScene(told["vae"], told["text_encoder"], shots))
+        try:
+            scenes.append(_load_scene(path))
+        except (SafetensorError, OSError, DecodeError) as error:
+            reason = str(error)[:200]
+            raise CacheError(f"{path.name} is no encoded scene ({reason}): take it out of {folder}.") from error
         if (scenes[-1].vae, scenes[-1].text_encoder) != (scenes[0].vae, scenes[0].text_encoder):
             raise CacheError(f"{path.name} was made by other models than the scenes before: encode it again.")
     if not scenes:
         raise CacheError(f"{folder} has no encoded scenes: encode some first.")
     return scenes
+
+
+def _load_scene(path: Path) -> TrainingScene:
+    """Raises SafetensorError, OSError or DecodeError for a file that is no scene."""
+    with safe_open(path, "pt") as file:
+        told = Value(dict(file.metadata() or {}))
+        there = set(file.keys())
+        shots = []
+        for number in range(parse(told["shots"].text(100)).integer(1, 1000)):
+            if lacking := [part for part in _PARTS if f"shot{number}.{part}" not in there]:
+                raise DecodeError(f"shot {number + 1} has no {lacking[0]}")
+            parts = [part for part in (*_PARTS, *_OPTIONAL) if f"shot{number}.{part}" in there]
+            tensors = {part: file.get_tensor(f"shot{number}.{part}").float() for part in parts}
+            for part, tensor in tensors.items():
+                if tensor.ndim != _DIMENSIONS[part]:
+                    raise DecodeError(f"the {part} of shot {number + 1} are of the shape {list(tensor.shape)}")
+                if not bool(torch.isfinite(tensor).all()):
+                    raise DecodeError(f"the {part} of shot {number + 1} are not finite")
+            shots.append(SceneShot(**tensors))
+    return TrainingScene(told["vae"].text(), told["text_encoder"].text(), tuple(shots))
 
 
 def _candidates(scene: TrainingScene, number: int) -> list[tuple[int, int]]:

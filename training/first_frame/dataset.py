@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ...film.decode import DecodeError, Value, parse_file
 from ...film.first_frame import (
     TRIGGER,
     Box,
@@ -194,19 +196,31 @@ def load_dataset(folder: Path) -> list[CastItem]:
     found = sorted(folder.glob("train_data*.json"))
     if not found:
         raise CastDataError(f"{folder} has no {METADATA}: build the dataset first, or choose its folder.")
-    items = []
-    for line in json.loads(found[0].read_text(encoding="utf-8")):
-        clip, canvas = (_inside(folder, line[key]) for key in ("file_path", "image_path"))
-        record = folder / "items" / f"{clip.stem}.json"
-        told: dict[str, Any] = {"plate": True, "boxes": []}
-        if record.exists():
-            told = json.loads(record.read_text(encoding="utf-8"))
-        subjects = folder / "subjects" / clip.name
-        boxes = tuple(Box(**box) for box in told["boxes"])
-        owners = tuple(told.get("owners") or [0] * len(boxes))
-        where = subjects if subjects.exists() else None
-        items.append(CastItem(clip, canvas, line["text"], told["plate"], where, boxes, owners))
-    return items
+    read = found[0]
+    try:
+        items = []
+        for line in parse_file(read).list():
+            clip, canvas = (_inside(folder, line[key].text()) for key in ("file_path", "image_path"))
+            read = folder / "items" / f"{clip.stem}.json"
+            told = parse_file(read) if read.exists() else Value({"plate": True, "boxes": []})
+            boxes = tuple(_box(box) for box in told["boxes"].list(1000))
+            owners = told.get("owners")
+            given = () if owners is None or owners.raw is None else tuple(who.integer(0, 1000) for who in owners.list())
+            if given and len(given) != len(boxes):
+                raise DecodeError(f"it has {len(boxes)} boxes and {len(given)} owners")
+            subjects = folder / "subjects" / clip.name
+            where = subjects if subjects.exists() else None
+            owned = given or (0,) * len(boxes)
+            items.append(CastItem(clip, canvas, line["text"].text(), told["plate"].flag(), where, boxes, owned))
+            read = found[0]
+        return items
+    except DecodeError as error:
+        raise CastDataError(f"{read} cannot be read as part of a dataset: {error}.") from error
+
+
+def _box(value: Value) -> Box:
+    x, y = (value[name].integer(-(10**6), 10**6) for name in ("x", "y"))
+    return Box(x, y, value["width"].integer(1, 10**6), value["height"].integer(1, 10**6))
 
 
 def canvas_of(clip: CastClip, settings: CastSettings) -> Composition:
@@ -294,12 +308,15 @@ def _alike(plate: torch.Tensor, frame: torch.Tensor) -> bool:
 
 def _inside(folder: Path, name: str) -> Path:
     """A file of the dataset; absolute paths of the machine it was made on are tried from their longest end."""
-    parts = PurePosixPath(name).parts
+    parts = PurePosixPath(name.replace("\\", "/")).parts
     for start in range(len(parts)):
-        path = folder.joinpath(*parts[start:]) if parts[start] != "/" else None
-        if path is not None and path.is_file():
-            return path
-    raise CastDataError(f"The dataset lacks {name}: build it again, or take the line out of {METADATA}.")
+        rest = parts[start:]
+        if rest[0] == "/" or ".." in rest or "\0" in name:
+            continue
+        with suppress(OSError):  # a name that is too long for a file's
+            if (path := folder.joinpath(*rest)).is_file():
+                return path
+    raise CastDataError(f"The dataset lacks {name[:200]}: build it again, or take the line out of {METADATA}.")
 
 
 def _row(item: CastItem) -> Row:

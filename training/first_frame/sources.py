@@ -14,7 +14,6 @@ as long as the clip that is white where the cast is, so that it weighs more in t
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ...film.decode import DecodeError, Value, parse_file
 from ...film.first_frame import Reference
 from ...film.picture_reader import PictureError, read_cut_out, read_mask, read_picture
 from ...film.pixels import to_bytes
@@ -29,6 +29,7 @@ from .dataset import CastClip, CastDataError, CastSettings, CastSource, fingerpr
 
 _WAYS = ("picture", "mask", "box")
 _NAME = r"[\w-]+"
+_MAX_NAME = 100
 
 
 def given_clip(
@@ -63,24 +64,31 @@ def list_clips(path: Path, settings: CastSettings) -> list[CastSource]:
     Raises CastDataError: it is no such list.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return [_source(entry, path.parent, settings) for entry in parse_file(path).list(100_000)]
+    except DecodeError as error:
         raise CastDataError(f"{path} is not a list of clips: {error}.") from error
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise CastDataError(f"{path} is not a list of clips: it must be a JSON list of objects.")
-    return [_source(entry, path.parent, settings) for entry in entries]
 
 
-def _source(entry: Mapping[str, Any], folder: Path, settings: CastSettings) -> CastSource:
+def _source(told: Value, folder: Path, settings: CastSettings) -> CastSource:
+    entry = told.object()
     name = str(entry.get("id", ""))
-    if not re.fullmatch(_NAME, name):
-        raise CastDataError(f"A clip has the id '{name}': use letters, digits, - and _.")
-    entities = entry.get("entities")
-    if not entry.get("clip") or not isinstance(entities, list) or not entities:
+    if not re.fullmatch(_NAME, name) or len(name) > _MAX_NAME:
+        raise CastDataError(f"A clip has the id '{name[:80]}': use up to {_MAX_NAME} letters, digits, - and _.")
+    if not entry.get("clip") or not entry.get("entities"):
         raise CastDataError(f"The clip '{name}' needs a clip file and at least one entity.")
-    for entity in entities:
-        if not isinstance(entity, dict) or sum(way in entity for way in _WAYS) != 1:
+    for key in ("clip", "plate", "subjects", "caption"):
+        if (value := told.get(key)) is not None and value.raw is not None:
+            value.text()
+    entities = [entity.object() for entity in told["entities"].list(100, 1)]
+    for number, entity in enumerate(told["entities"].list()):
+        if sum(way in entity.object() for way in _WAYS) != 1:
             raise CastDataError(f"Each entity of '{name}' needs exactly one of {', '.join(_WAYS)}.")
+        for key in ("name", "description", "picture", "mask"):
+            if key in entities[number]:
+                entity[key].text()
+        if "box" in entities[number]:
+            for side in entity["box"].list(4, 4):
+                side.number(-1e6, 1e6)
     named = [
         entry["clip"],
         entry.get("plate"),

@@ -15,7 +15,7 @@ Film = Callable[..., FilmedShot]
 
 
 def edit(after: int, value: int, folder: Path) -> Edit:
-    return Edit.store(after, {"own": {"picture": torch.tensor([value])}}, {"own": {"uid": value}}, folder)
+    return Edit.store(after, {"cache": {"picture": torch.tensor([value])}}, {"cache": {"uid": value}}, folder)
 
 
 def test_an_edit_decides_what_follows(layout: ReelLayout, film: Film, tmp_path: Path) -> None:
@@ -40,11 +40,11 @@ def test_edits_go_through_a_file(layout: ReelLayout, film: Film, tmp_path: Path)
     save_reel(reel, tmp_path / "a.reel.safetensors")
     loaded = load_reel(tmp_path / "a.reel.safetensors")
     assert loaded.fingerprint == reel.fingerprint
-    assert [part.file.group("own")["picture"].item() for part in loaded.edits] == [5, 6]
+    assert [part.file.group("cache")["picture"].item() for part in loaded.edits] == [5, 6]
     assert torch.equal(loaded.latents(0), reel.latents(0))
     assert loaded.nbytes == reel.nbytes
     save_reel(loaded, tmp_path / "a.reel.safetensors")
-    assert loaded.edits[1].file.group("own")["picture"].item() == 6
+    assert loaded.edits[1].file.group("cache")["picture"].item() == 6
 
 
 def test_an_edit_of_a_temporary_file_goes_with_the_reel(layout: ReelLayout, tmp_path: Path) -> None:
