@@ -207,6 +207,18 @@ def _between(a: _Pose, b: _Pose, share: float) -> _Pose:
     )
 
 
+def feet_and_head(scene: Scene, index: int, times: torch.Tensor) -> torch.Tensor:
+    """Where the feet and the top of actor `index` are at `times` [T] (seconds), [T, 2, 2] as x and y in frame widths:
+    how it moves and turns, without its looks.
+    """
+    ends = torch.tensor([[0.0, 1.0, 1.0], [0.0, -1.0, 1.0]])
+    found = [
+        ends @ _sprite_matrix(_pose(scene, index, moment), _camera(scene, moment)[1])[:2].T
+        for moment in (float(time) for time in times)
+    ]
+    return torch.stack(found)
+
+
 def _camera(scene: Scene, time: float) -> tuple[float, float]:
     """How far the background has scrolled (frame widths) and the zoom factor at `time`."""
     scroll, zoom = 0.0, ZOOM if scene.beats[0].camera == "zooms out" else 1.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--frames", type=int, help="of each clip, 1 more than a multiple of 4: default 49, small world 81"
     )
     parser.add_argument("--fps", type=float, default=usual.fps, help="frame rate that videos are brought to")
-    parser.add_argument("--encoding", choices=ENCODINGS, default=usual.encoding, help="of flow as pictures")
+    parser.add_argument("--encoding", choices=ENCODINGS, help="of flow as pictures: default hsv_black")
+    parser.add_argument(
+        "--saturation", type=float, help="displacement of the strongest colour, as a share of the diagonal: default "
+        f"{usual.sigma:g}, small world {SMALL.sigma:g}",
+    )  # fmt: skip
     parser.add_argument(
         "--flow", type=Path, help="RAFT weights of torchvision (raft_large); without, blocks are matched"
     )
@@ -60,14 +65,15 @@ def run_data(chosen: argparse.Namespace, weights: Path) -> None:
         from .sources import list_videos, video_clips
 
         encoders = _open(chosen, weights)
+        drawn: dict[str, Any] = {"encoding": chosen.encoding, "sigma": chosen.saturation}
+        drawn = {name: value for name, value in drawn.items() if value is not None}
         if chosen.videos is None:
-            spec = SMALL if not chosen.frames else MotionSpec(**{**vars(SMALL), "frames": chosen.frames})
+            spec = replace(SMALL, **drawn, frames=chosen.frames or SMALL.frames)
             sources = world_clips(chosen.world, spec, seed=chosen.seed, held_out=chosen.held_out)
         else:
             estimator, name = (None, "blocks") if chosen.flow is None else (_raft(chosen.flow), chosen.flow.stem)
             spec = MotionSpec(
-                chosen.width, chosen.height, chosen.frames or MotionSpec.frames, chosen.fps, chosen.encoding,
-                flow_model=name,
+                chosen.width, chosen.height, chosen.frames or MotionSpec.frames, chosen.fps, flow_model=name, **drawn
             )  # fmt: skip
             sources = video_clips(list_videos(chosen.videos), spec, estimator, most=chosen.most)
         if chosen.videos is None and chosen.model is None:
@@ -111,8 +117,11 @@ def _add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--films", type=int, default=0, help="held-out prompts that are filmed and read by the probe")
     parser.add_argument("--steps", type=int, default=4, help="of each film")
     parser.add_argument("--cfg", type=float, default=1.0, help="guidance by the prompt")
-    parser.add_argument("--scales", type=float, nargs="*", default=[0.0, 3.0], help="of inner guidance")
-    parser.add_argument("--window", type=float, default=0.5, help="part of the steps with inner guidance")
+    parser.add_argument("--scales", type=float, nargs="*", default=[3.0], help="of inner guidance")
+    parser.add_argument(
+        "--windows", type=float, nargs="*", default=[0.5], help="parts of the steps with inner guidance"
+    )
+    parser.add_argument("--no-gate", action="store_true", help="the full scale at noise levels of bad motion, too")
     parser.add_argument("--fallbacks", action="store_true", help="also film with guidance from a weak model")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.add_argument("--seed", type=int, default=0)
@@ -153,7 +162,8 @@ def run_judge(chosen: argparse.Namespace, weights: Path) -> None:
                 steps=chosen.steps,
                 cfg=chosen.cfg,
                 scales=chosen.scales,
-                end=chosen.window,
+                ends=chosen.windows,
+                gate=not chosen.no_gate,
                 fallbacks=chosen.fallbacks,
                 seed=chosen.seed,
             )

@@ -2,8 +2,8 @@
 
 - Permutation gap (VideoJAM, section 3): the loss of a video whose frames are in another order, less that of the video.
   A model that looks at single frames has none. It needs no labels and no sampling.
-- Flow by noise level: the motion predicted from a noised clip, decoded, against the clip's true flow. It becomes the
-  gate in the adapter's file.
+- Flow by noise level: the motion predicted from a noised clip against the clip's own, both decoded. It becomes the gate
+  in the adapter's file.
 """
 
 from __future__ import annotations
@@ -63,26 +63,32 @@ def flow_gate(
     levels: Sequence[float] = GATE_LEVELS,
     seed: int = 0,
 ) -> FlowGate:
-    """The predicted motion of noised clips against their true flow; of clips encoded to measure by.
+    """The predicted motion of noised clips against their true motion; of clips encoded to measure by.
 
-    model, vae: as ComfyUI's loaders give them, to decode.
+    Both are flow as the VAE decodes it, less what it makes of no motion: pictures of flow are not what it was trained
+    on, and its own errors say nothing of the adapter. model, vae: as ComfyUI's loaders give them.
     """
+    base = model.model
+
+    def flow_of(latents: torch.Tensor) -> torch.Tensor:
+        pictures = vae.decode(base.process_latent_out(latents.cpu().float()))[0]
+        return spec.codec.decode(pictures[1:, ..., :3].float().cpu())
+
+    nothing = spec.codec.still(spec.height, spec.width).repeat(spec.frames, 1, 1, 1)
+    still = flow_of(base.process_latent_in(vae.encode(nothing)))
+    true = [flow_of(example.motion[None]) - still for example in examples]
     found = []
     for level in levels:
-        sums = torch.zeros(3, dtype=torch.float64)
-        turned = 0.0
+        sums, turned = torch.zeros(2, dtype=torch.float64), 0.0
         for index, example in enumerate(examples):
-            assert example.flow is not None
             batch = _at_level(matcher, example.latents, example, level, seed * 100_003 + index, drop=False)
             _, velocity = matcher.velocities(batch)
             assert velocity is not None
             clean = matcher.guess(batch.d, batch.sigma, velocity) / matcher.scale
-            pictures = vae.decode(model.model.process_latent_out(clean.cpu()))[0]
-            errors = flow_errors(spec.codec.decode(pictures[1:, ..., :3].float().cpu()), example.flow)
-            sums += torch.tensor([errors.endpoint, errors.trivial, 1.0], dtype=torch.float64)
-            turned += errors.direction if errors.moving > 0 else 90.0
-        count = float(sums[2])
-        found.append(GateLevel(level, float(sums[0]) / count, float(sums[1]) / count, turned / count))
+            errors = flow_errors(flow_of(clean) - still, true[index])
+            sums += torch.tensor([errors.endpoint, errors.trivial], dtype=torch.float64) / len(examples)
+            turned += (errors.direction if errors.moving > 0 else 90.0) / len(examples)
+        found.append(GateLevel(level, float(sums[0]), float(sums[1]), turned))
     return FlowGate(tuple(found))
 
 

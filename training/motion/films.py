@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from ...host.media.optical_flow import flow_between
 from ...host.wan.weak_guidance import WeakGuidance, guide_from_weak
 from ...miniature.probe import Probe
 from ...miniature.stories import describe
-from ...miniature.world import FPS, Scene
-from ..miniature.evaluate import expected
+from ...miniature.world import FPS, Scene, render
+from ..miniature.evaluate import expected, schedule
 from ..miniature.export import read_probe
 from .data import Encoders, moving_scene
+from .trajectory import Tracker, fit_tracker, trajectory_error
 
 __all__ = ["film_of", "judge_motion", "moving_prompts"]
 
@@ -42,7 +45,7 @@ def moving_prompts(count: int, seed: int = 0) -> list[Scene]:
 def film_of(
     model: Any, encoders: Encoders, prompt: str, seed: int, *, frames: int, steps: int, cfg: float
 ) -> torch.Tensor:
-    """Frames [T, H, W, 3] of a prompt, denoised all at once; few steps re-noise, as the miniature learned."""
+    """Frames [T, H, W, 3] of a prompt, denoised all at once at the miniature's noise levels; few steps re-noise."""
     import comfy.sample
 
     positive, negative = (
@@ -52,12 +55,13 @@ def film_of(
     noise = comfy.sample.prepare_noise(empty, seed)
     latents = comfy.sample.sample(
         model, noise, steps, cfg, "lcm" if steps <= 4 else "euler", "simple", positive, negative, empty,
-        disable_pbar=True, seed=seed,
+        disable_pbar=True, seed=seed, sigmas=schedule(steps),
     )  # fmt: skip
     pictures: torch.Tensor = encoders.vae.decode(latents)[0]
     return pictures.float().cpu()
 
 
+@torch.no_grad()
 def judge_motion(
     encoders: Encoders,
     weights: Path,
@@ -68,17 +72,23 @@ def judge_motion(
     steps: int,
     cfg: float,
     scales: Sequence[float],
-    end: float,
+    ends: Sequence[float],
     fallbacks: bool,
+    gate: bool = True,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """A row for the base, each fallback, and each adapter at each scale of inner guidance until `end` of the steps.
+    """A row for the base, each fallback, each adapter alone, and at each scale of inner guidance until each of `ends`
+    (shares of the steps). gate: whether the scale is lowered where the adapter predicts motion badly. Of an adapter
+    without motion, trained for comparison, guidance is left out.
 
     "appearance": share of frames read as prompted, over colour, body, headgear and place; "action": of windows;
-    "dynamic degree", "speed", "smoothness", "acceleration": of the motion report, by matched blocks.
+    "trajectory": mean distance in pixels to the world's physics, see trajectory.py; "dynamic degree", "speed",
+    "smoothness", "acceleration": of the motion report, by matched blocks. The row "rendered" is the world itself
+    through the VAE.
     """
     probe = Probe().eval()
     read_probe(probe, weights)
+    tracker = fit_tracker(probe)
     rows: dict[str, Any] = {"base": encoders.model}
     if fallbacks:
         window = Window(0.0, 0.6)
@@ -86,28 +96,44 @@ def judge_motion(
         rows["STG"] = guide_from_weak(encoders.model, WeakGuidance("values", (), 1.0, window))
     for name, adapter in adapters.items():
         joint = attach(encoders.model, adapter)
-        for scale in scales:
-            guidance = MotionGuidance(scale, Window(0.0, end), gate=adapter.info.gate)
-            rows[f"{name}, w2 {scale:g}"] = guide(joint, guidance) if scale else joint
-    return {name: _judged(model, encoders, probe, count, frames, steps, cfg, seed) for name, model in rows.items()}
+        rows[name] = joint
+        if not any(bool(weight.any()) for weight in adapter.layers.values()):
+            continue
+        for scale, end in product(scales, ends):
+            guidance = MotionGuidance(scale, Window(0.0, end), gate=adapter.info.gate if gate else None)
+            rows[f"{name}, w2 {scale:g} to {end:g}"] = guide(joint, guidance)
+    scenes = moving_prompts(count, seed)
+
+    def film(model: Any, index: int) -> torch.Tensor:
+        prompt, own = describe(scenes[index]), seed * 100_000 + index
+        return film_of(model, encoders, prompt, own, frames=frames, steps=steps, cfg=cfg)
+
+    def rendered(index: int) -> torch.Tensor:
+        clip = render(scenes[index], torch.arange(frames) / FPS).frames.movedim(1, -1)
+        pictures: torch.Tensor = encoders.vae.decode(encoders.vae.encode(clip))[0]
+        return pictures.float().cpu()
+
+    makers: dict[str, Callable[[int], torch.Tensor]] = {"rendered": rendered}
+    makers |= {name: partial(film, model) for name, model in rows.items()}
+    return {name: _judged(make, scenes, tracker) for name, make in makers.items()}
 
 
-def _judged(
-    model: Any, encoders: Encoders, probe: Probe, count: int, length: int, steps: int, cfg: float, seed: int
-) -> dict[str, float]:
+def _judged(make: Callable[[int], torch.Tensor], scenes: Sequence[Scene], tracker: Tracker) -> dict[str, float]:
+    """Means over the films that `make` gives of the scenes' numbers."""
     sums: dict[str, float] = {}
-    for index, scene in enumerate(moving_prompts(count, seed)):
-        frames = film_of(model, encoders, describe(scene), seed * 100_000 + index, frames=length, steps=steps, cfg=cfg)
-        reading, wanted = probe.read(frames), expected(scene)
+    for index, scene in enumerate(scenes):
+        frames = make(index)
+        reading, wanted = tracker.probe.read(frames), expected(scene)
         report = measure_flow(frames, flow_between(frames), FPS)
         row = {
             "appearance": sum(reading.accuracy(name, wanted[name]) for name in _APPEARANCE) / len(_APPEARANCE),
             "action": reading.accuracy("action", wanted["action"]),
+            "trajectory": trajectory_error(tracker.track(frames), scene),
             "dynamic degree": report.dynamic_degree,
             "speed": report.speed,
             "smoothness": report.smoothness,
             "acceleration": report.acceleration,
         }
         for name, value in row.items():
-            sums[name] = sums.get(name, 0.0) + value / count
+            sums[name] = sums.get(name, 0.0) + value / len(scenes)
     return sums
