@@ -45,6 +45,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def studio(server: Server) -> Server:
+    """The shared server with tiny models in its folders."""
+    from . import tiny_models  # torch and ComfyUI's models, which most tests do without
+
+    tiny_models.write(server.base / "models")
+    return server
+
+
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
     """A server for one test, not yet started, which may be killed, restarted or broken."""
