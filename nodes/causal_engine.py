@@ -13,7 +13,7 @@ from typing_extensions import override
 from ..engines.causal import CausalEngine, default_sigmas
 from ..host.wan.rollout import RolloutError
 from .sockets import (
-    CATEGORY,
+    START,
     EngineSocket,
     fps_input,
     frames_per_block_input,
@@ -33,7 +33,7 @@ class LongreelCausalEngine(io.ComfyNode):
         return io.Schema(
             node_id="LongreelCausalEngine",
             display_name="Causal Engine",
-            category=CATEGORY,
+            category=START,
             description="Films block by block and remembers what it filmed, at a cost that does not grow with the "
             "film. For Wan text-to-video models trained for it: MemFlow, LongLive, Self-Forcing, ShotStream, the "
             "miniature.",

@@ -33,10 +33,12 @@ from .layout import LATENT_FIELDS, ReelLayout
 from .tensor_file import FileHeader, ReelError, StoredTensors, TensorSlot, link_file, read_header, write_tensor_file
 
 __all__ = [
+    "FOLLOWS",
     "FilmedShot",
     "Reel",
     "ReelError",
     "ReelLayout",
+    "check_fit",
     "check_layout",
     "load_reel",
     "load_shot_file",
@@ -45,6 +47,8 @@ __all__ = [
 ]
 
 LATENTS = "latents"
+FOLLOWS = "follows"
+"""Of a shot's metadata: the uid of the shot it was filmed after."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +152,7 @@ class Reel:
         """This reel and one shot more. Raises ReelError if the shot does not fit it."""
         if filmed.previous != self.fingerprint:
             raise ReelError("The shot was filmed after another one than this reel's last: film it again on this reel.")
-        _check_fit(self.layout, filmed, self.last_shot)
+        check_fit(self.layout, filmed, self.last_shot)
         return replace(self, shots=(*self.shots, filmed))
 
     def branch(self, shots: int) -> Reel:
@@ -282,7 +286,8 @@ _REMEDIES = {
 }
 
 
-def _check_fit(layout: ReelLayout, filmed: FilmedShot, before: FilmedShot | None) -> None:
+def check_fit(layout: ReelLayout, filmed: FilmedShot, before: FilmedShot | None) -> None:
+    """Raises ReelError for a shot that cannot stand behind `before` (None: first) on a reel of this layout."""
     own = layout.of_family(filmed.family)
     if own is None:
         raise ReelError(f"A shot's latents are those of {filmed.family} and the reel has none such: film it again.")
@@ -325,7 +330,7 @@ def load_reel(path: Path) -> Reel:
     layout = ReelLayout(**header.info["layout"])
     shots = tuple(_filmed(section, header) for section in header.info["shots"])
     for before, filmed in zip((None, *shots), shots):
-        _check_fit(layout, filmed, before)
+        check_fit(layout, filmed, before)
     # Files of before there were edits have none.
     return Reel(layout, shots, tuple(edit_from(section, header) for section in header.info.get("edits", ())))
 
