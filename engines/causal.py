@@ -17,6 +17,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..film.kv_memory import MEMFLOW, MemorySettings, MemorySnapshot
+from ..film.kv_memory.arena import FrameArena
+from ..film.kv_memory.kv import KVMemory
 from ..film.kv_memory.recall import RetrievedFrame
 from ..film.kv_memory.snapshot import check as check_snapshot
 from ..film.reel.groups import KVLogGroup, KVMemoryGroup
@@ -82,6 +84,12 @@ class CausalEngine(EngineBase):
             "memory": self.memory.to_json(),
             "frames_per_block": self.frames_per_block,
         }
+
+    def memory_bytes(self, latent_frames: int) -> int:
+        """Of the KV memory."""
+        kv = kv_layout(self.model, *self._latent_size)
+        ring = KVMemory.ring_frames(self.memory, latent_frames)
+        return FrameArena.bytes_needed(kv, self.memory, ring, self.model.model.get_dtype_inference())
 
     def steps(self, plan: ShotPlan) -> int:
         """Forward passes: denoising and one clean pass for each block."""

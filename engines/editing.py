@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ..film.reel.choice import rebased
 from ..film.reel.groups import KVPinsGroup, groups_until
 from ..film.reel.reel import FilmedShot, Reel, ReelError, check_layout
 from ..film.reel.takes import takes
@@ -137,7 +138,7 @@ def _film(
 def _behind(longer: Reel, reel: Reel, first: int) -> Reel:
     """`longer`, and behind it the shots of `reel` from index `first` on with the edits after each."""
     for index in range(first, len(reel.shots)):
-        longer = longer.append(replace(reel.shots[index], previous=longer.fingerprint))
+        longer = longer.append(rebased(reel.shots[index], longer.fingerprint))
         for edit in reel.edits_after(index + 1):
             longer = longer.edited(replace(edit, after=len(longer.shots)))
     return longer

@@ -18,7 +18,7 @@ from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.reel.groups import GroupTensors
-from ..film.reel.reel import FilmedShot, Reel, ReelLayout
+from ..film.reel.reel import FOLLOWS, FilmedShot, Reel, ReelLayout
 from ..film.reel.takes import FrameGrid, ShotPlan
 from ..film.storyboard.shot import Shot
 from ..host.families import Family, of, of_vae
@@ -77,6 +77,8 @@ class Engine(Protocol):
     def layout(self) -> ReelLayout: ...
     def settings(self, picture: Tensor | None = None) -> dict[str, Any]: ...
     def steps(self, plan: ShotPlan) -> int: ...
+    def memory_bytes(self, latent_frames: int) -> int | None: ...
+    def get_models(self) -> list[ModelPatcher]: ...
     def previewer(self) -> Previewer: ...
     def encode_frames(self, frames: Tensor) -> Tensor: ...
     def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs: ...
@@ -184,6 +186,13 @@ class EngineBase(ABC):
             "vae": fingerprint_vae(self.vae),
         }
 
+    def memory_bytes(self, latent_frames: int) -> int | None:
+        """Bytes that what it remembers takes on the device while it films, beside the weights; None: not known.
+
+        latent_frames: of the whole film.
+        """
+        return None
+
     @abstractmethod
     def steps(self, plan: ShotPlan) -> int:
         """Steps of the progress bar that a shot costs."""
@@ -254,6 +263,7 @@ class EngineBase(ABC):
         meta: Mapping[str, Any] | None = None,
     ) -> Reel:
         """The reel with the shot on it, its latents and groups in a temporary file. frames: if not as planned."""
+        last = reel.last_shot
         filmed = FilmedShot.store(
             shot,
             latents,
@@ -262,7 +272,7 @@ class EngineBase(ABC):
             take_start=plan.take_start,
             frames=plan.frames if frames is None else frames,
             tensors=tensors,
-            meta=meta,
+            meta={**(meta or {}), **({FOLLOWS: last.file.uid} if last is not None else {})},
             folder=spill_folder(),
             family=self.family.latents.family,
         )

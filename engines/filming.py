@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
-from ..film.reel.project import Decision, PlannedShot, ProjectStore, shot_fingerprint
-from ..film.reel.reel import Reel, ReelError, check_layout
-from ..film.reel.takes import ShotPlan, plan_story
+from ..film.reel.choice import TAKE_DIGITS, Decision, PlannedShot, rebased
+from ..film.reel.fingerprint import shot_fingerprint
+from ..film.reel.project import ProjectStore
+from ..film.reel.reel import FilmedShot, Reel, ReelError, check_fit, check_layout
+from ..film.reel.takes import ShotPlan, TimedShot, plan_story
 from ..film.storyboard.shot import Shot
+from ..host.figures import record
 from ..host.progress import Progress
 from .engine import Engine, EngineError
 
@@ -34,7 +39,11 @@ class Place:
 
 @dataclass(frozen=True)
 class ShotJob:
-    """A shot that can be filmed. fingerprint: of the shot as it will be. decision: what a project has of it, if any."""
+    """A shot that can be filmed.
+
+    shot: as to be filmed; it names the take that is kept, where one is. fingerprint: of the shot as it will be on the
+    reel. decision: what a project has of it, if any.
+    """
 
     shot: Shot
     plan: ShotPlan
@@ -52,9 +61,9 @@ class Story:
     def describe(self) -> str:
         """Which shots are used again, which are filmed, and why: a line each; empty without a project."""
         return "\n".join(
-            f"shot {job.place.shot} {job.decision.action}: {job.decision.reason}"
+            f"shot {job.place.shot} {decision.action}: {decision.reason} (take {decision.take[:TAKE_DIGITS]})"
             for job in self.jobs
-            if job.decision is not None
+            if (decision := job.decision) is not None
         )
 
 
@@ -64,15 +73,16 @@ def prepare(
     reel: Reel | None,
     project: ProjectStore | None,
     picture: Tensor | None = None,
+    keep: bool = False,
 ) -> Story:
-    """Look at all shots that will follow on the reel; nothing is filmed. picture: given to the first of them.
+    """Look at all shots that will follow on the reel; nothing is filmed.
 
+    picture: given to the first of them. keep: takes behind a cut stay when a shot before them changed.
     What a shot is filmed from is loaded, fingerprinted and let go, one shot at a time. Raises a ValueError of one
     sentence that names the shot, for anything that would stop the film later.
     """
     reel = _opened(engine, reel)
     planned: list[PlannedShot] = []
-    previous = reel.fingerprint
     for number, shot in enumerate(shots, start=len(reel.shots) + 1):
         try:
             if not planned:
@@ -82,12 +92,13 @@ def prepare(
             raise EngineError(f"Shot {number}: {error}") from error
         for warning in inputs.warnings:
             logging.warning("Longreel, shot %d: %s", number, warning)
-        settings = engine.settings(inputs.picture)
+        if shot.take and project is None:
+            raise EngineError(f"Shot {number} asks for a take, and only a project has takes: name the project.")
+        settings, previous = engine.settings(inputs.picture), planned[-1].fingerprint if planned else reel.fingerprint
         planned.append(PlannedShot(shot, previous, settings, shot_fingerprint(previous, shot, settings)))
-        previous = planned[-1].fingerprint
-    plans = plan_story(shots, engine.clock, reel.shots)
+    decisions = project.explain(planned, keep) if project else [None] * len(planned)
+    plans = _plan(engine, reel, shots, decisions)
     steps = [engine.steps(plan) for plan in plans]
-    decisions = project.explain(planned) if project else [None] * len(planned)
     story = Story(
         tuple(
             ShotJob(
@@ -99,11 +110,11 @@ def prepare(
                     done=sum(steps[:i]),
                     total=sum(steps),
                 ),
-                shot=shots[i],
-                fingerprint=planned[i].fingerprint,
-                decision=decisions[i],
+                shot=_naming_take(shots[i], decision),
+                fingerprint=decision.fingerprint if decision else planned[i].fingerprint,
+                decision=decision,
             )
-            for i, plan in enumerate(plans)
+            for i, (plan, decision) in enumerate(zip(plans, decisions))
         )
     )
     if project is not None:
@@ -123,19 +134,22 @@ def film_shot(
 ) -> Reel:
     """Film a shot, or take it from the project if it is there; either way it is in the project when this returns.
 
-    Where the project cannot be written the shot stays in its temporary file, and the note says so. note: stands before
-    the reel's description in the text that stays on the node.
+    A shot that names a take is that one, whatever was filmed before it. Where the project cannot be written the shot
+    stays in its temporary file, and the note says so. note: stands before the reel's description in the text that
+    stays on the node.
     """
     reel = _opened(engine, reel)
     inputs = engine.shot_inputs(shot, picture)
     report = Progress(place.total, done=place.done, previewer=engine.previewer())
     report.start_shot(place.shot, place.shots, place.blocks)
     settings = engine.settings(inputs.picture)
-    known = project.find(shot_fingerprint(reel.fingerprint, shot, settings)) if project else None
+    known = _known(project, shot, reel.fingerprint, settings) if project else None
     if known is not None:
         longer = reel.append(known)
     else:
+        began, done = time.monotonic(), report.done
         longer = engine.film(shot, reel, report, inputs)
+        record(engine.settings(), report.done - done, time.monotonic() - began)
         if project is not None:
             assert longer.last_shot is not None
             try:
@@ -147,6 +161,34 @@ def film_shot(
     if place.shot == place.shots:
         report.finish("\n".join(filter(None, (note, longer.describe()))))
     return longer
+
+
+def _plan(engine: Engine, reel: Reel, shots: Sequence[Shot], decisions: Sequence[Decision | None]) -> list[ShotPlan]:
+    """The plan of each shot behind those before it: the takes that are used, where there are such."""
+    plans: list[ShotPlan] = []
+    film: list[TimedShot] = [*reel.shots]
+    before = reel.last_shot
+    for number, (shot, decision) in enumerate(zip(shots, decisions), start=len(reel.shots) + 1):
+        plans += plan_story([shot], engine.clock, film)
+        film.append(plans[-1])
+        if decision is not None and decision.filmed is not None:
+            try:
+                check_fit(reel.layout, decision.filmed, before)
+            except ReelError as error:
+                raise EngineError(f"Shot {number}: {error}") from error
+            film[-1] = before = decision.filmed
+    return plans
+
+
+def _naming_take(shot: Shot, decision: Decision | None) -> Shot:
+    return replace(shot, take=decision.take) if decision is not None and decision.action == "kept" else shot
+
+
+def _known(project: ProjectStore, shot: Shot, previous: str, settings: Mapping[str, Any]) -> FilmedShot | None:
+    """The take of a project that stands for a shot, None where it must be filmed."""
+    if shot.take:
+        return rebased(project.take(shot.take), previous)
+    return project.find(shot_fingerprint(previous, shot, settings))
 
 
 def _check_start(engine: Engine, reel: Reel, shot: Shot) -> None:

@@ -9,6 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..host.files.paths import register_model_folders
+from ..host.routes import register_routes
 from .causal_checkpoint import LongreelLoadCausalCheckpoint
 from .causal_engine import LongreelCausalEngine
 from .causal_memory import LongreelMemoryView, LongreelPinMemory, LongreelRetrieveMemory
@@ -40,7 +41,8 @@ from .motion_flow import LongreelFlowToRGB, LongreelRGBToFlow
 from .motion_guidance import LongreelInnerGuidance, LongreelInnerGuider, LongreelMotionFallbacks
 from .motion_report import LongreelMotionReport
 from .motion_train import LongreelMotionDataset, LongreelTrainMotionAdapter
-from .reel import LongreelLoadReel, LongreelSaveReel
+from .project import LongreelFilmPlan, LongreelFilmTakes, LongreelPruneProject
+from .reel import LongreelLoadReel, LongreelSaveCutList, LongreelSaveReel
 from .report import LongreelContinuityReport, LongreelIdentityReport
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
 from .video import LongreelReelToVideo
@@ -83,6 +85,8 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelStartFromVideo,
     LongreelFilmShot,
     LongreelFilmStoryboard,
+    LongreelFilmPlan,
+    LongreelFilmTakes,
     LongreelRetrieveMemory,
     LongreelPinMemory,
     LongreelMemoryView,
@@ -98,6 +102,8 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelMotionReport,
     LongreelSaveReel,
     LongreelLoadReel,
+    LongreelSaveCutList,
+    LongreelPruneProject,
     LongreelCastClip,
     LongreelMiniatureCastClips,
     LongreelBuildCastDataset,
@@ -115,8 +121,9 @@ class LongreelExtension(ComfyExtension):
 
     @override
     async def on_load(self) -> None:
-        """Let ComfyUI's own loaders find the miniature's weights."""
+        """Let ComfyUI's own loaders find the miniature's weights, and programs ask about projects."""
         register_model_folders()
+        register_routes()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

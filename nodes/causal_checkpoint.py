@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..host.files.causal_checkpoints import causal_sources, load_causal, source_path
-from .sockets import CATEGORY
+from .sockets import START
 
 _NONE = "none"
 
@@ -21,7 +21,7 @@ class LongreelLoadCausalCheckpoint(io.ComfyNode):
         return io.Schema(
             node_id="LongreelLoadCausalCheckpoint",
             display_name="Load Causal Checkpoint",
-            category=CATEGORY,
+            category=START,
             description="Opens the released files of Self-Forcing, LongLive, MemFlow and ShotStream, .pt and all, and "
             "plain Wan text-to-video files. What ComfyUI cannot open is converted once and kept beside your models.",
             search_aliases=["self forcing", "longlive", "memflow", "shotstream", "convert checkpoint", "pt loader"],

@@ -14,7 +14,7 @@ from ..engines.causal import CausalEngine
 from ..engines.causal_schedule import CausalSchedule, causal_schedule
 from ..host.wan.rollout import RolloutError
 from .sockets import (
-    CATEGORY,
+    START,
     EngineSocket,
     fps_input,
     frames_per_block_input,
@@ -34,7 +34,7 @@ class LongreelCausalEngine(io.ComfyNode):
         return io.Schema(
             node_id="LongreelCausalEngine",
             display_name="Causal Engine",
-            category=CATEGORY,
+            category=START,
             description="Films block by block and remembers what it filmed, at a cost that does not grow with the "
             "film. For Wan text-to-video models trained for it: MemFlow, LongLive, Self-Forcing, ShotStream, the "
             "miniature.",

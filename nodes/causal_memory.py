@@ -13,7 +13,7 @@ from ..film.kv_memory.plot import draw_log
 from ..film.kv_memory.recall import RetrievedFrame
 from ..film.reel.reel import Reel
 from ..host.files.pictures import as_image
-from .sockets import CATEGORY, EngineSocket, ReelSocket, numbers_of
+from .sockets import MEMORY, EngineSocket, ReelSocket, numbers_of
 
 
 class LongreelRetrieveMemory(io.ComfyNode):
@@ -25,7 +25,7 @@ class LongreelRetrieveMemory(io.ComfyNode):
         return io.Schema(
             node_id="LongreelRetrieveMemory",
             display_name="Retrieve Memory",
-            category=CATEGORY,
+            category=MEMORY,
             description="Shows, before you pay for a shot, which remembered frames a prompt fits best. When the memory "
             "bank is full, the frame that fits the prompt least has to leave.",
             search_aliases=["memory bank", "narrative memory", "recall", "memflow retrieval"],
@@ -83,7 +83,7 @@ class LongreelPinMemory(io.ComfyNode):
         return io.Schema(
             node_id="LongreelPinMemory",
             display_name="Pin Memory",
-            category=CATEGORY,
+            category=MEMORY,
             description="Decides what the film goes on remembering: pinned frames never leave the memory bank, banned "
             "ones are forgotten at once. Holds for the shots filmed after it; the reel that came in stays as it is.",
             search_aliases=["ban memory", "keep frame", "forget frame", "memory bank"],
@@ -134,7 +134,7 @@ class LongreelMemoryView(io.ComfyNode):
         return io.Schema(
             node_id="LongreelMemoryView",
             display_name="Memory View",
-            category=CATEGORY,
+            category=MEMORY,
             description="Draws, block by block, which earlier frames the model saw: the film's first ones (sink), the "
             "memory bank and the recent past (window), with scores and choices as JSON.",
             search_aliases=["memory plot", "memory bank view", "attention memory", "memflow debug"],

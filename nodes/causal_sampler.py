@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..host.wan.rollout import RolloutSampler
-from .sockets import CATEGORY, frames_per_block_input, loop_input, memory_input, memory_settings
+from .sockets import FILM, frames_per_block_input, loop_input, memory_input, memory_settings
 
 
 class LongreelCausalSampler(io.ComfyNode):
@@ -20,7 +20,7 @@ class LongreelCausalSampler(io.ComfyNode):
         return io.Schema(
             node_id="LongreelCausalSampler",
             display_name="Causal Sampler",
-            category=CATEGORY,
+            category=FILM,
             description="The causal rollout for one prompt, in ComfyUI's own graph: connect it to Sampler Custom "
             "Advanced with an empty video latent of whole blocks, or with a clip's latent and denoise below 1 to "
             "change the clip. Guidance must be 1 (Basic Guider).",

@@ -16,7 +16,7 @@ from ..engines.dual_cache_bank import (
 )
 from ..engines.engine import Engine
 from ..film.reel.reel import Reel
-from .sockets import CATEGORY, EngineSocket, ReelSocket, numbers_of
+from .sockets import MEMORY, EngineSocket, ReelSocket, numbers_of
 
 _ENGINE = "A cache-guided engine of the reel's size, VAE and keyframe CLIP."
 
@@ -31,7 +31,7 @@ class LongreelDualCache(io.ComfyNode):
         return io.Schema(
             node_id="LongreelDualCache",
             display_name="Dual Cache",
-            category=f"{CATEGORY}/caches",
+            category=MEMORY,
             description="Shows the keyframes that the reel remembers and lets you pin, ban, replace and remove them. "
             "Changes hold for the shots that are filmed after it.",
             search_aliases=["keyframes", "memory", "pin", "ban", "shot cache", "bank"],
@@ -109,7 +109,7 @@ class LongreelRetrieveKeyframes(io.ComfyNode):
         return io.Schema(
             node_id="LongreelRetrieveKeyframes",
             display_name="Retrieve Keyframes",
-            category=f"{CATEGORY}/caches",
+            category=MEMORY,
             description="Shows which keyframes a new shot with this prompt would be shown, and why: before it is "
             "filmed.",
             search_aliases=["search", "scores", "memory", "preview keyframes"],
@@ -144,10 +144,10 @@ class LongreelAddReferences(io.ComfyNode):
         return io.Schema(
             node_id="LongreelAddReferences",
             display_name="Add References",
-            category=f"{CATEGORY}/caches",
+            category=MEMORY,
             description="Puts your own pictures into what the reel remembers: characters, places, a look. Describe in "
             "the prompts what they show.",
-            search_aliases=["characters", "cast", "concept injection", "reference images", "ip adapter"],
+            search_aliases=["character reference", "consistent", "cast", "concept injection", "ip adapter"],
             inputs=[
                 EngineSocket.Input("engine", tooltip=_ENGINE),
                 io.Image.Input("images", tooltip="One picture or a batch; each becomes a keyframe of the film's size."),

@@ -9,7 +9,7 @@ from typing_extensions import override
 from ..engines.dual_cache_bank import keyframe_engine
 from ..engines.engine import Engine
 from ..film.reel.reel import Reel
-from .sockets import CATEGORY, EngineSocket, ReelSocket, seed_input
+from .sockets import MEMORY, EngineSocket, ReelSocket, seed_input
 
 
 class LongreelCacheConditioning(io.ComfyNode):
@@ -21,7 +21,7 @@ class LongreelCacheConditioning(io.ComfyNode):
         return io.Schema(
             node_id="LongreelCacheConditioning",
             display_name="Cache Conditioning",
-            category=f"{CATEGORY}/caches",
+            category=MEMORY,
             description="Conditioning and latent of the next chunk for a KSampler graph of your own. Sample with the "
             "engine's model; cut `trim` latents off the front afterwards (Trim Video Latent).",
             search_aliases=["ksampler", "context latents", "cache tokens", "reference conditioning"],

@@ -21,7 +21,7 @@ from ..training.dual_cache.scenes.build import PAPER, STAGES, SceneBuilder, draw
 from ..training.dual_cache.scenes.encode import SceneModels
 from ..training.dual_cache.scenes.films import SceneDataError
 from ..training.dual_cache.scenes.world import write_world_films
-from .sockets import CATEGORY, KeyframeClipSocket, WeaverDatasetSocket
+from .sockets import MINIATURE, TRAINING, KeyframeClipSocket, WeaverDatasetSocket
 from .training_run import picture
 
 _NOTHING = "nothing"
@@ -36,7 +36,7 @@ class LongreelMiniatureFilms(io.ComfyNode):
         return io.Schema(
             node_id="LongreelMiniatureFilms",
             display_name="Miniature Films",
-            category=f"{CATEGORY}/miniature",
+            category=MINIATURE,
             description="Films of the miniature, three shots each, as video files with cuts.json and captions.json "
             "beside them: what a folder of films of your own looks like.",
             search_aliases=["small world", "dataset", "training data", "filmweaver"],
@@ -70,7 +70,7 @@ class LongreelWeaverDataset(io.ComfyNode):
         return io.Schema(
             node_id="LongreelWeaverDataset",
             display_name="FilmWeaver Dataset",
-            category=f"{CATEGORY}/training",
+            category=TRAINING,
             description="Cuts films into shots, groups shots into scenes by what they show, leaves out what is of no "
             "use, has captions written and checked, and encodes it all into output/longreel-scenes. Every result is "
             "kept: interrupted or queued again it goes on, and a change makes anew only what follows from it. Look at "

@@ -19,7 +19,7 @@ from ..host.files.paths import CLIP_KIND
 from ..host.media.embedder import DEFAULT_ARCHITECTURE, Embedder, load_embedder
 from ..host.sampling import SamplerSettings
 from .sockets import (
-    CATEGORY,
+    START,
     EngineSocket,
     KeyframeClipSocket,
     boundary_input,
@@ -42,7 +42,7 @@ class LongreelKeyframeClip(io.ComfyNode):
         return io.Schema(
             node_id="LongreelKeyframeClip",
             display_name="Load Keyframe CLIP",
-            category=f"{CATEGORY}/caches",
+            category=START,
             description="Loads the CLIP model that matches keyframes with prompts. Put its weights into "
             "models/open_clip; nothing is downloaded.",
             search_aliases=["open_clip", "clip loader", "retrieval", "embedder"],
@@ -79,7 +79,7 @@ class LongreelFilmWeaverLora(io.ComfyNode):
         return io.Schema(
             node_id="LongreelFilmWeaverLora",
             display_name="FilmWeaver LoRA Loader",
-            category=f"{CATEGORY}/caches",
+            category=START,
             description="Loads a LoRA that Longreel trained with caches. How the caches lie in time and space comes "
             "with the file and stays on the model. Load a pair on both models of Wan 2.2 14B. StoryMem's released pair "
             "loads here too, at the scale it was trained with.",
@@ -129,7 +129,7 @@ class LongreelCacheGuidedEngine(io.ComfyNode):
         return io.Schema(
             node_id="LongreelCacheGuidedEngine",
             display_name="Cache-Guided Engine",
-            category=CATEGORY,
+            category=START,
             description="Films shot by shot and shows the model keyframes of earlier shots that match the prompt, so "
             "that characters and places come back after a cut. Unofficial implementation of FilmWeaver's dual cache; "
             "works with Bernini-R, Phantom, VACE, StoryMem and SVI 2.0 Pro as they are.",

@@ -18,7 +18,7 @@ from ..training.core.settings import from_widgets, node_inputs
 from ..training.dual_cache.run import train_scenes
 from ..training.dual_cache.samples import TEMPORAL_ONLY, Curriculum
 from ..training.dual_cache.train import PAPER
-from .sockets import CATEGORY, WeaverDatasetSocket
+from .sockets import TRAINING, WeaverDatasetSocket
 from .training_run import run_folder, trained
 
 _USUAL = Curriculum()
@@ -33,7 +33,7 @@ class LongreelTrainWeaverLora(io.ComfyNode):
         return io.Schema(
             node_id="LongreelTrainWeaverLora",
             display_name="Train FilmWeaver LoRA",
-            category=f"{CATEGORY}/training",
+            category=TRAINING,
             description="Teaches a text-to-video Wan model to remember: first the frames before, then keyframes of "
             "earlier shots as well (FilmWeaver). Interrupt: it saves and stops; queue again: it goes on. The file in "
             "output/loras is listed by FilmWeaver LoRA Loader.",

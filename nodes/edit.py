@@ -10,7 +10,7 @@ from ..engines.editing import begin_with_clip, extend_shot, fork, retake_shot
 from ..engines.engine import Engine
 from ..film.reel.reel import Reel
 from ..film.storyboard.shot import Shot, TimedPrompt
-from .sockets import CATEGORY, EngineSocket, ReelSocket, seed_input, shot_number_input
+from .sockets import FILM, EngineSocket, ReelSocket, seed_input, shot_number_input
 
 _ENGINE = "Any engine that goes on from a shot: causal, or cache-guided with filmweaver, vace, storymem or svi."
 
@@ -24,7 +24,8 @@ class LongreelStartFromVideo(io.ComfyNode):
         return io.Schema(
             node_id="LongreelStartFromVideo",
             display_name="Start From Video",
-            category=CATEGORY,
+            category=FILM,
+            has_intermediate_output=True,
             description="Puts a clip of yours on the reel as a shot. Go on with a shot that starts with continue, or "
             "cut and let it be remembered.",
             search_aliases=["extend video", "video to video", "continue clip", "import video"],
@@ -69,7 +70,8 @@ class LongreelExtendShot(io.ComfyNode):
         return io.Schema(
             node_id="LongreelExtendShot",
             display_name="Extend Shot",
-            category=CATEGORY,
+            category=FILM,
+            has_intermediate_output=True,
             description="Films on where any shot of a reel ends, with what was remembered there.",
             search_aliases=["continue", "longer", "insert", "extend video"],
             inputs=[
@@ -112,7 +114,8 @@ class LongreelRetakeShot(io.ComfyNode):
         return io.Schema(
             node_id="LongreelRetakeShot",
             display_name="Retake Shot",
-            category=CATEGORY,
+            category=FILM,
+            has_intermediate_output=True,
             description="Films one shot of a reel again with another seed, and with it the shots that continue it. "
             "What comes after the next cut stays as it was filmed, though it still remembers the old take.",
             search_aliases=["again", "seed", "redo", "variation", "alternative take"],
@@ -154,7 +157,8 @@ class LongreelForkReel(io.ComfyNode):
         return io.Schema(
             node_id="LongreelForkReel",
             display_name="Rollback / Fork",
-            category=CATEGORY,
+            category=FILM,
+            has_intermediate_output=True,
             description="Goes back to an earlier moment of a reel, with all it remembered then. The reel given stays "
             "as it is, so two endings can be filmed from one beginning.",
             search_aliases=["undo", "branch", "rewind", "trim"],

@@ -20,7 +20,7 @@ from ..film.storyboard.text import Storyboard, StoryboardError, format_shot, par
 from ..host.expansion import input_link, leave_note, own_note
 from ..host.files.paths import project_folder, spill_folder
 from ..host.files.pictures import fingerprint_files
-from .sockets import CATEGORY, EngineSocket, ReelSocket, StoryboardSocket, project_input
+from .sockets import FILM, EngineSocket, ReelSocket, StoryboardSocket, keep_rest_input, last_shot_input, project_input
 
 _REEL_TOOLTIP = "What was filmed before, to go on with. Without it a new film begins."
 
@@ -34,7 +34,7 @@ class LongreelFilmShot(io.ComfyNode):
         return io.Schema(
             node_id="LongreelFilmShot",
             display_name="Film Shot",
-            category=CATEGORY,
+            category=FILM,
             description="Films one shot and puts it on the reel. Chain several to look at each before the next.",
             search_aliases=["shoot", "take", "sampler", "generate video", "extend video", "scene"],
             inputs=[
@@ -73,7 +73,7 @@ class LongreelFilmShot(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, shot: str | None, project: str | None, **_: Any) -> str:
         files = "" if shot is None else fingerprint_files(parse_shot(shot).references)
-        return files + _losses(project)
+        return files + _losses(project) + _pruned(project)
 
     @override
     @classmethod
@@ -87,7 +87,8 @@ class LongreelFilmShot(io.ComfyNode):
             note = {"place": asdict(story.jobs[0].place), "text": story.describe()}
         place = Place(**note["place"])
         longer = film_shot(engine, asked, reel, store, place, picture=start_image, note=note["text"])
-        return io.NodeOutput(longer, ui=ui.PreviewText(longer.describe()))
+        said = "\n".join(filter(None, (note["text"], longer.describe())))
+        return io.NodeOutput(longer, ui=ui.PreviewText(said))
 
 
 class LongreelFilmStoryboard(io.ComfyNode):
@@ -99,16 +100,19 @@ class LongreelFilmStoryboard(io.ComfyNode):
         return io.Schema(
             node_id="LongreelFilmStoryboard",
             display_name="Film Storyboard",
-            category=CATEGORY,
+            category=FILM,
+            has_intermediate_output=True,
             description="Films a storyboard shot by shot. Change a shot and queue again: only it and the shots after "
             "it are filmed again.",
-            search_aliases=["shoot film", "multi shot", "make movie", "long video", "render story"],
+            search_aliases=["multi shot", "multi-shot", "consistent", "make movie", "long video", "render story"],
             enable_expand=True,
             inputs=[
                 EngineSocket.Input("engine", tooltip="How to film; a reel goes on with the engine it was filmed with."),
                 StoryboardSocket.Input("storyboard", tooltip="What to film."),
                 ReelSocket.Input("reel", optional=True, tooltip=_REEL_TOOLTIP),
                 project_input("my film"),
+                keep_rest_input(),
+                last_shot_input(),
             ],
             outputs=[ReelSocket.Output(display_name="reel", tooltip="What was filmed before, and all these shots.")],
         )
@@ -116,16 +120,25 @@ class LongreelFilmStoryboard(io.ComfyNode):
     @override
     @classmethod
     def fingerprint_inputs(cls, project: str | None, **_: Any) -> str:
-        return _losses(project)
+        return _losses(project) + _pruned(project)
 
     @override
     @classmethod
-    def execute(cls, engine: Engine, storyboard: Storyboard, project: str, reel: Reel | None = None) -> io.NodeOutput:
-        story = prepare(engine, storyboard.shots, reel, _store(project))
+    def execute(
+        cls,
+        engine: Engine,
+        storyboard: Storyboard,
+        project: str,
+        keep_rest: bool = False,
+        last_shot: int = 0,
+        reel: Reel | None = None,
+    ) -> io.NodeOutput:
+        story = prepare(engine, storyboard.shots[: last_shot or None], reel, _store(project), keep=keep_rest)
         graph = GraphBuilder()
         last = input_link("reel")
-        for shot in storyboard.shots:
-            node = graph.node("LongreelFilmShot", engine=input_link("engine"), shot=format_shot(shot), project=project)
+        for job in story.jobs:
+            text = format_shot(job.shot)
+            node = graph.node("LongreelFilmShot", engine=input_link("engine"), shot=text, project=project)
             # Without a link there must be no input: None would become part of what the cache compares.
             if last is not None:
                 node.set_input("reel", last)
@@ -134,7 +147,12 @@ class LongreelFilmStoryboard(io.ComfyNode):
         said = story.describe()
         for entry, job in zip(entries.values(), story.jobs):
             leave_note(entry, {"place": asdict(job.place), "text": said})
-        return io.NodeOutput(last, expand=entries, ui=ui.PreviewText(said) if said else None)
+        return io.NodeOutput(last, expand=entries, ui=ui.PreviewText(said))
+
+
+def _pruned(project: str | None) -> str:
+    """What changes when takes of the project were deleted: reels that ComfyUI remembers may refer to them."""
+    return ProjectStore.pruned(project_folder(project)) if project and project.strip() else ""
 
 
 def _losses(project: str | None) -> str:

@@ -21,7 +21,7 @@ from ..film.first_frame import (
 )
 from ..film.pixels import PixelError, from_pil
 from .first_frame_canvas import canvas_payload
-from .sockets import CATEGORY, ReferenceSocket, references_input, references_of
+from .sockets import CAST, ReferenceSocket, references_input, references_of
 
 _KEEP, _REMOVE, _ALPHA, _NOTHING = "mask (1 = keep)", "mask (1 = remove)", "alpha", "nothing"
 
@@ -35,10 +35,10 @@ class LongreelReference(io.ComfyNode):
         return io.Schema(
             node_id="LongreelReference",
             display_name="Reference",
-            category=CATEGORY,
+            category=CAST,
             description="A picture of somebody or something to be cast in a shot, cut out of its background. Make the "
             "mask with core's Remove Background (BiRefNet) or SAM3 Detect, or use the picture's own transparency.",
-            search_aliases=["ffgo", "character", "subject", "cast", "cut out", "matting", "remove background"],
+            search_aliases=["ffgo", "character reference", "consistent", "cast", "cut out", "remove background"],
             inputs=[
                 io.Image.Input("image", tooltip="One picture, RGB or RGBA. Larger and sharper: more of it survives."),
                 io.Mask.Input(
@@ -122,7 +122,7 @@ class LongreelFirstFrameComposer(io.ComfyNode):
         return io.Schema(
             node_id="LongreelFirstFrameComposer",
             display_name="First Frame Composer",
-            category=CATEGORY,
+            category=CAST,
             description="Lays out up to eight references and a background plate on one picture, the first frame of a "
             "shot in which all of them appear (FFGo). Run it once, then drag them on the canvas.",
             search_aliases=["ffgo", "collage", "reference sheet", "image stitch", "layout", "canvas"],

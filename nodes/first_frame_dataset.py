@@ -25,7 +25,7 @@ from ..training.first_frame.dataset import (
 )
 from ..training.first_frame.sources import given_clip
 from ..training.first_frame.world import MINIATURE_TRIGGER, world_clips
-from .sockets import CATEGORY, CastClipsSocket, CastDatasetSocket, references_input, references_of
+from .sockets import MINIATURE, TRAINING, CastClipsSocket, CastDatasetSocket, references_input, references_of
 from .training_run import picture
 
 _KIND = "longreel-casts"
@@ -45,7 +45,7 @@ class LongreelCastClip(io.ComfyNode):
         return io.Schema(
             node_id="LongreelCastClip",
             display_name="Cast Clip",
-            category=f"{CATEGORY}/training",
+            category=TRAINING,
             description="A clip to learn from, with what is seen in its first frame: a reference for each thing, cut "
             "out with core's SAM3 Detect or Remove Background; the empty place; and what happens. Chain several.",
             search_aliases=["ffgo", "dataset", "training data", "training clip"],
@@ -115,7 +115,7 @@ class LongreelMiniatureCastClips(io.ComfyNode):
         return io.Schema(
             node_id="LongreelMiniatureCastClips",
             display_name="Miniature Cast Clips",
-            category=f"{CATEGORY}/miniature",
+            category=MINIATURE,
             description="Clips of the miniature with one to four things pictured, drawn with exact cut-outs and "
             f'plates: a dataset to learn with. Their trigger is "{MINIATURE_TRIGGER}"',
             search_aliases=["small world", "dataset", "training data"],
@@ -158,7 +158,7 @@ class LongreelBuildCastDataset(io.ComfyNode):
         return io.Schema(
             node_id="LongreelBuildCastDataset",
             display_name="Build Cast Dataset",
-            category=f"{CATEGORY}/training",
+            category=TRAINING,
             description="Draws the canvas of every clip as FFGo's adapter was trained and writes clips, canvases, "
             "cut-outs, plates and captions in the published layout to output/longreel-casts. What is there already "
             "and has not changed is kept. Look at the contact sheet before you train.",

@@ -15,7 +15,7 @@ from ..engines.first_frame import FirstFrameEngine, Transition
 from ..film.first_frame import TRIGGER, LayoutKind, Reference
 from .first_frame_models import shift_input, shifted, spread_input, steps_input, switch_input
 from .sockets import (
-    CATEGORY,
+    START,
     EngineSocket,
     fps_input,
     references_input,
@@ -34,7 +34,7 @@ class LongreelFirstFrameEngine(io.ComfyNode):
         return io.Schema(
             node_id="LongreelFirstFrameEngine",
             display_name="First-Frame Engine",
-            category=CATEGORY,
+            category=START,
             description="Films each shot from a picture of its cast, laid out as the first frame, and trims the "
             "transition. For Wan image-to-video models with a first-frame adapter (FFGo): the 2.2 A14B pair, TI2V 5B, "
             "2.1 I2V.",

@@ -14,7 +14,7 @@ from typing_extensions import override
 from ..film.first_frame import FirstFrameError
 from ..host.adapters.first_frame import apply_lora
 from ..host.sampling import stages_by_boundary
-from .sockets import CATEGORY, boundary_input, scheduler_input
+from .sockets import START, boundary_input, scheduler_input
 
 _NONE = "none"
 
@@ -71,7 +71,8 @@ class LongreelFirstFrameLora(io.ComfyNode):
         return io.Schema(
             node_id="LongreelFirstFrameLora",
             display_name="First-Frame LoRA",
-            category=CATEGORY,
+            category=START,
+            has_intermediate_output=True,
             description="Loads a first-frame adapter, or the pair of them for Wan 2.2 A14B, and says how much of it "
             "was applied. Finds the two exchanged, and converts files that ComfyUI would silently load as nothing.",
             search_aliases=["ffgo", "lora loader", "high noise", "low noise", "wan 2.2"],
@@ -138,7 +139,8 @@ class LongreelExpertSwitch(io.ComfyNode):
         return io.Schema(
             node_id="LongreelExpertSwitch",
             display_name="Expert Switch",
-            category=CATEGORY,
+            category=START,
+            has_intermediate_output=True,
             description="For two KSampler (Advanced) nodes, one for each expert of Wan 2.2 A14B: the step at which the "
             "first ends and the second begins, from the models' noise boundary. Also sets the shift of both.",
             search_aliases=["ffgo", "wan 2.2", "high noise", "low noise", "boundary", "split sigmas"],

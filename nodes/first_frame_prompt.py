@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..film.first_frame import TRIGGER, Described, Reference, build_prompt, plot_cut, trim_transition
-from .sockets import CATEGORY, references_input, references_of
+from .sockets import CAST, references_input, references_of
 
 
 class LongreelFirstFramePrompt(io.ComfyNode):
@@ -21,7 +21,8 @@ class LongreelFirstFramePrompt(io.ComfyNode):
         return io.Schema(
             node_id="LongreelFirstFramePrompt",
             display_name="First Frame Prompt",
-            category=CATEGORY,
+            category=CAST,
+            has_intermediate_output=True,
             description="Writes the prompt of a shot filmed from a composed first frame: the trigger sentence, what "
             "happens, and the looks of every reference. Says where the text contradicts a reference.",
             search_aliases=["ffgo", "trigger", "caption", "prompt builder"],
@@ -79,7 +80,7 @@ class LongreelTrimTransition(io.ComfyNode):
         return io.Schema(
             node_id="LongreelTrimTransition",
             display_name="Trim Transition",
-            category=CATEGORY,
+            category=CAST,
             description="Takes the composed first frame, and what dissolves out of it, off the beginning of a clip. To "
             "keep N frames, film N + 4 (77 of 81, 81 of 85).",
             search_aliases=["ffgo", "cut detection", "remove first frames", "trim video", "transition"],

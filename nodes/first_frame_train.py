@@ -17,7 +17,7 @@ from ..training.first_frame.dataset import load_dataset
 from ..training.first_frame.encode import RECOLOURED, Encoders, variants
 from ..training.first_frame.run import train_cast
 from ..training.first_frame.train import PAPER
-from .sockets import CATEGORY, CastDatasetSocket
+from .sockets import TRAINING, CastDatasetSocket
 from .training_run import run_folder, trained
 
 
@@ -30,7 +30,7 @@ class LongreelTrainCastLora(io.ComfyNode):
         return io.Schema(
             node_id="LongreelTrainCastLora",
             display_name="Train Cast LoRA",
-            category=f"{CATEGORY}/training",
+            category=TRAINING,
             description="Teaches an image-to-video model, from 20 to 50 clips, to film what is pictured in its first "
             "frame (FFGo). Interrupt: it saves and stops; queue again: it goes on. The file in output/loras is listed "
             "by Load LoRA. Wan 2.2 I2V needs a run for each expert; TI2V-5B and the miniature one.",

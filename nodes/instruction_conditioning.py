@@ -17,9 +17,7 @@ from ..host.files.paths import ADAPTER_KIND
 from ..host.svd.adapters import AdapterFile, Strengths, apply_adapter, load_adapter
 from ..host.svd.conditioning import condition
 from .instruction_states import instruction_input
-from .sockets import CATEGORY, InstructionAdapterSocket, StatesSocket
-
-_CATEGORY = f"{CATEGORY}/instruction"
+from .sockets import INSTRUCTION, InstructionAdapterSocket, StatesSocket
 
 
 def strength_input(name: str, what: str) -> io.Float.Input:
@@ -44,7 +42,7 @@ class LongreelLoadInstructionAdapter(io.ComfyNode):
         return io.Schema(
             node_id="LongreelLoadInstructionAdapter",
             display_name="Load Instruction Adapter",
-            category=_CATEGORY,
+            category=INSTRUCTION,
             description="Loads an AID adapter, with which Stable Video Diffusion does what a sentence says. Put it "
             "into models/aid. None was ever released: train one with Train Instruction Adapter.",
             search_aliases=["aid", "svd", "dqformer"],
@@ -79,7 +77,7 @@ class LongreelApplyInstructionAdapter(io.ComfyNode):
         return io.Schema(
             node_id="LongreelApplyInstructionAdapter",
             display_name="Apply Instruction Adapter",
-            category=_CATEGORY,
+            category=INSTRUCTION,
             description="Puts an AID adapter onto Stable Video Diffusion. The model it comes from stays as it is.",
             search_aliases=["aid", "svd"],
             inputs=[
@@ -110,7 +108,7 @@ class LongreelInstructionConditioning(io.ComfyNode):
         return io.Schema(
             node_id="LongreelInstructionConditioning",
             display_name="DQFormer Conditioner",
-            category=_CATEGORY,
+            category=INSTRUCTION,
             description="First frames, an instruction and its states become a condition for every frame of a clip (AID "
             "on Stable Video Diffusion). Connect the three to Instruction Guider, or to core's Dual CFG Guider: cond1 "
             "positive, cond2 no_text, negative negative.",

@@ -22,7 +22,7 @@ from ..host.svd.adapters import AdapterFile
 from .first_frame_models import shifted
 from .instruction_guider import guidance_inputs
 from .instruction_states import detail_input, states_count_input
-from .sockets import CATEGORY, EngineSocket, InstructionAdapterSocket, StatesSocket, fps_input, size_inputs
+from .sockets import START, EngineSocket, InstructionAdapterSocket, StatesSocket, fps_input, size_inputs
 
 _CAUSAL, _CHUNKS, _ADAPTER = "causal", "image to video", "svd with adapter"
 
@@ -143,7 +143,7 @@ class LongreelInstructionEngine(io.ComfyNode):
         return io.Schema(
             node_id="LongreelInstructionEngine",
             display_name="Instruction Engine",
-            category=CATEGORY,
+            category=START,
             description="Films what shall happen: a prompt is an instruction, a vision-language model tells it in "
             "states from the frame in which it begins, and the model that you have films them, also longer than it "
             "can at once. Nothing needs to be trained but for Stable Video Diffusion.",

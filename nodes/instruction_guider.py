@@ -10,9 +10,7 @@ from typing_extensions import override
 
 from ..host.guidance import SpatioTemporalGuidance, Window
 from ..host.guider import Guider
-from .sockets import CATEGORY
-
-_CATEGORY = f"{CATEGORY}/instruction"
+from .sockets import INSTRUCTION
 
 
 def guidance_inputs() -> list[io.Float.Input]:
@@ -51,7 +49,7 @@ class LongreelInstructionGuider(io.ComfyNode):
         return io.Schema(
             node_id="LongreelInstructionGuider",
             display_name="Instruction Guider",
-            category=_CATEGORY,
+            category=INSTRUCTION,
             description="Guides towards the given frames and towards the words, each with a strength of its own, for "
             "core's Sampler Custom Advanced. Up to three model calls a step; those that do not count are left out.",
             search_aliases=["aid", "dual cfg", "instruct pix2pix", "guider"],

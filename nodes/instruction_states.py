@@ -11,9 +11,7 @@ from typing_extensions import override
 
 from ..film.instruction import DEFAULT_STATES, MAX_STATES, InstructionError, States, parse_states, states_prompt
 from ..host.media.plan_states import StatePlanner
-from .sockets import CATEGORY, StatesSocket
-
-_CATEGORY = f"{CATEGORY}/instruction"
+from .sockets import INSTRUCTION, StatesSocket
 
 
 def instruction_input() -> io.String.Input:
@@ -73,7 +71,7 @@ class LongreelStatePrompt(io.ComfyNode):
         return io.Schema(
             node_id="LongreelStatePrompt",
             display_name="State Prompt",
-            category=_CATEGORY,
+            category=INSTRUCTION,
             description="What to ask a vision-language model beside the first frame, so that it tells an instruction "
             "in successive states. For core's Generate Text or any other node that answers in words; Read States reads "
             "the answer.",
@@ -97,7 +95,7 @@ class LongreelReadStates(io.ComfyNode):
         return io.Schema(
             node_id="LongreelReadStates",
             display_name="Read States",
-            category=_CATEGORY,
+            category=INSTRUCTION,
             description="Reads states from any text: the answer of a language model (a list, JSON, numbered lines, "
             "prose), or lines that you write. There are always as many as you ask for.",
             search_aliases=["aid", "parse", "planner"],
@@ -137,7 +135,7 @@ class LongreelPlanStates(io.ComfyNode):
         return io.Schema(
             node_id="LongreelPlanStates",
             display_name="Plan States",
-            category=_CATEGORY,
+            category=INSTRUCTION,
             description="Lets a vision-language model look at the first frame and tell an instruction in successive "
             "states: lying flat, one end raised, released, lying again. Models: Qwen3-VL, Qwen3.5, Gemma 3 or 4 from "
             "core's Load CLIP. The same picture and instruction are asked about once.",

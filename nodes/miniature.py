@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from ..host.miniature_clip import load_miniature_clip
 from ..miniature.world import BODIES, COLOURS, HEADGEAR, PLACES, SIZE, Actor, Beat, Character, Scene, render
-from .sockets import CATEGORY
+from .sockets import MINIATURE
 
 _KIND = "text_encoders"
 _PREFIX = "longreel-miniature"
@@ -26,7 +26,7 @@ class LongreelMiniatureTextEncoder(io.ComfyNode):
         return io.Schema(
             node_id="LongreelMiniatureTextEncoder",
             display_name="Load Miniature Text Encoder",
-            category=f"{CATEGORY}/miniature",
+            category=MINIATURE,
             description="Loads the text encoder of the miniature: a small world with a few dozen words, for tests and "
             "for learning. For real films use ComfyUI's Load CLIP.",
             search_aliases=["clip loader", "small world", "quick start"],
@@ -55,7 +55,7 @@ class LongreelMiniaturePicture(io.ComfyNode):
         return io.Schema(
             node_id="LongreelMiniaturePicture",
             display_name="Miniature Picture",
-            category=f"{CATEGORY}/miniature",
+            category=MINIATURE,
             description="Draws a character and a place of the miniature: references and plates to learn with.",
             search_aliases=["small world", "character", "example image"],
             inputs=[

@@ -13,9 +13,7 @@ from typing_extensions import override
 
 from ..film.motion import MotionError
 from ..host.adapters.motion import MotionAdapter, attach, read_adapter
-from .sockets import CATEGORY, MotionAdapterSocket
-
-MOTION = f"{CATEGORY}/motion"
+from .sockets import MOTION, MotionAdapterSocket
 
 
 class LongreelLoadMotionAdapter(io.ComfyNode):
@@ -28,6 +26,7 @@ class LongreelLoadMotionAdapter(io.ComfyNode):
             node_id="LongreelLoadMotionAdapter",
             display_name="Load Motion Adapter",
             category=MOTION,
+            has_intermediate_output=True,
             description="Loads an adapter that lets a Wan model predict motion beside appearance (VideoJAM), made by "
             "Train Motion Adapter. Says what it was made for and how good its motion is.",
             search_aliases=["videojam", "optical flow", "motion lora", "joint appearance motion"],

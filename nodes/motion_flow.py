@@ -12,8 +12,7 @@ from typing_extensions import override
 from ..film.motion import ENCODINGS, FlowCodec, MotionError, pad_flow, resize_flow
 from ..film.motion.codec import Encoding, Padding
 from ..host.media.optical_flow import flow_between
-from .motion_adapter import MOTION
-from .sockets import FlowSocket, OpticalFlowSocket
+from .sockets import MOTION, FlowSocket, OpticalFlowSocket
 
 
 def _codec_inputs() -> list[Any]:
@@ -127,6 +126,7 @@ class LongreelRGBToFlow(io.ComfyNode):
             node_id="LongreelRGBToFlow",
             display_name="RGB To Flow",
             category=MOTION,
+            has_intermediate_output=True,
             description="Pictures of flow, such as a decoded motion latent or Flow To RGB's, to displacements in "
             "pixels, for Motion Report and Flow To RGB.",
             search_aliases=["optical flow", "decode flow", "videojam"],

@@ -15,7 +15,7 @@ from ..host.guidance import Window
 from ..host.inner_guidance import MotionGuidance, guide, inner_guider
 from ..host.wan.joint_latent import joint_of
 from ..host.wan.weak_guidance import WeakGuidance, guide_from_weak
-from .motion_adapter import MOTION
+from .sockets import MOTION
 
 
 def _window_inputs(end: float) -> list[Any]:
@@ -116,6 +116,7 @@ class LongreelInnerGuidance(io.ComfyNode):
             node_id="LongreelInnerGuidance",
             display_name="Inner Guidance",
             category=MOTION,
+            has_intermediate_output=True,
             description="Guides a model with a motion adapter by the motion that it predicts itself, in any sampler "
             "and in the cache-guided and first-frame engines. One evaluation more a step while it acts.",
             search_aliases=["videojam", "better motion", "motion guidance"],
@@ -130,7 +131,7 @@ class LongreelInnerGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, **settings: Any) -> io.NodeOutput:
         guidance, warning = _guidance(model, **settings)
-        return io.NodeOutput(guide(model, guidance), ui=ui.PreviewText(warning) if warning else None)
+        return io.NodeOutput(guide(model, guidance), ui=ui.PreviewText(warning))
 
 
 class LongreelInnerGuider(io.ComfyNode):
@@ -143,6 +144,7 @@ class LongreelInnerGuider(io.ComfyNode):
             node_id="LongreelInnerGuider",
             display_name="Inner Guider",
             category=MOTION,
+            has_intermediate_output=True,
             description="Inner Guidance and the prompts as one GUIDER, for SamplerCustomAdvanced. The same result as "
             "Inner Guidance before a KSampler.",
             search_aliases=["videojam", "guider", "motion guidance"],
@@ -168,7 +170,7 @@ class LongreelInnerGuider(io.ComfyNode):
     def execute(cls, model: ModelPatcher, positive: Any, negative: Any, cfg: float, **settings: Any) -> io.NodeOutput:
         guidance, warning = _guidance(model, **settings)
         guider = inner_guider(model, positive, negative, cfg, guidance)
-        return io.NodeOutput(guider, ui=ui.PreviewText(warning) if warning else None)
+        return io.NodeOutput(guider, ui=ui.PreviewText(warning))
 
 
 class LongreelMotionFallbacks(io.ComfyNode):
@@ -246,8 +248,8 @@ def _guidance(
     motion_half: Literal["full", "cfg_only"],
     mode: Literal["inner", "ip2p"],
     curve: CurveInput | None = None,
-) -> tuple[MotionGuidance, str | None]:
-    """The settings of the widgets, and what to warn of."""
+) -> tuple[MotionGuidance, str]:
+    """The settings of the widgets, and what to warn of, empty if nothing."""
     joint = joint_of(model)
     measured = None if joint is None else joint.info.gate
     guidance = MotionGuidance(
@@ -259,4 +261,4 @@ def _guidance(
         gate=measured if gate == "auto" else None,
         curve=() if curve is None else tuple(curve.to_lut().tolist()),
     )
-    return guidance, None if measured is None else measured.warning()
+    return guidance, ("" if measured is None else measured.warning()) or ""

@@ -17,7 +17,7 @@ from ..host.files.pictures import as_image
 from ..host.media.optical_flow import measure_motion
 from ..host.media.source import footage_of
 from .motion_flow import estimator_input
-from .sockets import CATEGORY, FlowSocket, ReelSocket
+from .sockets import REPORT, FlowSocket, ReelSocket
 
 
 class LongreelMotionReport(io.ComfyNode):
@@ -29,7 +29,7 @@ class LongreelMotionReport(io.ComfyNode):
         return io.Schema(
             node_id="LongreelMotionReport",
             display_name="Motion Report",
-            category=f"{CATEGORY}/reports",
+            category=REPORT,
             description="Measures how much and how smoothly any video moves: speed, dynamic degree, acceleration, "
             "smoothness. With an adapter's motion also how far that is from the video's own. As JSON and a plot.",
             search_aliases=["dynamic degree", "smoothness", "vbench", "optical flow", "videojam", "metrics"],

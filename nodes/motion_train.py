@@ -24,10 +24,8 @@ from ..training.motion.settings import PAPER
 from ..training.motion.sources import list_videos, video_clips
 from ..training.motion.train import train_motion
 from .motion_flow import estimator_input
-from .sockets import CATEGORY, MotionAdapterSocket, MotionDatasetSocket
+from .sockets import TRAINING, MotionAdapterSocket, MotionDatasetSocket
 from .training_run import run_folder, trained
-
-_TRAINING = f"{CATEGORY}/training"
 
 
 def _model_inputs() -> list[Any]:
@@ -47,7 +45,7 @@ class LongreelMotionDataset(io.ComfyNode):
         return io.Schema(
             node_id="LongreelMotionDataset",
             display_name="Motion Dataset",
-            category=_TRAINING,
+            category=TRAINING,
             description="Cuts videos into clips in which something moves and no shot changes, finds their flow, and "
             "encodes both for Train Motion Adapter. What is encoded is kept, also when interrupted.",
             search_aliases=["videojam", "optical flow", "training data"],
@@ -154,7 +152,7 @@ class LongreelTrainMotionAdapter(io.ComfyNode):
         return io.Schema(
             node_id="LongreelTrainMotionAdapter",
             display_name="Train Motion Adapter",
-            category=_TRAINING,
+            category=TRAINING,
             description="Teaches a Wan model to predict motion beside appearance (VideoJAM). Interrupt: it saves and "
             "stops; queue again: it goes on. The file in output/loras is listed by Load Motion Adapter.",
             search_aliases=["videojam", "train lora", "motion", "fine-tune"],

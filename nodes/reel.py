@@ -6,9 +6,11 @@ import folder_paths
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
+from ..film.reel.atomic import write_text
+from ..film.reel.cut_list import edit_list, subtitles
 from ..film.reel.reel import Reel, load_reel, save_reel
 from ..host.files.paths import input_file, output_file
-from .sockets import CATEGORY, ReelSocket
+from .sockets import FILM, ReelSocket
 
 _SUFFIX = ".reel.safetensors"
 
@@ -22,7 +24,7 @@ class LongreelSaveReel(io.ComfyNode):
         return io.Schema(
             node_id="LongreelSaveReel",
             display_name="Save Reel",
-            category=CATEGORY,
+            category=FILM,
             description="Writes the reel, all it shows and all it remembers, into one file of the output folder.",
             search_aliases=["export reel", "store film", "checkpoint"],
             inputs=[
@@ -59,7 +61,8 @@ class LongreelLoadReel(io.ComfyNode):
         return io.Schema(
             node_id="LongreelLoadReel",
             display_name="Load Reel",
-            category=CATEGORY,
+            category=FILM,
+            has_intermediate_output=True,
             description="Opens a reel that Save Reel wrote. Go on filming with the same models and sizes.",
             search_aliases=["import reel", "open film", "resume", "continue"],
             inputs=[
@@ -96,6 +99,51 @@ class LongreelLoadReel(io.ComfyNode):
     def execute(cls, file: str) -> io.NodeOutput:
         reel = load_reel(input_file(file))
         return io.NodeOutput(reel, ui=ui.PreviewText(reel.describe()))
+
+
+class LongreelSaveCutList(io.ComfyNode):
+    """A reel's shots and prompts for editing programs."""
+
+    @override
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongreelSaveCutList",
+            display_name="Save Cut List",
+            category=FILM,
+            description="Writes the film's cuts as an edit decision list (.edl) and its prompts as subtitles (.srt) "
+            "for editing programs. The video itself is Reel To Video's.",
+            search_aliases=["edl", "srt", "subtitles", "premiere", "resolve", "timeline export"],
+            inputs=[
+                ReelSocket.Input("reel", tooltip="The film."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/film",
+                    tooltip="Folder and beginning of both files' names, below the output folder; a number is added.",
+                ),
+                io.String.Input(
+                    "video",
+                    default="film_00001_.mp4",
+                    tooltip="The name of the video file that the list cuts up: the one that Reel To Video wrote.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="edl", tooltip="The edit decision list."),
+                io.String.Output(display_name="srt", tooltip="The subtitles."),
+            ],
+            is_output_node=True,
+        )
+
+    @override
+    @classmethod
+    def execute(cls, reel: Reel, filename_prefix: str, video: str) -> io.NodeOutput:
+        target = output_file(filename_prefix, ".edl", reel.layout.width, reel.layout.height)
+        cuts, words = edit_list(reel, video), subtitles(reel)
+        write_text(target.path, cuts)
+        write_text(target.path.with_suffix(".srt"), words)
+        name = f"{target.subfolder}/{target.filename}" if target.subfolder else target.filename
+        told = f"{name} and .srt: {len(reel.shots)} {'shot' if len(reel.shots) == 1 else 'shots'}"
+        return io.NodeOutput(cuts, words, ui=ui.PreviewText(told))
 
 
 def _files() -> list[str]:

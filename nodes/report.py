@@ -27,9 +27,7 @@ from ..host.files.pictures import as_image
 from ..host.media.embedder import Embedder
 from ..host.media.measure import ContinuityOptions, measure_continuity, measure_identity
 from ..host.media.source import footage_of
-from .sockets import CATEGORY, KeyframeClipSocket, ReelSocket, StoryboardSocket, references_input, references_of
-
-_CATEGORY = f"{CATEGORY}/reports"
+from .sockets import REPORT, KeyframeClipSocket, ReelSocket, StoryboardSocket, references_input, references_of
 
 
 class LongreelContinuityReport(io.ComfyNode):
@@ -41,7 +39,7 @@ class LongreelContinuityReport(io.ComfyNode):
         return io.Schema(
             node_id="LongreelContinuityReport",
             display_name="Continuity Report",
-            category=_CATEGORY,
+            category=REPORT,
             description="Measures whether the shots of any video belong together: consistency, alignment with the "
             "prompts, copying, sharpness of cuts, motion, drift of colour and contrast. As a table, JSON and a plot.",
             search_aliases=["metrics", "evaluate", "consistency", "clip score", "benchmark", "filmweaver", "vbench"],
@@ -155,7 +153,7 @@ class LongreelIdentityReport(io.ComfyNode):
         return io.Schema(
             node_id="LongreelIdentityReport",
             display_name="Identity Report",
-            category=_CATEGORY,
+            category=REPORT,
             description="Measures how like each reference a video stays over time, by CLIP and DINO, and says who is "
             "missing when. As a table, JSON and a plot.",
             search_aliases=["metrics", "evaluate", "identity", "clip-i", "dino", "ffgo", "likeness", "subject"],

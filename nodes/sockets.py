@@ -12,7 +12,10 @@ from ..film.first_frame import MAX_REFERENCES, Reference
 from ..film.kv_memory import MEMFLOW, PRESETS, MemorySettings
 from ..film.storyboard.shot import MAX_SEED
 
-CATEGORY = "Longreel"
+# Where the node menu shows a node: by what one does with it.
+START, FILM, CAST, MEMORY = "Longreel/start", "Longreel/film", "Longreel/cast", "Longreel/memory"
+MOTION, INSTRUCTION, REPORT = "Longreel/motion", "Longreel/instruction", "Longreel/report"
+TRAINING, MINIATURE = "Longreel/training", "Longreel/miniature"
 
 StoryboardSocket = io.Custom("LONGREEL_STORYBOARD")
 EngineSocket = io.Custom("LONGREEL_ENGINE")
@@ -40,6 +43,30 @@ def project_input(default: str) -> io.String.Input:
         tooltip="Every finished shot is kept under this name in output/longreel and used again, also after a crash or "
         "restart, as long as it and the shots before it are unchanged. Another name films everything anew; an empty "
         "one keeps shots only while ComfyUI runs.",
+    )
+
+
+def keep_rest_input() -> io.Boolean.Input:
+    """Whether takes behind a cut stay when a shot before them changed."""
+    return io.Boolean.Input(
+        "keep_rest",
+        default=False,
+        optional=True,  # API prompts of before it was there go on working
+        tooltip="On: when a shot changes, the ones behind the next cut stay as they were filmed, though they still "
+        "remember the old take. Off: everything after a changed shot is filmed again.",
+    )
+
+
+def last_shot_input() -> io.Int.Input:
+    """How far a storyboard is filmed."""
+    return io.Int.Input(
+        "last_shot",
+        default=0,
+        optional=True,
+        min=0,
+        max=10**6,
+        tooltip="Film no further than this shot of the storyboard, counted from 1, to look at it before paying for the "
+        "rest; what is filmed is used again. 0: all.",
     )
 
 

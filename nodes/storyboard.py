@@ -20,7 +20,7 @@ from ..film.storyboard.text import (
 )
 from ..host.files.paths import EXAMPLE_STORIES, input_file
 from ..host.files.pictures import fingerprint_files
-from .sockets import CATEGORY, StoryboardSocket
+from .sockets import START, StoryboardSocket
 
 _SUFFIXES = (".json", ".jsonl", ".txt", ".csv", ".fountain")
 _MOST_FAULTS = 12
@@ -47,9 +47,10 @@ class LongreelStoryboard(io.ComfyNode):
         return io.Schema(
             node_id="LongreelStoryboard",
             display_name="Storyboard",
-            category=CATEGORY,
+            category=START,
+            has_intermediate_output=True,
             description="The film in words: its shots, how long each lasts, and how one follows the other.",
-            search_aliases=["script", "shot list", "screenplay", "story", "prompts", "timeline"],
+            search_aliases=["script", "shot list", "screenplay", "story", "prompts", "timeline", "multi-shot"],
             inputs=[
                 io.String.Input(
                     "text",
@@ -92,7 +93,8 @@ class LongreelStoryboardFromFile(io.ComfyNode):
         return io.Schema(
             node_id="LongreelStoryboardFromFile",
             display_name="Storyboard From File",
-            category=CATEGORY,
+            category=START,
+            has_intermediate_output=True,
             description="A storyboard from a file in ComfyUI's input folder: text, JSON, or one story on each line.",
             search_aliases=["load storyboard", "import script", "jsonl", "open story"],
             inputs=[

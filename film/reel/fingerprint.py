@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..storyboard.json_form import shot_to_dict
@@ -28,7 +29,9 @@ def shot_fingerprint(previous: str, shot: Shot, settings: Mapping[str, Any]) -> 
     settings: what the engine contributes, JSON-able: model, VAE and LoRA fingerprints, sampler, memory, size, and a
         digest of the content of each picture the shot refers to (the shot itself holds only their names).
     """
-    content = {"version": 1, "previous": previous, "shot": shot_to_dict(shot), "settings": settings}
+    # Which take a storyboard asks for decides whether the shot is filmed, not how it looks.
+    asked = shot_to_dict(replace(shot, take=""))
+    content = {"version": 1, "previous": previous, "shot": asked, "settings": settings}
     return hashlib.sha256(canonical_json(content).encode("ascii")).hexdigest()
 
 

@@ -11,58 +11,27 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
-from ..storyboard.shot import Shot
-from .atomic import claim, sweep
-from .fingerprint import canonical_json, shot_fingerprint
-from .reel import FilmedShot, ReelError, load_shot_file, save_shot_file
+from .atomic import claim, sweep, write_text
+from .choice import TAKE_DIGITS, Decision, PlannedShot, decide, find_take
+from .reel import FilmedShot, ReelError, human_size, load_shot_file, save_shot_file
 
 __all__ = [
-    "Decision",
-    "PlannedShot",
     "ProjectStore",
-    "fingerprint_story",
+    "Pruned",
     "project_folder",
-    "shot_fingerprint",
 ]
 
 _MAX_NAME = 80
+_OPENING = 40
+_PRUNED = "pruned"
 # Names that Windows keeps for devices, whatever their ending.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class PlannedShot:
-    """A shot with everything its fingerprint covers. previous: fingerprint of the shot before it, "" for the first."""
-
-    shot: Shot
-    previous: str
-    settings: Mapping[str, Any]
-    fingerprint: str
-
-
-class Decision(NamedTuple):
-    """What is done with a planned shot. shot: its index, from 0. reason: why, in a few words for the user."""
-
-    shot: int
-    action: Literal["reused", "filmed"]
-    reason: str
-
-
-def fingerprint_story(
-    shots: Sequence[Shot], settings: Mapping[str, Any], previous: str = ""
-) -> tuple[PlannedShot, ...]:
-    """Shots that follow one another, with their fingerprints. previous: of the reel that they continue, "" for none."""
-    planned: list[PlannedShot] = []
-    for shot in shots:
-        planned.append(PlannedShot(shot, previous, settings, shot_fingerprint(previous, shot, settings)))
-        previous = planned[-1].fingerprint
-    return tuple(planned)
 
 
 def project_folder(root: Path, name: str) -> Path:
@@ -78,6 +47,34 @@ def project_folder(root: Path, name: str) -> Path:
     if safe != plain or _DEVICE.fullmatch(safe):
         safe = f"{safe}-{hashlib.sha256(plain.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
     return root / safe
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was deleted, or would be. gone: file, its take (None: not a whole one) and its bytes. kept: takes that stay."""
+
+    gone: tuple[tuple[Path, FilmedShot | None, int], ...]
+    kept: int
+    dry_run: bool
+
+    def describe(self) -> str:
+        """A line for each file, then how much that is in all."""
+        lines = [
+            f"take {path.stem.removeprefix('shot-')[:TAKE_DIGITS]}: "
+            + ("damaged" if take is None else f"seed {take.shot.seed}, {_opening(take.shot.prompts[0].text)}")
+            + f", {human_size(size)}"
+            for path, take, size in self.gone
+        ]
+        count = "1 take" if len(self.gone) == 1 else f"{len(self.gone)} takes"
+        size = human_size(sum(size for _, _, size in self.gone))
+        does = "would be deleted (dry_run is on)" if self.dry_run else "deleted"
+        return "\n".join([*lines, f"{count}, {size}, {does}; {self.kept} in use stay"])
+
+
+def _opening(text: str) -> str:
+    """The first words of a prompt, in quotes."""
+    line = text.split("\n")[0]
+    return f'"{line}"' if len(line) <= _OPENING else f'"{line[:_OPENING].rstrip()}..."'
 
 
 class ProjectStore:
@@ -96,10 +93,9 @@ class ProjectStore:
         """The finished shot of this fingerprint, None if it is absent or its file is not whole or not as written."""
         try:
             filmed = load_shot_file(self._path(fingerprint))
-            filmed.verify()
         except ReelError:
             return None
-        return filmed if filmed.fingerprint == fingerprint else None
+        return filmed if filmed.fingerprint == fingerprint and _intact(filmed) else None
 
     def add(self, filmed: FilmedShot) -> FilmedShot:
         """Puts a shot into the project, whole or not at all, and returns it as the project keeps it.
@@ -140,67 +136,59 @@ class ProjectStore:
                 found.append(load_shot_file(path))
         return found
 
-    def explain(self, planned: Sequence[PlannedShot]) -> list[Decision]:
-        """What is used again and what must be filmed, and why, in the order of the plan."""
-        stored = self.shots()
-        whole = {filmed.fingerprint for filmed in stored}
-        wanted = {_content(plan.shot, plan.settings) for plan in planned}
-        # A stored shot that the plan has elsewhere was not changed into another one.
-        replaced = [filmed for filmed in stored if _content(filmed.shot, filmed.settings) not in wanted]
-        decisions: list[Decision] = []
-        upstream_changed = False
-        for index, plan in enumerate(planned):
-            if plan.fingerprint in whole and self.find(plan.fingerprint) is not None:
-                decisions.append(Decision(index, "reused", "nothing changed"))
-                continue
-            reason = self._reason(plan, stored, replaced, upstream_changed)
-            upstream_changed = upstream_changed or reason not in (_NEW, _DAMAGED)
-            decisions.append(Decision(index, "filmed", reason))
-        return decisions
+    def explain(self, planned: Sequence[PlannedShot], keep: bool = False) -> list[Decision]:
+        """What is used again, kept and filmed, and why, in the order of the plan; see choice.decide.
 
-    def _reason(
-        self, plan: PlannedShot, stored: Sequence[FilmedShot], replaced: Sequence[FilmedShot], upstream_changed: bool
-    ) -> str:
-        if self._path(plan.fingerprint).exists():
-            return _DAMAGED
-        content = _content(plan.shot, plan.settings)
-        if upstream_changed or any(_content(filmed.shot, filmed.settings) == content for filmed in stored):
-            return _UPSTREAM
-        for filmed in replaced:
-            if filmed.previous == plan.previous:
-                return _first_change(filmed, plan)
-        return _NEW
+        Takes that are used are read whole: one that is not as it was written is filmed again.
+        """
+        stored = self.shots()
+        while True:
+            decisions = decide(planned, stored, keep, lambda fingerprint: self._path(fingerprint).exists())
+            damaged = {decision.take for decision in decisions if decision.filmed and not _intact(decision.filmed)}
+            if not damaged:
+                return decisions
+            stored = [take for take in stored if take.fingerprint not in damaged]
+
+    def take(self, name: str) -> FilmedShot:
+        """The take whose fingerprint begins so. Raises ReelError where there is none, or several."""
+        return find_take(name, self.shots())
+
+    def prune(self, keep: Collection[str], *, dry_run: bool) -> Pruned:
+        """Delete every take whose fingerprint is not in `keep`, and files that hold no whole one.
+
+        dry_run: only say which. A file that cannot be deleted is left and not counted.
+        """
+        stored = {take.file.path: take for take in self.shots()}
+        gone: list[tuple[Path, FilmedShot | None, int]] = []
+        for path in sorted(self.folder.glob("shot-*.safetensors")):
+            take = stored.get(path)
+            if take is not None and take.fingerprint in keep:
+                continue
+            with suppress(OSError):
+                size = path.stat().st_size
+                if not dry_run:
+                    path.unlink()
+                gone.append((path, take, size))
+        if gone and not dry_run:
+            write_text(self.folder / _PRUNED, uuid.uuid4().hex)
+        kept = len({take.fingerprint for take in stored.values()} & set(keep))
+        return Pruned(tuple(gone), kept, dry_run)
+
+    @staticmethod
+    def pruned(folder: Path) -> str:
+        """Another text after each prune of the project in this folder, "" before the first."""
+        try:
+            return (folder / _PRUNED).read_text(encoding="ascii")
+        except OSError:
+            return ""
 
     def _path(self, fingerprint: str) -> Path:
         return self.folder / f"shot-{fingerprint[:32]}.safetensors"
 
 
-_NEW = "not filmed before"
-_DAMAGED = "its file is damaged"
-_UPSTREAM = "an earlier shot changed"
-_SHOT_PARTS = {"prompts": "prompt", "seconds": "seconds", "seed": "seed", "start": "start", "references": "references"}
-
-
-def _first_change(filmed: FilmedShot, plan: PlannedShot) -> str:
-    """The first difference between a filmed shot and a plan after the same shots: shot first, then settings."""
-    for attribute, name in _SHOT_PARTS.items():
-        if getattr(filmed.shot, attribute) != getattr(plan.shot, attribute):
-            return f"{name} changed"
-    path = _first_difference(filmed.settings, plan.settings)
-    return f"{'.'.join(path) or 'settings'} changed"
-
-
-def _first_difference(old: Any, new: Any) -> list[str]:
-    """Keys that lead to the first value that differs, in the order of the names."""
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return []
-    for key in sorted({*old, *new}):
-        if key not in old or key not in new:
-            return [key]
-        if canonical_json(old[key]) != canonical_json(new[key]):
-            return [key, *_first_difference(old[key], new[key])]
-    return []
-
-
-def _content(shot: Shot, settings: Mapping[str, Any]) -> str:
-    return shot_fingerprint("", shot, settings)
+def _intact(filmed: FilmedShot) -> bool:
+    try:
+        filmed.verify()
+    except ReelError:
+        return False
+    return True

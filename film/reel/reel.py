@@ -36,10 +36,12 @@ from .stored_tensors import StoredTensors
 from .tensor_file import FileHeader, ReelError, TensorSlot, foreign, link_file, read_header, write_tensor_file
 
 __all__ = [
+    "FOLLOWS",
     "FilmedShot",
     "Reel",
     "ReelError",
     "ReelLayout",
+    "check_fit",
     "check_layout",
     "load_reel",
     "load_shot_file",
@@ -48,6 +50,8 @@ __all__ = [
 ]
 
 LATENTS = "latents"
+FOLLOWS = "follows"
+"""Of a shot's metadata: the uid of the shot it was filmed after."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +159,7 @@ class Reel:
         """This reel and one shot more. Raises ReelError if the shot does not fit it."""
         if filmed.previous != self.fingerprint:
             raise ReelError("The shot was filmed after another one than this reel's last: film it again on this reel.")
-        _check_fit(self.layout, filmed, self.last_shot)
+        check_fit(self.layout, filmed, self.last_shot)
         return replace(self, shots=(*self.shots, filmed))
 
     def branch(self, shots: int) -> Reel:
@@ -256,7 +260,8 @@ def check_layout(reel: Reel, layout: ReelLayout) -> None:
     reel.layout.check(layout)
 
 
-def _check_fit(layout: ReelLayout, filmed: FilmedShot, before: FilmedShot | None) -> None:
+def check_fit(layout: ReelLayout, filmed: FilmedShot, before: FilmedShot | None) -> None:
+    """Raises ReelError for a shot that cannot stand behind `before` (None: first) on a reel of this layout."""
     own = layout.of_family(filmed.family)
     if own is None:
         raise ReelError(f"A shot's latents are those of {filmed.family} and the reel has none such: film it again.")
@@ -308,7 +313,7 @@ def load_reel(path: Path) -> Reel:
         raise foreign(path, error) from error
     shots = tuple(_filmed(section, header) for section in header.info["shots"])
     for before, filmed in zip((None, *shots), shots):
-        _check_fit(layout, filmed, before)
+        check_fit(layout, filmed, before)
     return Reel(layout, shots, tuple(edit_from(section, header) for section in header.info.get("edits", ())))
 
 

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NoReturn
 
-from .shot import MAX_SECONDS, MAX_SEED, SECONDS_RULE, SEED_RULE, STARTS, StoryboardError, check_characters, number
+from .shot import (
+    MAX_SECONDS,
+    MAX_SEED,
+    SECONDS_RULE,
+    SEED_RULE,
+    STARTS,
+    TAKE,
+    TAKE_RULE,
+    StoryboardError,
+    check_characters,
+    number,
+)
 
 __all__ = [
     "KEEP",
@@ -27,7 +38,7 @@ __all__ = [
     "unescape",
 ]
 
-_KEYS = ("seconds", "seed", "start", "references")
+_KEYS = ("seconds", "seed", "start", "references", "take")
 
 # What editors and chat programs leave at a line's ends, invisible to whoever wrote it: byte order mark, zero-width
 # characters, direction marks, soft hyphen.
@@ -226,6 +237,10 @@ class SettingsLine:
             if not re.fullmatch(r"\d{1,20}", value, re.ASCII) or int(value) > MAX_SEED:
                 self._fail(f'The seed is "{value}", but {SEED_RULE}.', at)
             return int(value)
+        if name == "take":
+            if not TAKE.fullmatch(value.lower()):
+                self._fail(f'The take is "{value}", but {TAKE_RULE}.', at)
+            return value.lower()
         if value not in STARTS:
             self._fail(f'The shot\'s start is "{value}": choose cut or continue.', at)
         return value

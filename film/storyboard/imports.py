@@ -7,7 +7,7 @@ import io
 import re
 
 from .grammar import read_seconds
-from .shot import Shot, Storyboard, StoryboardError, TimedPrompt, next_seed
+from .shot import Shot, Storyboard, StoryboardError, TimedPrompt
 
 __all__ = ["from_csv", "from_fountain"]
 
@@ -42,7 +42,6 @@ def _from_table(text: str) -> Storyboard:
             "A table of shots needs a column called prompt: name the columns in its first line.", 1, 1
         )
     shots: list[Shot] = []
-    seed = 0
     for row in rows:
         cells = {name: cell.strip() for name, cell in zip(columns, row) if name and cell.strip()}
         if not cells:
@@ -52,7 +51,7 @@ def _from_table(text: str) -> Storyboard:
                 raise StoryboardError("This shot has no prompt: write what is seen.")
             settings = {
                 "seconds": read_seconds(cells["seconds"], rows.line_num, 1, bare=True) if "seconds" in cells else None,
-                "seed": _seed(cells["seed"]) if "seed" in cells else seed,
+                "seed": _seed(cells["seed"]) if "seed" in cells else len(shots),
                 "start": cells.get("start"),
                 "references": tuple(name.strip() for name in cells.get("references", "").split(";") if name.strip()),
             }
@@ -60,7 +59,6 @@ def _from_table(text: str) -> Storyboard:
             shots.append(Shot((TimedPrompt(0.0, cells["prompts"]),), **given))  # type: ignore[arg-type]
         except StoryboardError as error:
             raise StoryboardError(error.message, rows.line_num, 1) from None
-        seed = next_seed(shots[-1].seed)
     return Storyboard(tuple(shots))
 
 

@@ -16,11 +16,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-from .shot import DEFAULT_SECONDS, Shot, Start, Storyboard, StoryboardError, TimedPrompt, next_seed
+from .shot import DEFAULT_SECONDS, Shot, Start, Storyboard, StoryboardError, TimedPrompt
 
 __all__ = ["from_json", "from_jsonl", "shot_from_dict", "shot_to_dict", "to_json"]
 
-_SHOT_KEYS = ("prompts", "seconds", "seed", "start", "references")
+_SHOT_KEYS = ("prompts", "seconds", "seed", "start", "references", "take")
 
 
 def to_json(storyboard: Storyboard) -> str:
@@ -36,12 +36,7 @@ def from_json(text: str) -> Storyboard:
         raise StoryboardError('A JSON storyboard is an object with a list of shots: write {"shots": [...]}.')
     if value.get("longreel_storyboard", 1) != 1:
         raise StoryboardError("This storyboard was written by a newer Longreel: update Longreel to read it.")
-    shots: list[Shot] = []
-    seed = 0
-    for i, item in enumerate(value["shots"]):
-        shots.append(shot_from_dict(item, f"shots[{i}]", seed))
-        seed = next_seed(shots[-1].seed)
-    return Storyboard(tuple(shots))
+    return Storyboard(tuple(shot_from_dict(item, f"shots[{i}]", i) for i, item in enumerate(value["shots"])))
 
 
 def from_jsonl(text: str, seconds_per_prompt: float = DEFAULT_SECONDS) -> tuple[Storyboard, ...]:
@@ -79,6 +74,7 @@ def shot_to_dict(shot: Shot) -> dict[str, Any]:
         "seed": shot.seed,
         "start": shot.start,
         "references": list(shot.references),
+        **({"take": shot.take} if shot.take else {}),
     }
 
 
@@ -97,6 +93,9 @@ def shot_from_dict(value: object, where: str, default_seed: int = 0) -> Shot:
     references = value.get("references", [])
     if not isinstance(references, list) or not all(isinstance(name, str) for name in references):
         raise StoryboardError(f"{where}.references is not a list of names: write them as strings in a list.")
+    take = value.get("take", "")
+    if not isinstance(take, str):
+        raise StoryboardError(f"{where}.take is not a take's name: write its digits as a string.")
     try:
         return Shot(
             prompts=_prompts(value.get("prompts"), where),
@@ -104,6 +103,7 @@ def shot_from_dict(value: object, where: str, default_seed: int = 0) -> Shot:
             seed=seed,
             start=cast(Start, value.get("start", "cut")),
             references=tuple(references),
+            take=take,
         )
     except StoryboardError as error:
         message = error.message if error.message.startswith(where) else f"{where}: {error.message}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -19,7 +20,6 @@ __all__ = [
     "Storyboard",
     "StoryboardError",
     "TimedPrompt",
-    "next_seed",
 ]
 
 Start = Literal["cut", "continue"]
@@ -29,6 +29,8 @@ MAX_SECONDS = 86_400.0
 MAX_SEED = 2**64 - 1
 
 SECONDS_RULE = f"a shot lasts more than 0 and at most {MAX_SECONDS:.0f} seconds"
+TAKE = re.compile(r"[0-9a-f]{8,64}")
+TAKE_RULE = "a take is named by 8 digits or more, as the project lists it"
 SEED_RULE = f"a seed is a whole number from 0 to {MAX_SEED}"
 
 
@@ -80,6 +82,7 @@ class Shot:
     seed: 0 .. MAX_SEED.
     start: "cut" begins a new take, "continue" goes on where the shot before ended.
     references: names of pictures, in order.
+    take: fingerprint, or the beginning of it, of a finished take of the project that is used; "" for none.
 
     Raises StoryboardError for anything else.
     """
@@ -89,6 +92,7 @@ class Shot:
     seed: int = 0
     start: Start = "cut"
     references: tuple[str, ...] = ()
+    take: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seconds", float(self.seconds))
@@ -106,6 +110,8 @@ class Shot:
             if not name.strip():
                 raise StoryboardError("A reference has no name: give the name of a picture or remove it.")
             check_characters(name)
+        if self.take and not TAKE.fullmatch(self.take):
+            raise StoryboardError(f'The take is "{self.take}", but {TAKE_RULE}.')
 
 
 @dataclass(frozen=True)
@@ -122,11 +128,6 @@ class Storyboard:
     def seconds(self) -> float:
         """Planned length of the film in seconds."""
         return math.fsum(shot.seconds for shot in self.shots)
-
-
-def next_seed(seed: int) -> int:
-    """The seed of a shot without one, from the seed of the shot before it."""
-    return (seed + 1) & MAX_SEED
 
 
 def number(value: float) -> str:

@@ -17,9 +17,10 @@ Rules, complete:
 - Lines end with LF, CRLF or CR. Spaces around a prompt and blank lines before and after it do not count; blank lines
   inside it do. A line of three dashes or more separates shots.
 - Settings stand above the prompt, several on a line with commas between them, on one line or more:
-  `seconds`: a number, `5s` or `m:ss`; 5 if not given. `seed`: 0 to 2**64 - 1; if not given, 0 in the first shot and the
-  seed of the shot before plus 1 in a later one. `start`: `cut` (if not given) or `continue`. `references`: names
-  separated by semicolons; a name with a comma, semicolon, quote or tab stands in double quotes, escaped as in JSON.
+  `seconds`: a number, `5s` or `m:ss`; 5 if not given. `seed`: 0 to 2**64 - 1; if not given, how many shots stand
+  before it, so that another seed for one shot changes that of no other. `start`: `cut` (if not given) or `continue`.
+  `references`: names separated by semicolons; a name with a comma, semicolon, quote or tab stands in double
+  quotes, escaped as in JSON. `take`: the fingerprint, or 8 digits or more of its beginning, of a finished take.
 - A time is `[2.5s]`, `[0:02.5]` or `[1:00:02.5]`, counted from the shot's start, or a range `[0:10-0:20]`, which must
   end where the next prompt or the shot's end is. Times rise and stay below the shot's length. The first prompt starts
   at 0 and needs no time. What follows a time on its line is text, whatever it is.
@@ -68,7 +69,6 @@ from .shot import (
     StoryboardError,
     TimedPrompt,
     fault_in_times,
-    next_seed,
     number,
 )
 
@@ -86,7 +86,6 @@ __all__ = [
     "format_storyboard",
     "from_json",
     "from_jsonl",
-    "next_seed",
     "parse_shot",
     "parse_storyboard",
     "read_storyboards",
@@ -99,12 +98,7 @@ _EMPTY = "The storyboard is empty: write at least one line that says what is see
 
 def format_storyboard(storyboard: Storyboard) -> str:
     """The canonical text of a storyboard, without a line end at its end; parse_storyboard gives an equal value back."""
-    texts: list[str] = []
-    seed = 0
-    for shot in storyboard.shots:
-        texts.append(_format(shot, seed))
-        seed = next_seed(shot.seed)
-    return "\n---\n".join(texts)
+    return "\n---\n".join(_format(shot, index) for index, shot in enumerate(storyboard.shots))
 
 
 def format_shot(shot: Shot) -> str:
@@ -118,6 +112,8 @@ def _format(shot: Shot, default_seed: int) -> str:
         settings.append(f"seed: {shot.seed}")
     if shot.start != "cut":
         settings.append(f"start: {shot.start}")
+    if shot.take:
+        settings.append(f"take: {shot.take}")
     if shot.references:
         settings.append("references: " + "; ".join(format_reference(name) for name in shot.references))
     lines = [", ".join(settings)]
@@ -153,16 +149,15 @@ def _parse(text: str) -> tuple[list[Shot], list[StoryboardError]]:
         return [], [StoryboardError(_EMPTY, 1, 1)]
     shots: list[Shot] = []
     pending: list[tuple[int, str]] = []
-    seed, begins = 0, 1
+    index, begins = 0, 1
     for at_line, line in [*lines, (len(lines) + 1, "---")]:
         if not is_separator(line):
             pending.append((at_line, line))
             continue
-        shot = _ShotReader(begins, faults).read(pending, seed)
+        shot = _ShotReader(begins, faults).read(pending, index)
         if shot is not None:
             shots.append(shot)
-            seed = next_seed(shot.seed)
-        pending, begins = [], at_line
+        pending, index, begins = [], index + 1, at_line
     return shots, faults
 
 
@@ -255,6 +250,7 @@ class _ShotReader:
             seed=cast(int, self.settings.get("seed", default_seed)),
             start=cast(Start, self.settings.get("start", "cut")),
             references=cast("tuple[str, ...]", self.settings.get("references", ())),
+            take=cast(str, self.settings.get("take", "")),
         )
 
     def _read_line(self, at_line: int, line: str) -> None:

@@ -179,3 +179,47 @@ def test_progress_is_told_without_a_flood(capsys: pytest.CaptureFixture[str]):
     printer({"type": "status", "data": {}})
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["  shot 1/2, block 1/3", "  shot 1/2, block 3/3", "  shot 1 filmed: new", "  shot 2 reused"]
+
+
+def test_progress_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    script = runpy.run_path(str(REPOSITORY / "scripts" / "comfy.py"))
+    clock = iter([0.0, 30.0, 60.0, 70.0, 80.0])
+    monkeypatch.setattr(script["time"], "monotonic", lambda: next(clock))
+    printer = script["ProgressPrinter"]()
+    printer({"type": "progress", "data": {"value": 2, "max": 10, "node": "4"}})
+    printer({"type": "progress_text", "data": {"text": "shot 1/1, block 1/4"}})
+    printer({"type": "progress", "data": {"value": 4, "max": 10, "node": "4"}})
+    printer({"type": "progress_text", "data": {"text": "shot 1/1, block 2/4"}})
+    printer({"type": "progress", "data": {"value": 0, "max": 40, "node": "7"}})
+    printer({"type": "progress_text", "data": {"text": "frame 0/40"}})
+    assert capsys.readouterr().out.splitlines() == [
+        "  shot 1/1, block 1/4",
+        "  shot 1/1, block 2/4 (40 %, about 3 min left)",
+        "  frame 0/40",
+    ]
+
+
+def test_an_installation_says_how_far_it_is(place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    usage, free = namedtuple("usage", "total used free"), iter([9 * 10**9, 7 * 10**9])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, next(free, 3 * 10**9)))
+    with setup._progress(place.home, 6 * 10**9, every=0.05):
+        setup.time.sleep(0.08)
+    assert "2.0 of about 6 GB, 33 %" in capsys.readouterr().out
+
+
+def test_the_usual_port_is_waited_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    script = runpy.run_path(str(REPOSITORY / "scripts" / "comfy.py"))
+    taken = iter([False, False, True])
+    monkeypatch.setitem(script["wait_for_port"].__globals__, "port_is_free", lambda port: next(taken))
+    monkeypatch.setattr(script["time"], "sleep", lambda seconds: None)
+    script["wait_for_port"](8188)
+    assert "Port 8188 is taken" in capsys.readouterr().out
+    assert not list(taken)
+
+
+def test_the_database_lies_where_it_can(place):
+    script = runpy.run_path(str(REPOSITORY / "scripts" / "comfy.py"))
+    flag, address = script["database"](place, [])
+    assert flag == "--database-url"
+    assert address == f"sqlite:///{(place.base / 'user' / 'comfyui.db').as_posix()}"
+    assert script["database"](place, ["--database-url", "sqlite:///:memory:"]) == []

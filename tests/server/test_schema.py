@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from .harness import REPOSITORY, Server
 
 SNAPSHOT = REPOSITORY / "tests" / "snapshots" / "object_info.json"
 WORKFLOWS = REPOSITORY / "workflows"
+MODEL_FILE = re.compile(r"\.(safetensors|pt|pth|ckpt)$")
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 Schema = dict[str, Any]
@@ -157,6 +159,51 @@ def test_readme_lists_every_node(schemas: dict[str, Schema]):
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")][2:]
     names = [row.strip() for row in rows if "**" not in row]  # bold rows are headings
     assert sorted(names) == sorted(schema["display_name"] for schema in schemas.values())
+
+
+SEARCHES = {
+    "character reference": {"LongreelReference", "LongreelAddReferences"},
+    "consistent": {"LongreelFilmStoryboard", "LongreelReference", "LongreelCacheGuidedEngine"},
+    "long video": {"LongreelFilmStoryboard"},
+    "multi-shot": {"LongreelStoryboard", "LongreelFilmStoryboard"},
+    "retake": {"LongreelRetakeShot", "LongreelFilmTakes"},
+}
+"""What a person who does not know our names types, and what the editor should then offer."""
+
+
+@pytest.mark.parametrize("words", SEARCHES)
+def test_nodes_are_found_by_what_people_call_them(schemas: dict[str, Schema], words: str):
+    found = {
+        name
+        for name, schema in schemas.items()
+        if any(words in each.lower() for each in (schema["display_name"], *schema["search_aliases"]))
+    }
+    assert found >= SEARCHES[words]
+
+
+def test_categories_say_what_one_does(schemas: dict[str, Schema]):
+    rooms = {"start", "film", "cast", "memory", "motion", "instruction", "report", "training", "miniature"}
+    assert {schema["category"] for schema in schemas.values()} == {f"Longreel/{room}" for room in rooms}
+
+
+WITHOUT_DOWNLOAD = re.compile(
+    r"longreel-miniature-|my-|(base|lora|shotstream_merged)\.pt$|Wan22_FFGO|StoryMem/|ViT-L-14/|clip_h_text"
+)
+"""Shipped, the user's own, or released where ComfyUI's download does not reach (see the notes)."""
+
+
+@pytest.mark.parametrize("workflow", sorted(WORKFLOWS.glob("*.json")), ids=lambda file: file.stem)
+def test_workflow_says_where_its_models_are(workflow: Path):
+    saved = json.loads(workflow.read_text(encoding="utf-8"))
+    for graph in [saved, *(saved.get("definitions") or {}).get("subgraphs", [])]:
+        for each in graph["nodes"]:
+            files = [value for value in each.get("widgets_values") or [] if MODEL_FILE.search(str(value))]
+            told = {model["name"]: model for model in each["properties"].get("models", [])}
+            assert set(told) == {name for name in files if not WITHOUT_DOWNLOAD.match(name)}, each["type"]
+            for name, model in told.items():
+                assert model["url"].startswith("https://huggingface.co/")
+                assert model["url"].endswith(f"/{name}")
+                assert model["directory"]
 
 
 def types_used(workflow: Path) -> set[str]:

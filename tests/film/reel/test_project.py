@@ -14,15 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longreel.film.reel import reel, tensor_file
-from longreel.film.reel.fingerprint import canonical_json
-from longreel.film.reel.project import (
-    Decision,
-    PlannedShot,
-    ProjectStore,
-    fingerprint_story,
-    project_folder,
-    shot_fingerprint,
-)
+from longreel.film.reel.choice import Decision, PlannedShot, fingerprint_story
+from longreel.film.reel.fingerprint import canonical_json, shot_fingerprint
+from longreel.film.reel.project import ProjectStore, project_folder
 from longreel.film.reel.reel import FilmedShot, Reel, ReelError, ReelLayout, load_reel, save_reel
 from longreel.film.storyboard.text import Shot, TimedPrompt
 

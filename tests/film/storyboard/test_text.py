@@ -43,6 +43,7 @@ def shots(draw: st.DrawFn) -> Shot:
         seed=draw(st.one_of(st.integers(0, 3), st.integers(0, MAX_SEED))),
         start=draw(st.sampled_from(["cut", "continue"])),
         references=tuple(draw(st.lists(names.filter(str.strip), max_size=3))),
+        take=draw(st.sampled_from(["", "3f2a9c1b", "0" * 64])),
     )
 
 
@@ -119,8 +120,8 @@ Plain."""
             seconds=10,
             seed=3,
         ),
-        Shot((TimedPrompt(0, "The robot walks on."),), 5, 4, "continue", ("robot.png", "a, b.png", "c d.png")),
-        Shot((TimedPrompt(0, "Plain."),), 5, 5, "cut"),
+        Shot((TimedPrompt(0, "The robot walks on."),), 5, 1, "continue", ("robot.png", "a, b.png", "c d.png")),
+        Shot((TimedPrompt(0, "Plain."),), 5, 2, "cut"),
     )
 
 
@@ -132,8 +133,18 @@ def test_the_canonical_text_is_short_and_states_lengths() -> None:
     )
 
 
-def test_the_default_seed_wraps_at_its_end() -> None:
-    assert [shot.seed for shot in parse_storyboard(f"seed: {MAX_SEED}\na\n---\nb").shots] == [MAX_SEED, 0]
+def test_the_seed_of_one_shot_changes_that_of_no_other() -> None:
+    assert [shot.seed for shot in parse_storyboard(f"seed: {MAX_SEED}\na\n---\nb").shots] == [MAX_SEED, 1]
+    assert [shot.seed for shot in parse_storyboard("a\n---\nseed: 7\nb\n---\nc").shots] == [0, 7, 2]
+
+
+def test_a_take_is_named_by_its_digits() -> None:
+    (shot,) = parse_storyboard("take: 3F2A9C1B, seconds: 2\nA cat.").shots
+    assert (shot.take, shot.seconds) == ("3f2a9c1b", 2)
+    for wrong in ("3f2a", "3f2a9c1g", "f" * 65, "newest"):
+        with pytest.raises(StoryboardError, match="8 digits or more") as caught:
+            parse_storyboard(f"seconds: 2, take: {wrong}\nA cat.")
+        assert (caught.value.line, caught.value.column) == (1, 19)
 
 
 @pytest.mark.parametrize(
