@@ -51,7 +51,7 @@ def project_folder(root: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was deleted, or would be. gone: file, its take (None: not a whole one) and its bytes. kept: takes that stay."""
+    """What was deleted, or would be. gone: file, its take (None: not whole) and its bytes. kept: takes that stay."""
 
     gone: tuple[tuple[Path, FilmedShot | None, int], ...]
     kept: int

@@ -72,10 +72,12 @@ def memory(count: int, short: bool) -> dict[str, Row]:
 
 
 def dual_caches(count: int, short: bool) -> dict[str, Row]:
-    """Stories of five shots with FilmWeaver's LoRA: with both caches, and without the shot cache. short: few steps."""
-    steps = STEPS if short else 12
-    lora = MINIATURE_WEIGHTS / FILES["filmweaver"]
-    studio = dual_cache.open_studio(lora, MINIATURE_WEIGHTS, steps, guidance=3.0, renoise=short)
+    """Stories of five shots with FilmWeaver's LoRA: with both caches, and without the shot cache.
+
+    short: in few steps without guidance.
+    """
+    how: dict[str, Any] = {"steps": STEPS, "renoise": True} if short else {"steps": 12, "guidance": 3.0}
+    studio = dual_cache.open_studio(MINIATURE_WEIGHTS / FILES["filmweaver"], MINIATURE_WEIGHTS, **how)
     kept = ("character consistency", "same character, probe", "place as told, probe", "motion continuity")
     rows = {}
     with torch.inference_mode():

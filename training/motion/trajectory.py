@@ -78,6 +78,6 @@ def _features(probe: Probe, frames: torch.Tensor) -> torch.Tensor:
     """[N, features] of frames [N, 3, 64, 64]: the probe's maps of 8 x 8 and 4 x 4 cells, and its last features."""
     parts = []
     for part in frames.split(64):
-        *_, middle, coarse, last = probe.looks(part)
+        *_, middle, coarse, last = probe.feature_maps(part)
         parts.append(torch.cat([middle.flatten(1), coarse.flatten(1), last], dim=1))
     return torch.cat(parts)
