@@ -76,7 +76,7 @@ def dual_caches(count: int, short: bool) -> dict[str, Row]:
 
     short: in few steps without guidance.
     """
-    how: dict[str, Any] = {"steps": STEPS, "renoise": True} if short else {"steps": 12, "guidance": 3.0}
+    how: dict[str, Any] = {"steps": 3, "renoise": True} if short else {"steps": 12, "guidance": 3.0}
     studio = dual_cache.open_studio(MINIATURE_WEIGHTS / FILES["filmweaver"], MINIATURE_WEIGHTS, **how)
     kept = ("character consistency", "same character, probe", "place as told, probe", "motion continuity")
     rows = {}
