@@ -61,10 +61,10 @@ def write_table() -> None:
     """The figures of this run as docs/quality.md."""
     lines = [
         "# What the shipped weights reach", "",
-        "Written by `python3 scripts/comfy.py test tests/quality -m quality --write-quality-table`: each adapter on and",
-        "off, seed 0, one thread; in brackets how many films, stories or casts. Shares of frames (of casts and references;",
-        "times 100 for the dual cache) that are as asked for by the attribute probe; what each figure must reach is in",
-        "`tests/quality/thresholds.json`.", "",
+        "Written by `python3 scripts/comfy.py test tests/quality -m quality --write-quality-table`: each adapter on",
+        "and off, seed 0, one thread; in brackets how many films, stories or casts. Shares of frames (of casts and",
+        "references; times 100 for the dual cache) that are as asked for by the attribute probe; what each figure must",
+        "reach is in `tests/quality/thresholds.json`.", "",
     ]  # fmt: skip
     for row, (count, figures) in ROWS.items():
         cells = ", ".join(f"{figure} {value:.3f}" for figure, value in figures.items())
