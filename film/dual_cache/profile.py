@@ -232,7 +232,7 @@ def check_profile(found: LayoutProfile, wanted: LayoutProfile) -> None:
 
 
 def _check_version(version: object) -> None:
-    if not isinstance(version, int):
+    if version is not None and not isinstance(version, int):
         raise CacheError(_DAMAGED)
     if version != VERSION:
         raise CacheError(

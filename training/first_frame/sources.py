@@ -30,6 +30,7 @@ from .dataset import CastClip, CastDataError, CastSettings, CastSource, fingerpr
 _WAYS = ("picture", "mask", "box")
 _NAME = r"[\w-]+"
 _MAX_NAME = 100
+_FAR = 10**6  # pixels beyond every picture
 
 
 def given_clip(
@@ -86,9 +87,6 @@ def _source(told: Value, folder: Path, settings: CastSettings) -> CastSource:
         for key in ("name", "description", "picture", "mask"):
             if key in entities[number]:
                 entity[key].text()
-        if "box" in entities[number]:
-            for side in entity["box"].list(4, 4):
-                side.number(-1e6, 1e6)
     named = [
         entry["clip"],
         entry.get("plate"),
@@ -118,7 +116,7 @@ def _reference(entity: Mapping[str, Any], first: torch.Tensor, folder: Path) -> 
     if "mask" in entity:
         return Reference.from_image(first, _open(folder / entity["mask"], read_mask), name, description)
     try:
-        x, y, width, height = (int(value) for value in entity["box"])
+        x, y, width, height = (min(max(int(value), -_FAR), _FAR) for value in entity["box"])
     except (TypeError, ValueError) as error:
         raise CastDataError(f"The box of '{name}' must be four whole numbers: x, y, width, height.") from error
     mask = torch.zeros(first.shape[:2])
