@@ -41,7 +41,7 @@ def check(name: str, size: str) -> None:
     """Measure and hold every figure against its threshold; "a > b" compares two rows of the same run."""
     wanted = THRESHOLDS[name]
     torch.set_num_threads(1)
-    rows = measures.MEASURES[name](wanted[size]["count"])
+    rows = measures.MEASURES[name](wanted[size]["count"], size == "small")
     ROWS.update({row: (wanted[size]["count"], figures) for row, figures in rows.items()})
     failed = [
         f"{row}: {figure} is {rows[row][figure]:.3f}, wanted {least}"

@@ -109,7 +109,8 @@ def test_a_shot_file_that_goes_while_the_server_runs_is_filmed_again(studio: Ser
     again = studio.queue(prompt(1))
     assert again.succeeded, again.error
     if project:
-        assert again.outputs["film"]["text"] == ["shot 1 reused: nothing changed\nshot 2 filmed: not filmed before"]
+        said = ["shot 1 reused: nothing changed", "shot 2 filmed: not filmed before"]
+        assert without_takes(again.outputs["film"]["text"][0]) == said
         assert len(list(folder.glob("*.safetensors"))) == 2
     assert studio.queue(prompt(1)).ran == [], "what was filmed again is cached as before"
 
