@@ -29,8 +29,8 @@ from longreel.film.kv_memory import KVLayout, KVMemory, MemoryMismatchError, Mem
 from longreel.film.kv_memory import restore as restore_memory
 from longreel.film.kv_memory.settings import MemorySettingsError
 from longreel.film.reel import tensor_file
-from longreel.film.reel.groups import KeyframeGroup, KVLogGroup, KVMemoryGroup, ShownKeyframesGroup, StatesGroup
 from longreel.film.reel.choice import fingerprint_story
+from longreel.film.reel.groups import KeyframeGroup, KVLogGroup, KVMemoryGroup, ShownKeyframesGroup, StatesGroup
 from longreel.film.reel.project import ProjectStore
 from longreel.film.reel.reel import FilmedShot, Reel, ReelError, ReelLayout, load_reel, save_reel
 from longreel.film.reel.takes import takes
