@@ -138,7 +138,7 @@ def test_mismatch_is_refused(change: dict, words: str):
     ("change", "words"),
     [
         ({"version": 2}, "version 2 and this Longreel knows 1"),
-        ({"version": None}, "damaged"),
+        ({"version": None}, "version None"),
         ({"rope": 1}, "'rope'"),
         ({"patch": [1, 2]}, "damaged"),
         ({"phase": "x"}, "damaged"),
