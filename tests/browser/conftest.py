@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from ..server.harness import Server, load_script
+from ..server.harness import REPOSITORY, Server, load_script
 
 CHROMIUM_FLAGS = (
     # Chromium's sandbox refuses to run as root, which is what CI is; the pages are our own server's.
@@ -56,8 +57,12 @@ class Editor:
         # The browser draws two dozen cards at a time.
         dialog.get_by_placeholder("Search ...").fill(name)
         self.page.get_by_test_id(f"template-workflow-{name}").click()
+        # The workflow has its name before its graph is there.
+        saved = json.loads((REPOSITORY / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
         self.page.wait_for_function(
-            "name => window.app.extensionManager.workflow.activeWorkflow?.filename.includes(name)", arg=name
+            """([name, nodes]) => window.app.extensionManager.workflow.activeWorkflow?.filename.includes(name)
+                && window.app.graph.nodes.length === nodes""",
+            arg=[name, len(saved["nodes"])],
         )
 
     def press_run(self) -> None:
