@@ -20,7 +20,16 @@ from ..film.storyboard.text import Storyboard, StoryboardError, format_shot, par
 from ..host.expansion import input_link, leave_note, own_note
 from ..host.files.paths import project_folder, spill_folder
 from ..host.files.pictures import fingerprint_files
-from .sockets import FILM, EngineSocket, ReelSocket, StoryboardSocket, keep_rest_input, last_shot_input, project_input
+from .sockets import (
+    FILM,
+    EngineSocket,
+    ReelSocket,
+    StoryboardSocket,
+    keep_rest_input,
+    last_shot_input,
+    open_project,
+    project_input,
+)
 
 _REEL_TOOLTIP = "What was filmed before, to go on with. Without it a new film begins."
 
@@ -80,7 +89,7 @@ class LongreelFilmShot(io.ComfyNode):
     def execute(
         cls, engine: Engine, shot: str, project: str, reel: Reel | None = None, start_image: Tensor | None = None
     ) -> io.NodeOutput:
-        asked, store, note = parse_shot(shot), _store(project), own_note()
+        asked, store, note = parse_shot(shot), open_project(project), own_note()
         start_image = None if start_image is None else on_white(start_image)
         if not note:
             story = prepare(engine, [asked], reel, store, start_image)
@@ -133,7 +142,7 @@ class LongreelFilmStoryboard(io.ComfyNode):
         last_shot: int = 0,
         reel: Reel | None = None,
     ) -> io.NodeOutput:
-        story = prepare(engine, storyboard.shots[: last_shot or None], reel, _store(project), keep=keep_rest)
+        story = prepare(engine, storyboard.shots[: last_shot or None], reel, open_project(project), keep=keep_rest)
         graph = GraphBuilder()
         last = input_link("reel")
         for job in story.jobs:
@@ -162,7 +171,3 @@ def _losses(project: str | None) -> str:
     kept = losses(project_folder(project)) if project and project.strip() else 0
     lost = kept + losses(spill_folder())
     return f" {lost} files lost" if lost else ""
-
-
-def _store(project: str) -> ProjectStore | None:
-    return ProjectStore(project_folder(project)) if project.strip() else None

@@ -11,6 +11,7 @@ from typing_extensions import override
 from ..engines.engine import Engine
 from ..engines.plan import plan_film
 from ..engines.takes import film_takes
+from ..film.reel.choice import take_of
 from ..film.reel.project import ProjectStore
 from ..film.reel.reel import Reel
 from ..film.storyboard.text import Storyboard
@@ -22,6 +23,7 @@ from .sockets import (
     StoryboardSocket,
     keep_rest_input,
     last_shot_input,
+    open_project,
     project_input,
     seed_input,
     shot_number_input,
@@ -74,8 +76,8 @@ class LongreelFilmPlan(io.ComfyNode):
         last_shot: int = 0,
         reel: Reel | None = None,
     ) -> io.NodeOutput:
-        store = ProjectStore(project_folder(project)) if project.strip() else None
-        plan = plan_film(engine, storyboard.shots[: last_shot or None], reel, store, keep_rest)
+        shots = storyboard.shots[: last_shot or None]
+        plan = plan_film(engine, shots, reel, open_project(project), keep_rest)
         told = plan.describe()
         return io.NodeOutput(told, json.dumps(plan.to_json(), indent=1), ui=ui.PreviewText(told))
 
@@ -197,6 +199,6 @@ class LongreelPruneProject(io.ComfyNode):
         story = plan_film(engine, storyboard.shots, reel, store, keep_rest).story
         used = {job.decision.take for job in story.jobs if job.decision is not None}
         if reel is not None:
-            used |= {str(shot.settings.get("kept", shot.fingerprint)) for shot in reel.shots}
+            used |= {take_of(shot) for shot in reel.shots}
         told = store.prune(used, dry_run=dry_run).describe()
         return io.NodeOutput(told, ui=ui.PreviewText(told))

@@ -10,7 +10,9 @@ from comfy_api.latest import io
 
 from ..film.first_frame import MAX_REFERENCES, Reference
 from ..film.kv_memory import MEMFLOW, PRESETS, MemorySettings
+from ..film.reel.project import ProjectStore
 from ..film.storyboard.shot import MAX_SEED
+from ..host.files.paths import project_folder
 
 # Where the node menu shows a node: by what one does with it.
 START, FILM, CAST, MEMORY = "Longreel/start", "Longreel/film", "Longreel/cast", "Longreel/memory"
@@ -44,6 +46,11 @@ def project_input(default: str) -> io.String.Input:
         "restart, as long as it and the shots before it are unchanged. Another name films everything anew; an empty "
         "one keeps shots only while ComfyUI runs.",
     )
+
+
+def open_project(name: str) -> ProjectStore | None:
+    """The project that a project input names, made where it is new; None without a name. Raises ReelError."""
+    return ProjectStore(project_folder(name)) if name.strip() else None
 
 
 def keep_rest_input() -> io.Boolean.Input:

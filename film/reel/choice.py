@@ -17,7 +17,7 @@ from ..storyboard.shot import Shot
 from .fingerprint import canonical_json, shot_fingerprint
 from .reel import FOLLOWS, FilmedShot, ReelError
 
-__all__ = ["TAKE_DIGITS", "Decision", "PlannedShot", "decide", "find_take", "fingerprint_story", "rebased"]
+__all__ = ["TAKE_DIGITS", "Decision", "PlannedShot", "decide", "find_take", "fingerprint_story", "rebased", "take_of"]
 
 TAKE_DIGITS = 8
 """Digits of a fingerprint by which a take is named to the user."""
@@ -68,6 +68,11 @@ def rebased(take: FilmedShot, previous: str) -> FilmedShot:
     if take.previous == previous:
         return take
     return replace(take, previous=previous, settings={_KEPT: take.fingerprint, **take.settings})
+
+
+def take_of(filmed: FilmedShot) -> str:
+    """The fingerprint, in the project, of the take that a shot of a reel is: where it was kept, not its own."""
+    return str(filmed.settings.get(_KEPT, filmed.fingerprint))
 
 
 def find_take(name: str, stored: Sequence[FilmedShot]) -> FilmedShot:

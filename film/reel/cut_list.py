@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
-from .choice import TAKE_DIGITS
+from .choice import TAKE_DIGITS, take_of
 from .reel import FilmedShot, Reel
 
 __all__ = ["edit_list", "subtitles"]
@@ -22,7 +22,7 @@ def edit_list(reel: Reel, clip: str) -> str:
     for number, (shot, start) in enumerate(_starts(reel), start=1):
         begin, end = _time_code(start, rate), _time_code(start + shot.frames, rate)
         opening = shot.shot.prompts[0].text.split("\n")[0]
-        take = str(shot.settings.get("kept", shot.fingerprint))[:TAKE_DIGITS]
+        take = take_of(shot)[:TAKE_DIGITS]
         lines += [
             f"{number:03}  AX       V     C        {begin} {end} {begin} {end}",
             f"* FROM CLIP NAME: {clip}",
