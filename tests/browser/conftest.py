@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -92,10 +93,31 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
-@pytest.fixture(params=[False, True], ids=["canvas", "nodes-2"])
+@pytest.fixture(autouse=True)
+def tidy_output(server: Server) -> Iterator[None]:
+    """What a test saved is gone after it: files in the output folder are choices of nodes in the next test's editor."""
+    output = server.base / "output"
+    before = set(output.rglob("*"))
+    yield
+    for path in sorted(set(output.rglob("*")) - before):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes-2"])
 def vue_nodes(request: pytest.FixtureRequest) -> bool:
     """Both renderers of the editor, one after the other."""
     return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Browser, server: Server, vue_nodes: bool) -> Iterator[Editor]:
+    """One tab that a module's tests of a renderer share, as a person opens one workflow after the other."""
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    yield Editor(context.new_page(), server, vue_nodes)
+    context.close()
 
 
 @pytest.fixture

@@ -32,27 +32,23 @@ def graphs(saved: dict[str, Any]) -> list[Any]:
 
 
 @every_workflow
-def test_template_opens_and_comes_back_the_same(open_editor: Callable[[], Editor], workflow: Path):
-    editor = open_editor()
-    editor.open_template(workflow.stem)
-    opened = editor.save()
+def test_template_opens_and_comes_back_the_same(tab: Editor, workflow: Path):
+    tab.open_template(workflow.stem)
+    opened = tab.save()
     assert graphs(opened) == graphs(json.loads(workflow.read_text(encoding="utf-8")))
-    editor.load(opened)
-    assert graphs(editor.save()) == graphs(opened)
+    tab.load(opened)
+    assert graphs(tab.save()) == graphs(opened)
 
 
 @every_workflow
-def test_editor_sends_the_prompt_that_the_server_tests_run(
-    open_editor: Callable[[], Editor], workflow: Path, request: pytest.FixtureRequest
-):
+def test_editor_sends_the_prompt_that_the_server_tests_run(tab: Editor, workflow: Path, request: pytest.FixtureRequest):
     """With `--update-snapshots` the twin in tests/prompts is written from the workflow."""
-    editor = open_editor()
-    editor.load(json.loads(workflow.read_text(encoding="utf-8")))
+    tab.load(json.loads(workflow.read_text(encoding="utf-8")))
     twin = PROMPTS / workflow.name
     if request.config.getoption("--update-snapshots"):
         PROMPTS.mkdir(exist_ok=True)
-        twin.write_text(json.dumps(editor.prompt(), indent=1) + "\n", encoding="ascii")
-    assert editor.prompt() == json.loads(twin.read_text(encoding="ascii"))
+        twin.write_text(json.dumps(tab.prompt(), indent=1) + "\n", encoding="ascii")
+    assert tab.prompt() == json.loads(twin.read_text(encoding="ascii"))
 
 
 def test_quick_start_runs_and_shows_its_film(open_editor: Callable[[], Editor]):
