@@ -202,7 +202,8 @@ def train(
     if state is None:
         save()
     try:
-        while not over():
+        ended = over()
+        while not ended:
             watch()
             if before and group.is_main_process:
                 before(step)
@@ -227,7 +228,9 @@ def train(
                 for key, value in others:
                     average[key].copy_(value)
             updating = False
-            if len(figures["norm"]) == 50 or over():
+            # asked once a step: a budget that ran out a moment later would end the run without its last line
+            ended = over()
+            if len(figures["norm"]) == 50 or ended:
                 numbers = {key: [float(figure) for figure in values] for key, values in figures.items()}
                 seconds = (time.monotonic() - logged_at) / len(figures["norm"])
                 line = {"step": step, "seconds_per_step": round(seconds, 3), **_means(from_all(numbers))}
