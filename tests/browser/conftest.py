@@ -115,7 +115,7 @@ def vue_nodes(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="module")
 def tab(browser: Browser, server: Server, vue_nodes: bool) -> Iterator[Editor]:
     """One tab that a module's tests of a renderer share, as a person opens one workflow after the other."""
-    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    context = browser.new_context(viewport={"width": 1200, "height": 800}, reduced_motion="reduce")
     yield Editor(context.new_page(), server, vue_nodes)
     context.close()
 
@@ -123,6 +123,6 @@ def tab(browser: Browser, server: Server, vue_nodes: bool) -> Iterator[Editor]:
 @pytest.fixture
 def open_editor(browser: Browser, server: Server, vue_nodes: bool) -> Iterator[Callable[[], Editor]]:
     """A function that opens the editor in a fresh profile."""
-    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    context = browser.new_context(viewport={"width": 1600, "height": 1000}, reduced_motion="reduce")
     yield lambda: Editor(context.new_page(), server, vue_nodes)
     context.close()
