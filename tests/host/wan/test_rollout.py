@@ -23,6 +23,7 @@ from longreel.host.wan.noise import SeededNoise
 from longreel.host.wan.rollout import Prompt, RolloutError, RolloutSampler, roll_out
 from longreel.kernels.dense import dense_attention
 from longreel.kernels.ops import frame_attention, qk_prep
+from longreel.kernels.sparse import copy_frames
 from safetensors.torch import load, save
 
 from ...device import same
@@ -289,6 +290,23 @@ def test_sparse_activation_in_place_equals_its_copy(tiny_wan, conds, monkeypatch
     clone.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
     film(clone, conds, 8, settings=MEMORIES[name])
     assert not used, "another attention that the user chose stays"
+
+
+@pytest.mark.parametrize("name", ["sparse", "relative"])
+def test_the_kernels_way_of_sparse_activation_is_the_same_film(tiny_wan, conds, monkeypatch, name):
+    plain, copies = film(tiny_wan, conds, 8, settings=MEMORIES[name]), []
+
+    def spy(*given):
+        copies.append(given)
+        return copy_frames(*given)
+
+    monkeypatch.setattr(frame_attention_room, "has_kernel", lambda q: True)
+    monkeypatch.setattr(frame_attention_room, "copy_frames", spy)
+    other = film(tiny_wan, conds, 8, settings=MEMORIES[name])
+    assert copies
+    same(other.latents, plain.latents)
+    assert other.log == plain.log
+    assert any(line["picks"] for line in plain.log)
 
 
 @pytest.mark.parametrize("name", ["memflow", "sparse", "relative"])
