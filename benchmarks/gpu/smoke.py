@@ -1,4 +1,4 @@
-"""Whether the pack is right on this machine's GPU: kernels, a film by every memory, decoders. Minutes, without a network.
+"""Whether the pack is right on this machine's GPU: kernels, films, decoders. In minutes, without a network.
 
     python benchmarks/gpu/smoke.py [--device cuda|mps|cpu] [--out FILE]
 
@@ -157,7 +157,7 @@ def main() -> int:
 
     own, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if chosen.device == "cpu" else [])]
     comfy.options.enable_args_parsing()
-    import comfy.cli_args  # noqa: F401
+    import comfy.cli_args
 
     sys.argv = own
     device = torch.device(chosen.device)
