@@ -89,11 +89,11 @@ def _picked(frames: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
 def sparse_runs(picks: torch.Tensor, first: int, window: range, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The run table for `ops.frame_attention` over picked frames and the window: one run each, without a sort.
 
-    picks int64 [H, n], counted from slot `first`. Returns runs int32 [1, H, 1, n + 1, 2] and count int32 [1, 1, 1].
+    picks int64 [H, n], counted from slot `first`. Returns runs int32 [1, H, 1, n + 1, 2] and count int32 [1, H, 1].
     """
     heads, n = picks.shape
     runs = torch.full((1, heads, 1, n + 1, 2), tokens, dtype=torch.int32, device=picks.device)
     runs[0, :, 0, :n, 0] = (picks + first) * tokens
     runs[0, :, 0, n, 0].fill_(window.start * tokens)
     runs[0, :, 0, n, 1].fill_(len(window) * tokens)
-    return runs, torch.full((1, 1, 1), n + 1, dtype=torch.int32, device=picks.device)
+    return runs, torch.full((1, heads, 1), n + 1, dtype=torch.int32, device=picks.device)
