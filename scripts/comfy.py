@@ -3,7 +3,7 @@
 
     python3 scripts/comfy.py film     set up, film the quick-start storyboard with the miniature, say where the MP4 lies
     python3 scripts/comfy.py serve    set up, start ComfyUI with the pack, say its address
-    python3 scripts/comfy.py test     set up, run every test; more arguments go to pytest
+    python3 scripts/comfy.py test     set up, run every test; more arguments go to pytest (--device cuda: on a GPU)
 
 Needs Python 3.10 to 3.14 and a network on the first run, nothing else. `COMFYUI_PATH` names a ComfyUI to use instead of
 the one that is fetched; `LONGREEL_HOME` names the folder to set up in instead of `.comfy` in the repository.

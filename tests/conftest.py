@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import comfy.options
 import hypothesis
 import pytest
 
+from . import device as on
 from .server.harness import Server, make_server
 
-# ComfyUI reads its command line when it is first imported. In the tests' own process it runs on the CPU everywhere.
-_argv, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
+if TYPE_CHECKING:
+    import torch
+
+DEVICE = on.wanted(sys.argv[1:], os.environ)
+
+# ComfyUI reads its command line when it is first imported.
+_argv, sys.argv = sys.argv, [sys.argv[0], *on.comfyui_flags(DEVICE)]
 comfy.options.enable_args_parsing()
 import comfy.cli_args  # noqa: E402
 
@@ -31,6 +39,7 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add our options to pytest's."""
+    parser.addoption("--device", choices=on.DEVICES, default=DEVICE, help="where ComfyUI computes (tests/device.py)")
     parser.addoption(
         "--update-snapshots",
         action="store_true",
@@ -41,13 +50,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a device that is not there, before anything is collected."""
+    missing = on.absent(config.getoption("--device"))
+    if missing is not None:
+        raise pytest.UsageError(missing)
+    on.make_exact(DEVICE)
+
+
+def pytest_report_header() -> str | None:
+    """On a GPU, say on which and what that means."""
+    if DEVICE == "cpu":
+        return None
+    return f"device: {DEVICE}; in this process fp32 and deterministic algorithms, in servers ComfyUI's own choice"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave long measurements and campaigns out unless they are asked for by their marker."""
+    """Leave long measurements and campaigns out unless they are asked for by their marker; say what is for a CPU."""
+    for item in items if DEVICE != "cpu" else ():
+        only = item.get_closest_marker("cpu_only")
+        if only is not None:
+            item.add_marker(pytest.mark.skip(reason=f"for a CPU only: {only.args[0]}"))
     for marker in ("quality", "campaign"):
         if marker not in config.option.markexpr:
             long = [item for item in items if item.get_closest_marker(marker)]
             items[:] = [item for item in items if item not in long]
             config.hook.pytest_deselected(items=long)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where a test that computes by itself should do so: the device that `--device` names."""
+    import torch
+
+    return torch.device(DEVICE)
 
 
 @pytest.fixture(scope="session")

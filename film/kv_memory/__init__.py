@@ -13,7 +13,7 @@ Example:
 from .arena import FrameArena, KVLayout
 from .edit import MemoryEditError, check_edit, edit
 from .kv import Call, CallKind, KVMemory
-from .log import observe
+from .log import Observation, observe
 from .recall import RetrievedFrame, recall
 from .settings import (
     LONGLIVE,
@@ -44,6 +44,7 @@ __all__ = [
     "MemorySettings",
     "MemorySettingsError",
     "MemorySnapshot",
+    "Observation",
     "RetrievedFrame",
     "check_edit",
     "edit",

@@ -21,7 +21,8 @@ class MemoryBank:
     `pinned` are never evicted. `judged` keeps the last scoring: frames and their scores, [layers, bank] each.
     """
 
-    def __init__(self, arena: FrameArena, settings: MemorySettings) -> None:
+    def __init__(self, arena: FrameArena, settings: MemorySettings, means: torch.Tensor) -> None:
+        """means: where the mean keys go, zeros [layers, bank, heads, head_dim] fp32, perhaps a view."""
         layout, size = arena.layout, settings.bank
         self.settings = settings
         self.recorded = 0
@@ -30,7 +31,7 @@ class MemoryBank:
         self.pending_is_new = False
         self.order = torch.arange(size - 1, -1, -1, device=arena.device).repeat(layout.layers, 1)
         self.positions = torch.full((layout.layers, size), -1, dtype=torch.long, device=arena.device)
-        self.means = torch.zeros((layout.layers, size, layout.heads, layout.head_dim), device=arena.device)
+        self.means = means
         self.pending_mean = torch.zeros((layout.layers, layout.heads, layout.head_dim), device=arena.device)
         self.pinned: tuple[int, ...] = ()
         self.judged: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -96,9 +97,13 @@ class MemoryBank:
         self.pending_is_new = False
         self.filled = min(self.recorded, size)
 
+    def held(self) -> torch.Tensor:
+        """Latent frame numbers [layers, filled], in the original's slot order."""
+        return self.positions.gather(1, self.order)[:, : self.filled]
+
     def frames(self) -> list[list[int]]:
-        """Latent frame numbers per layer, in the original's slot order. Synchronises with the device."""
-        return self.positions.gather(1, self.order)[:, : self.filled].tolist()
+        """The same as a list. Synchronises with the device."""
+        return self.held().tolist()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a snapshot must keep besides the arena."""

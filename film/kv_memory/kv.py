@@ -70,7 +70,10 @@ class KVMemory:
         self.layout, self.settings, self.frames_per_block = layout, settings, frames_per_block
         device = torch.device(device)
         self.arena = FrameArena(layout, settings, self.ring_frames(settings, capacity), dtype, device)
-        self.bank = MemoryBank(self.arena, settings) if settings.bank else None
+        size = (layout.layers, settings.bank + settings.sink, layout.heads, layout.head_dim)
+        self.means = torch.zeros(size, device=device)  # of bank and sink side by side: one piece to score
+        self.sink_means = self.means[:, settings.bank :]
+        self.bank = MemoryBank(self.arena, settings, self.means[:, : settings.bank]) if settings.bank else None
         self.position = 0
         self.sink: list[int] = []
         self.take = 0
@@ -79,7 +82,6 @@ class KVMemory:
         self.ring_count = 0
         self.text = torch.zeros((layout.layers, layout.heads, layout.head_dim), device=device)
         self.text_known = False
-        self.sink_means = torch.zeros((layout.layers, settings.sink, layout.heads, layout.head_dim), device=device)
         self.sink_canonical: list[torch.Tensor] | None = None
         if settings.positions == "relative":
             shape = (layout.heads, settings.sink, layout.tokens, layout.head_dim)
@@ -216,19 +218,44 @@ class KVMemory:
         heads = torch.arange(self.layout.heads, device=picks.device).unsqueeze(1)
         for frames in self.arena.by_frame(layer):
             frames[:, call.ring_end : call.ring_end + active].copy_(frames[heads, picks])
-        return self.arena.span(layer, self.arena.ring_base, call.ring_end - self.arena.ring_base + active)
+        return self.read_picked(layer)
+
+    def read_picked(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As read, once the picked frames lie behind the window, in the slots from window_slots().stop on."""
+        window = self.window_slots()
+        return self.arena.span(layer, window.start, len(window) + self.settings.active)
 
     def pick(self, layer: int, q: torch.Tensor) -> torch.Tensor | None:
         """Sparse activation: the slots of sink and bank that each head reads beside the window, int64 [heads, active].
 
         None where every slot is read. q: the call's queries [1, heads, n, head_dim]. The window is window_slots().
         """
+        if (found := self.candidates(layer)) is None:
+            return None
+        first, means = found
+        scores = torch.einsum("hd,nhd->hn", q[0].mean(dim=1, dtype=torch.float32), means)
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.settings.active].sort(dim=1).values
+        self.note_picks(layer, best)
+        return first + best
+
+    def candidates(self, layer: int) -> tuple[int, torch.Tensor] | None:
+        """What sparse activation chooses from: the first slot, and mean keys of it and those after it up to the window
+        [n, heads, head_dim] fp32. None where every slot is read.
+        """
         call, active = self._current(), self.settings.active
-        candidates = self.arena.ring_base - call.first_slot
-        sparse = active and candidates > active and (call.kind is CallKind.RECACHE or not call.renews_sink)
+        count = self.arena.ring_base - call.first_slot
+        sparse = active and count > active and (call.kind is CallKind.RECACHE or not call.renews_sink)
         if not sparse or call.ring_end <= self.arena.ring_base:
             return None
-        return call.first_slot + self._pick(layer, q, call)
+        means = self.means[layer, -count:]
+        if self.position_shift is not None:
+            means = turn(means, self.position_shift[layer, -count:].unsqueeze(1))
+        return call.first_slot, means
+
+    def note_picks(self, layer: int, best: torch.Tensor) -> None:
+        """Keep for the log what was picked, int64 [heads, active] counted from the first candidate, ascending."""
+        if self._current().kind is CallKind.DENOISE:
+            self.picked[layer] = best
 
     def window_slots(self) -> range:
         """The slots of the window that the current call reads, itself included."""
@@ -321,20 +348,6 @@ class KVMemory:
         else:
             keys = [self.arena.by_frame(layer)[0][:, slot] for layer in range(self.layout.layers)]
         bank.record(self.arena, call.position // self.frames_per_block, call.position, keys, slot)
-
-    def _pick(self, layer: int, q: torch.Tensor, call: Call) -> torch.Tensor:
-        """Sparse activation: per head the `active` best of sink and bank, [heads, active], counted from first_slot."""
-        filled = self.bank.filled if self.bank else 0
-        means = self.sink_means[layer]
-        if self.bank is not None and filled:
-            means = torch.cat((self.bank.means[layer, -filled:], means))
-        if self.position_shift is not None:
-            means = turn(means, self.position_shift[layer, self.settings.bank - filled :].unsqueeze(1))
-        scores = torch.einsum("hd,nhd->hn", q[0].float().mean(dim=1), means)
-        best = scores.argsort(dim=1, descending=True, stable=True)[:, : self.settings.active].sort(dim=1).values
-        if call.kind is CallKind.DENOISE:
-            self.picked[layer] = best
-        return best
 
     def _shift_positions(self, call: Call) -> None:
         """Relative positions: rotate the keys of bank and sink so that they are placed directly before the window.

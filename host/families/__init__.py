@@ -10,12 +10,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from torch import Tensor
 
-from . import svd, wan
+from . import svd, tiny_wan, wan
 from .family import Decoder, Family, UnsupportedVaeError
 
 __all__ = ["FAMILIES", "Decoder", "Family", "UnsupportedVaeError", "encode_clip", "encode_image", "of", "of_vae"]
 
-FAMILIES = [wan.family_of, svd.family_of]
+FAMILIES = [wan.family_of, tiny_wan.family_of, svd.family_of]
 """Each gives the family of a VAE, or None for a VAE that is not its."""
 
 

@@ -7,9 +7,9 @@ model itself is never changed. Facts: docs/methods/memflow.md and ComfyUI's comf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import comfy.ldm.common_dit
 import comfy.ldm.flux.math
@@ -27,8 +27,9 @@ import torch
 from ...film.kv_memory import CallKind, KVLayout, KVMemory
 from ..families.wan import is_plain
 from ..memory_graph import outside_memory_graph
-from .attention import Tables, attend, prep_tables, prepare
+from .attention import Tables, attend, prep_tables, prepare, wants_prep, with_slots
 from .joint_latent import joint_of
+from .positions import rotation_matrices, sinusoids, time_frequencies
 from .weak_guidance import WEAK, take_value_attention
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
 _KEY = "longreel_causal"
 
 TransformerOptions = dict[str, Any]
+_Kept = TypeVar("_Kept")
 
 
 class UnsupportedModelError(ValueError):
@@ -57,9 +59,10 @@ class CausalPass:
 
     memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean, at
     timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current prompt per
-    layer, dropped by new_prompt(); tables: RoPE of the current pass where a kernel of ours applies it; phases: radians
-    added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the prompt that each frame
-    of it reads (the first, and how many), all where empty.
+    layer, dropped by new_prompt(); tables: what a kernel of ours needs that applies RoPE in the current pass; phases:
+    radians added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the prompt that
+    each frame of it reads (the first, and how many), all where empty; kept: what passes share, the last value by name
+    with what it was made for.
     """
 
     memory: KVMemory
@@ -71,6 +74,15 @@ class CausalPass:
     tables: Tables | None = None
     phases: list[float] = field(default_factory=list)
     rows: list[tuple[int, int]] = field(default_factory=list)
+    kept: dict[str, tuple[Hashable, Any]] = field(default_factory=dict)
+
+    def keep(self, name: str, key: Hashable, make: Callable[[], _Kept]) -> _Kept:
+        """What `make` gives, made anew only when `key` is another than last time."""
+        found = self.kept.get(name)
+        if found is None or found[0] != key:
+            found = self.kept[name] = (key, make())
+        kept: _Kept = found[1]
+        return kept
 
     def new_prompt(self) -> None:
         """Drop the keys of the last prompt."""
@@ -176,20 +188,26 @@ def causal_forward(
 
     times = timestep.reshape(1, 1).repeat(1, frames)
     times[:, : state.given] = 0
-    wave = comfy.ldm.wan.model.sinusoidal_embedding_1d(dit.freq_dim, times.flatten())
+    speeds = state.keep("speeds", x.device, lambda: time_frequencies(dit.freq_dim, x.device))
+    wave = sinusoids(times.flatten(), speeds)
     time = dit.time_embedding(wave.to(x.dtype)).unsqueeze(0)
     modulation = dit.time_projection(time).unflatten(2, (6, dit.dim))
 
     _cache_text(dit, context, state)
     call = state.memory.begin_call(state.kind, frames)
-    state.tables = prep_tables(call, grid, state.memory.layout, x.device, options, state.phases)
-    # fp32 positions: core builds them in the model's dtype, and bf16 has no integers beyond 256
-    scale = options.get("rope_options", {}).get("scale_t", 1.0)
-    rotation = dit.rope_encode(
-        frames, height, width, call.place * scale, device=x.device, dtype=torch.float32, transformer_options=options
+    # the passes of a block are at one place: what depends on that is made once for them
+    scales = options.get("rope_options") or {}
+    place = (call.place, frames, height, width, tuple(state.phases), tuple(sorted(scales.items())), x.device)
+    state.tables = None
+    if wants_prep(options):
+        made = state.keep("tables", place, lambda: prep_tables(call, grid, state.memory.layout, x.device, state.phases))
+        state.tables = with_slots(made, state.memory)
+    pairs = state.memory.layout.temporal_channels // 2
+    rotation = state.keep(
+        "rotation",
+        place,
+        lambda: rotation_matrices(dit, call.place, (frames, height, width), x.device, options, state.phases, pairs),
     )
-    if state.phases:
-        rotation = _rotate_by(rotation, state.phases, state.memory.layout.temporal_channels // 2)
     text = dit.text_embedding(context) if "dit" in options.get("patches_replace", {}) else None
     only_writes = state.kind is not CallKind.DENOISE
 
@@ -269,14 +287,6 @@ def _read_text(cross: Any, layer: int, q: torch.Tensor, state: CausalPass, optio
         read = (own, k[:, first : first + count], v[:, first : first + count])
         attended.append(attention(*read, heads=cross.num_heads, transformer_options=options))
     return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
-
-
-def _rotate_by(rotation: torch.Tensor, phases: Sequence[float], pairs: int) -> torch.Tensor:
-    """RoPE matrices [1, F * T, 1, all pairs, 2, 2] with the first `pairs` turned on by an angle per frame."""
-    angles = torch.tensor(phases, device=rotation.device).repeat_interleave(rotation.shape[1] // len(phases))
-    cos, sin = angles.cos(), angles.sin()
-    extra = torch.stack((cos, -sin, sin, cos), dim=-1).view(1, -1, 1, 1, 2, 2)
-    return torch.cat((extra @ rotation[:, :, :, :pairs], rotation[:, :, :, pairs:]), dim=3)
 
 
 def _modulated(norm: Any, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

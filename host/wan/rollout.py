@@ -24,11 +24,13 @@ from ...film.kv_memory import (
     KVMemory,
     MemorySettings,
     MemorySnapshot,
+    Observation,
     observe,
     restore,
     snapshot,
 )
 from ...film.kv_memory.shots import shot_phase
+from ..transfer import join_on_host, to_device, to_host
 from .forward import CausalPass, check_model, install, kv_layout
 from .noise import Noise, SeededNoise
 from .prompt_guider import CONTEXT, Prompt, PromptGuider
@@ -123,7 +125,7 @@ def roll_out(
     block = torch.zeros((1, channels, frames_per_block, *shape[3:]))
     try:
         latents = guider.sample(block, block, sampler, sigmas, callback=callback, disable_pbar=True, seed=seed)
-        return Rollout(latents.cpu(), snapshot(sampler.memory), sampler.log)
+        return Rollout(latents.cpu(), snapshot(sampler.memory), [seen.read() for seen in sampler.log])
     finally:
         # the clone stays ComfyUI's current patcher; it must not keep the memory alive
         sampler.release()
@@ -169,7 +171,7 @@ class RolloutSampler(comfy.samplers.Sampler):
         self.frames, self.noise, self.saved, self.start = frames, noise, memory, start
         self.first_frame, self.switches, self.on_block = first_frame, list(switches), on_block
         self.context = context or ShotContext()
-        self.log: list[dict[str, Any]] = []
+        self.log: list[Observation] = []
         self._memory: KVMemory | None = None
 
     @property
@@ -301,7 +303,7 @@ class _BlockLoop:
             memory.drop_window()
         if plan.start != "resume":
             self._switch(0)
-        output = torch.empty((1, self.like.shape[1], total, *self.like.shape[3:]), dtype=torch.float32)
+        output: list[torch.Tensor] = []
         segment = 0
         for block in range(total // step):
             due = sum(at <= block * step for at in plan.switches) - 1
@@ -312,10 +314,10 @@ class _BlockLoop:
             self._forward(CallKind.COMMIT, latents, torch.zeros_like(self.sigmas[0]))
             memory.remember_clean(latents)
             plan.log.append(observe(memory))
-            output[:, :, block * step : (block + 1) * step] = latents.cpu()
+            output.append(to_host(latents))
             if plan.on_block is not None:
                 plan.on_block(block, self.model.process_latent_out(latents))
-        return output
+        return join_on_host(output, 2, self.like.device)
 
     def _prefill_sink(self, context: ShotContext) -> None:
         """A cut: earlier shots' pictures become the sink, each under its own words."""
@@ -352,7 +354,7 @@ class _BlockLoop:
             x = clean = self.clip[:, :, block * shape[2] : (block + 1) * shape[2]].float()
         for i, (sigma, following) in enumerate(zip(self.sigmas[:-1], self.sigmas[1:], strict=True)):
             if i == 0 or self.plan.loop == "renoise":
-                x = sampling.noise_scaling(sigma, self.noise(block, i, shape).to(x), clean)
+                x = sampling.noise_scaling(sigma, to_device(self.noise(block, i, shape), x.device).to(x), clean)
             if given is not None:
                 x[:, :, : self.state.given] = given
             clean = self._forward(CallKind.DENOISE, x, sigma)

@@ -1,24 +1,13 @@
-"""ComfyUI reads its command line when it is first imported; tests of this room run it on the CPU."""
+"""Tiny models of this room's tests."""
 
 from __future__ import annotations
 
-import sys
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
-import comfy.options
-
-_argv = sys.argv
-sys.argv = [_argv[0], "--cpu"]
-comfy.options.enable_args_parsing()
-import comfy.cli_args  # noqa: E402  (parses now, with our argument)
-
-sys.argv = _argv
-
-import json  # noqa: E402
-from pathlib import Path  # noqa: E402
-from types import SimpleNamespace  # noqa: E402
-
-import pytest  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import pytest
+from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

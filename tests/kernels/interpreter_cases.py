@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import torch
 import triton
-from longreel.kernels import attention_triton, qk_prep_triton, reference, runs
+from longreel.kernels import attention_triton, qk_prep_triton, reference, runs, sparse, sparse_triton
 from longreel.kernels.configs import AttentionConfig, PrepConfig
 from triton.runtime import interpreter
 
@@ -122,6 +122,27 @@ def preparation(dtype: str, heads: int, head_dim: int, tokens_per_program: int, 
     return {"k": relative(*key), "q": relative(got[3], want[3]), "q_desc": relative(got[4], want[4])}
 
 
+def activation(dtype: str, heads: int, head_dim: int, candidates: int, active: int, tokens: int) -> dict[str, float]:
+    """Sparse activation: how many picks and copied numbers differ from PyTorch's, with ties."""
+    first, window = 2, 3
+    q = torch.randn(1, heads, 2 * tokens, head_dim).to(DTYPES[dtype])
+    means = torch.randn(candidates, heads, head_dim)
+    means[-1] = means[0]  # of equal scores the earlier is better
+    picks = sparse_triton.pick(q[0].mean(dim=1, dtype=torch.float32), means, active)
+    wrong = (picks != sparse.pick_frames(q, means, active)).sum()
+    to, slots = first + candidates + window, first + candidates + window + active + 1
+    arenas = [torch.full((1, heads, slots * tokens, head_dim), 7.0).to(DTYPES[dtype]) for _ in range(2)]
+    for arena in arenas:
+        arena[:, :, first * tokens : to * tokens].normal_()
+    wanted = [arena.clone() for arena in arenas]
+    sparse_triton.copy(*arenas, picks, first, to, tokens)
+    sparse.copy_frames(*wanted, picks, first, to, tokens)
+    moved = sum((a != b).sum() for a, b in zip(arenas, wanted))
+    assert all((arena[:, :, -tokens:] == 7).all() for arena in arenas), "nothing behind the last slot"
+    assert any((arena[:, :, to * tokens : -tokens] != 7).any() for arena in arenas)
+    return {"picks": float(wrong), "copied": float(moved)}
+
+
 def cases() -> dict[str, dict[str, float]]:
     """Every case's errors by its name, which begins with its dtype."""
     found = {}
@@ -129,6 +150,7 @@ def cases() -> dict[str, dict[str, float]]:
         found[f"{dtype} dense, odd sizes"] = attention(dtype, 13, 64, [[(13, 39)]], 13)
         found[f"{dtype} per head, wrapped"] = attention(dtype, 7, 32, [[(0, 14), (28, 7)], [(7, 21)]], 7)
         found[f"{dtype} preparation"] = preparation(dtype, heads=3, head_dim=32, tokens_per_program=4)
+        found[f"{dtype} sparse activation"] = activation(dtype, 3, 32, candidates=6, active=3, tokens=5)
     found["fp32 two of a batch"] = attention("fp32", 7, 32, [[(3, 30)]], 7, batch=2)
     found["fp32 a head of 128"] = attention("fp32", 33, 128, [[(0, 66), (99, 33)]], 33, tiles=(32, 32))
     found["fp32 the head's list is empty"] = attention("fp32", 7, 32, [[], [(7, 14)]], 7)
@@ -140,6 +162,7 @@ def cases() -> dict[str, dict[str, float]]:
     table = table.movedim(-1, 0).contiguous().movedim(0, -1)  # any strides are taken
     found["fp32 a list per query block"] = attention("fp32", 15, 32, table, 20, count=count, frames=4, slots=8)
     found["fp32 slots in another order"] = permutation()
+    found["fp32 one of two frames"] = activation("fp32", 2, 64, candidates=2, active=1, tokens=150)
     found["fp32 preparation of two"] = preparation("fp32", heads=2, head_dim=64, tokens_per_program=8, batch=2)
     return found
 

@@ -13,7 +13,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: nothing 
 if not hasattr(triton, "compile"):
     pytest.skip("this Triton compiles for no device but its own", allow_module_level=True)
 
-from longreel.kernels import attention_triton, qk_prep_triton  # noqa: E402
+from longreel.kernels import attention_triton, qk_prep_triton, sparse_triton  # noqa: E402
 from longreel.kernels.configs import attention_config, prep_config  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
@@ -28,6 +28,8 @@ STACK_LIMIT = 128
 
 TYPES = {
     **dict.fromkeys(("lse_ptr", "time_ptr", "row_ptr", "column_ptr", "q_sum_ptr", "k_sum_ptr"), "*fp32"),
+    **dict.fromkeys(("query_ptr", "means_ptr"), "*fp32"),
+    "picks_ptr": "*i64",
     **dict.fromkeys(("runs_ptr", "count_ptr", "frame_pos_ptr", "slots_ptr"), "*i32"),
     **dict.fromkeys(("scale", "eps"), "fp32"),
 }
@@ -90,6 +92,15 @@ def test_preparation(architecture: int, heads: int):
     )
     assert shared <= SHARED_MEMORY[architecture] * 1024
     assert stack <= STACK_LIMIT
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 120])
+def test_sparse_activation(architecture: int):
+    picking = {"HEAD_DIM": 128, "SIZE": 32}
+    for kernel, constants in ((sparse_triton.pick_kernel, picking), (sparse_triton.copy_kernel, {"BLOCK": 8192})):
+        shared, stack = usage(kernel, constants, architecture, num_warps=8)
+        assert shared <= SHARED_MEMORY[architecture] * 1024
+        assert stack <= STACK_LIMIT
 
 
 def test_spills_are_seen():

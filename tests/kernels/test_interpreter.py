@@ -30,8 +30,11 @@ IN_FP32 = [
     "a list per query block",
     "slots in another order",
     "preparation of two",
+    "one of two frames",
 ]
-CASES = [f"{dtype} {case}" for dtype in BOUNDS for case in (*ATTENTION, "preparation")] + [f"fp32 {c}" for c in IN_FP32]
+CASES = [f"{dtype} {case}" for dtype in BOUNDS for case in (*ATTENTION, "preparation", "sparse activation")] + [
+    f"fp32 {c}" for c in IN_FP32
+]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longreel.kernels import backends, ops, reference, runs
+from longreel.kernels import backends, ops, reference, runs, sparse
 
 HEADS, TOKENS, SLOTS, DIM = 3, 5, 6, 16
 
@@ -56,6 +56,25 @@ def test_top_slots_are_the_best_by_brute_force_and_the_first_on_ties():
             scores = [(-float(q[0, h, n] @ k[0, h, s]), i, s) for i, s in enumerate(candidates)]
             scores = [(round(score, 4), i, s) for score, i, s in scores]
             assert found[0, h, n].tolist() == [s for _, _, s in sorted(scores)[:3]]
+
+
+def test_the_table_of_sparse_activation_names_what_the_sorted_one_does():
+    picks, first, window = torch.tensor([[0, 2], [1, 2], [0, 1]]), 1, range(4, 6)
+    slots = torch.cat((picks + first, torch.tensor(list(window)).expand(3, -1)), dim=1)
+    q, (k, v) = queries(), arena()
+    got = ops.frame_attention(q, k, v, *sparse.sparse_runs(picks, first, window, TOKENS))
+    want = ops.frame_attention(q, k, v, *runs.slot_runs(slots[None, :, None], TOKENS))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def test_picks_are_the_best_by_brute_force_in_ascending_order_and_the_first_on_ties():
+    q, means = queries(), torch.randn(SLOTS, HEADS, DIM)
+    means[5] = means[0]
+    picks = sparse.pick_frames(q, means, 3)
+    for h in range(HEADS):
+        query = q[0, h].mean(dim=0)
+        scores = [(-round(float(query @ means[c, h]), 4), c) for c in range(SLOTS)]
+        assert picks[h].tolist() == sorted(c for _, c in sorted(scores)[:3])
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "torch"])

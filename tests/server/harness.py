@@ -1,4 +1,4 @@
-"""The real ComfyUI server for tests: our pack in a base directory of its own, on a free port, on the CPU.
+"""The real ComfyUI server for tests: our pack in a base directory of its own, on a free port, on the tests' device.
 
     def test_something(server: Server):
         outcome = server.queue({"1": {"class_type": "LongreelStoryboard", "inputs": {...}}, ...})
@@ -10,13 +10,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
+from ..device import VARIABLE, server_flags
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-FLAGS = ("--cpu", "--cache-classic", "--disable-api-nodes", "--database-url", "sqlite:///:memory:")
+FLAGS = ("--cache-classic", "--disable-api-nodes", "--database-url", "sqlite:///:memory:")
 """One cache mode on every machine (the default one evicts by free RAM), no talk to the outside, no database file."""
 
 
@@ -53,4 +56,5 @@ def make_server(base: Path, *flags: str) -> Server:
     for folder in ("custom_nodes", "input", "output", "models", "user", "temp"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     _setup.link(REPOSITORY, base / "custom_nodes" / "longreel")
-    return Server(Path(sys.executable), comfyui_root(), base, (*FLAGS, *flags), log=base / "server.log")
+    flags = (*server_flags(os.environ.get(VARIABLE, "cpu")), *FLAGS, *flags)
+    return Server(Path(sys.executable), comfyui_root(), base, flags, log=base / "server.log")

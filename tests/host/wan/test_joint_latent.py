@@ -14,6 +14,7 @@ from longreel.host.adapters.motion import attach, read_adapter, write_adapter, z
 from longreel.host.wan.joint_latent import check_model, joint_of
 
 from ... import tiny_models
+from ...device import same
 from ..joint_models import SIZE, info, load, network_inputs, random_adapter, sample
 
 SAMPLERS = ("euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep")
@@ -33,19 +34,19 @@ def zero(model):
 @pytest.mark.parametrize(("sampler", "head"), [*((each, "single") for each in SAMPLERS), ("euler", "separate")])
 def test_zero_adapter_is_the_base(model, sampler, head):
     with_adapter = attach(model, zero_adapter(model, info(head=head)))
-    assert torch.equal(sample(with_adapter, sampler=sampler), sample(model, sampler=sampler))
+    same(sample(with_adapter, sampler=sampler), sample(model, sampler=sampler))
 
 
 @pytest.mark.parametrize(("size", "batch"), [((3, 5, 7), 1), ((1, 4, 4), 2)])
 def test_zero_adapter_is_the_base_at_odd_sizes_and_in_batches(model, zero, size, batch):
-    assert torch.equal(sample(zero, size=size, batch=batch), sample(model, size=size, batch=batch))
+    same(sample(zero, size=size, batch=batch), sample(model, size=size, batch=batch))
 
 
 def test_zero_adapter_is_the_base_for_image_to_video():
     model = load(tiny_models.image_to_video_weights())
     picture = {"concat_latent_image": torch.randn(1, 16, *SIZE), "concat_mask": torch.ones(1, 1, *SIZE)}
     with_adapter = attach(model, zero_adapter(model, info()))
-    assert torch.equal(sample(with_adapter, extra=picture), sample(model, extra=picture))
+    same(sample(with_adapter, extra=picture), sample(model, extra=picture))
     moved = attach(model, random_adapter(model))
     assert not torch.equal(sample(moved, extra=picture), sample(model, extra=picture))
 
@@ -58,7 +59,7 @@ def test_zero_adapter_is_the_base_with_a_given_first_frame():
     latent = torch.randn(1, 48, *SIZE, generator=torch.Generator().manual_seed(1))
     with_adapter = attach(model, zero_adapter(model, info(48)))
     expected = sample(model, mask=mask, latent=latent)
-    assert torch.equal(sample(with_adapter, mask=mask, latent=latent), expected)
+    same(sample(with_adapter, mask=mask, latent=latent), expected)
     assert torch.allclose(expected[:, :, 0], latent[:, :, 0], atol=1e-5)
     moved = sample(attach(model, random_adapter(model)), mask=mask, latent=latent)
     assert torch.allclose(moved[:, :, 0], latent[:, :, 0], atol=1e-5)
@@ -81,7 +82,7 @@ def with_windows(model):
 def test_zero_adapter_is_the_base_in_context_windows(model):
     windowed, size = with_windows(model), (6, 4, 6)
     expected = sample(windowed, size=size)
-    assert torch.equal(sample(attach(windowed, zero_adapter(model, info())), size=size), expected)
+    same(sample(attach(windowed, zero_adapter(model, info())), size=size), expected)
     first = next(iter(attach(windowed, zero_adapter(model, info())).wrappers[KIND.SAMPLER_SAMPLE]))
     assert first == "longreel_motion", "the noise of both halves is shuffled together"
 
@@ -98,7 +99,7 @@ def test_zero_adapter_is_the_base_under_an_attention_of_another_pack(model):
     expected = sample(other)
     assert calls
     assert not torch.equal(expected, sample(model))
-    assert torch.equal(sample(attach(other, zero_adapter(model, info()))), expected)
+    same(sample(attach(other, zero_adapter(model, info()))), expected)
 
 
 def test_the_base_is_unchanged_after_a_run(model):
@@ -106,13 +107,13 @@ def test_the_base_is_unchanged_after_a_run(model):
     assert not torch.equal(sample(attach(model, random_adapter(model))), before)
     assert not torch.equal(sample(attach(model, random_adapter(model, trunk=False))), before)
     assert all(torch.equal(value, weights[key]) for key, value in model.model.state_dict().items())
-    assert torch.equal(sample(model), before)
+    same(sample(model), before)
     assert joint_of(model) is None
 
 
 def test_strengths_of_zero_are_the_base(model):
     adapter = random_adapter(model)
-    assert torch.equal(sample(attach(model, adapter, lora_strength=0, motion_strength=0)), sample(model))
+    same(sample(attach(model, adapter, lora_strength=0, motion_strength=0)), sample(model))
     trunk = sample(attach(model, adapter, motion_strength=0))
     plain, _ = comfy.sd.load_lora_for_models(model, None, dict(adapter.trunk), 1.0, 0.0)
     assert torch.equal(trunk, sample(plain)), "without motion the trunk is an ordinary LoRA"
@@ -153,7 +154,7 @@ def test_motion_is_returned_beside_the_appearance(model):
     nested = sample(attach(model, adapter, return_motion=True), callback=lambda step, x0, *rest: kept.append(x0))
     assert nested.is_nested
     appearance, motion = nested.unbind()
-    assert torch.equal(appearance, sample(attach(model, adapter)))
+    same(appearance, sample(attach(model, adapter)))
     assert motion.shape == appearance.shape
     assert not torch.equal(motion, appearance)
     assert all(x0.is_nested for x0 in kept)
@@ -171,7 +172,7 @@ def test_a_second_stage_continues_the_motion_it_is_given(model):
     assert torch.allclose(second, whole, atol=2e-4)
     # Without it the trunk alone goes on, as on the low-noise expert of A14B.
     trunk, _ = comfy.sd.load_lora_for_models(model, None, dict(adapter.trunk), 1.0, 0.0)
-    assert torch.equal(sample(attach(model, adapter), **still), sample(trunk, **still))
+    same(sample(attach(model, adapter), **still), sample(trunk, **still))
 
 
 def test_handing_over_to_the_untouched_low_noise_expert(model, zero):
@@ -200,7 +201,7 @@ def test_a_file_round_trip(model, tmp_path):
         write_adapter(path, adapter)
         read = read_adapter(path)
         assert read.info == adapter.info
-        assert torch.equal(sample(attach(model, read)), sample(attach(model, adapter)))
+        same(sample(attach(model, read)), sample(attach(model, adapter)))
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -209,7 +210,7 @@ def test_the_plain_lora_loader_loads_the_trunk(model, tmp_path):
     write_adapter(tmp_path / "a.safetensors", adapter)
     weights = comfy.utils.load_torch_file(str(tmp_path / "a.safetensors"))
     plain, _ = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)
-    assert torch.equal(sample(plain), sample(attach(model, adapter, motion_strength=0)))
+    same(sample(plain), sample(attach(model, adapter, motion_strength=0)))
 
 
 def test_a_fully_trained_trunk_is_a_patch_of_whole_weights(model):

@@ -23,7 +23,10 @@ from longreel.host.wan.noise import SeededNoise
 from longreel.host.wan.rollout import Prompt, RolloutError, RolloutSampler, roll_out
 from longreel.kernels.dense import dense_attention
 from longreel.kernels.ops import frame_attention, qk_prep
+from longreel.kernels.sparse import copy_frames
 from safetensors.torch import load, save
+
+from ...device import same
 
 SIGMAS = torch.tensor([1.0, 0.9375, 0.8333333, 0.625, 0.0])
 
@@ -70,7 +73,7 @@ def test_saved_in_the_middle_and_continued_is_the_same_film(tiny_wan, conds, nam
         start="resume",
         first_block=6,
     )
-    assert torch.equal(whole.latents, torch.cat([begun.latents, rest.latents], dim=2))
+    same(whole.latents, torch.cat([begun.latents, rest.latents], dim=2))
     assert whole.memory.meta == rest.memory.meta
     assert all(torch.equal(tensor, rest.memory.tensors[key]) for key, tensor in whole.memory.tensors.items())
 
@@ -80,7 +83,7 @@ def test_a_continued_shot_equals_a_prompt_switch_inside_one(tiny_wan, conds):
     first = film(tiny_wan, conds, 4)
     prompts = [Prompt(0, conds[1])]
     second = film(tiny_wan, conds, 4, prompts=prompts, memory=first.memory, start="continue", first_block=4)
-    assert torch.equal(whole.latents, torch.cat([first.latents, second.latents], dim=2))
+    same(whole.latents, torch.cat([first.latents, second.latents], dim=2))
 
 
 def test_a_cut_forgets_the_window_but_not_sink_and_bank(tiny_wan, conds):
@@ -182,7 +185,7 @@ def test_a_used_model_is_bit_identical_in_cores_sampler(load_tiny, conds):
 
 
 def test_plain_and_causal_wan_make_the_same_film(load_tiny, tiny_wan, conds):
-    assert torch.equal(film(load_tiny(causal=False), conds, 3).latents, film(tiny_wan, conds, 3).latents)
+    same(film(load_tiny(causal=False), conds, 3).latents, film(tiny_wan, conds, 3).latents)
 
 
 @pytest.mark.parametrize("when", [0, 6, 17])
@@ -207,7 +210,7 @@ def test_an_interrupt_leaves_nothing_behind(tiny_wan, conds, when, monkeypatch):
     gc.collect()
     assert len(arenas) == 1
     assert arenas[0]() is None
-    assert torch.equal(film(tiny_wan, conds, 2).latents, expected)
+    same(film(tiny_wan, conds, 2).latents, expected)
     gc.collect()
     assert arenas[1]() is None
 
@@ -257,7 +260,7 @@ def test_block_and_attention_patches_are_honoured(load_tiny, conds):
     clone.set_model_patch(double_block, "double_block")
     clone.set_model_patch_replace(replace, "dit", "double_block", 1)
     clone.model_options["transformer_options"]["optimized_attention_override"] = override
-    assert torch.equal(film(clone, conds, 2).latents, plain)
+    same(film(clone, conds, 2).latents, plain)
     assert set(called) == {"attn1", "attn2", "double_block", "dit", "override"}
 
     louder = model.clone()
@@ -282,11 +285,28 @@ def test_sparse_activation_in_place_equals_its_copy(tiny_wan, conds, monkeypatch
     used.clear()
     dense = film(tiny_wan, conds, 2, settings=MEMFLOW).latents
     assert not used, "dense attention is ComfyUI's"
-    assert torch.equal(dense, film(tiny_wan, conds, 2, settings=MEMFLOW).latents)
+    same(dense, film(tiny_wan, conds, 2, settings=MEMFLOW).latents)
     clone = tiny_wan.clone()
     clone.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
     film(clone, conds, 8, settings=MEMORIES[name])
     assert not used, "another attention that the user chose stays"
+
+
+@pytest.mark.parametrize("name", ["sparse", "relative"])
+def test_the_kernels_way_of_sparse_activation_is_the_same_film(tiny_wan, conds, monkeypatch, name):
+    plain, copies = film(tiny_wan, conds, 8, settings=MEMORIES[name]), []
+
+    def spy(*given):
+        copies.append(given)
+        return copy_frames(*given)
+
+    monkeypatch.setattr(frame_attention_room, "has_kernel", lambda q: True)
+    monkeypatch.setattr(frame_attention_room, "copy_frames", spy)
+    other = film(tiny_wan, conds, 8, settings=MEMORIES[name])
+    assert copies
+    same(other.latents, plain.latents)
+    assert other.log == plain.log
+    assert any(line["picks"] for line in plain.log)
 
 
 @pytest.mark.parametrize("name", ["memflow", "sparse", "relative"])
@@ -328,7 +348,7 @@ def test_cudnn_comes_first_only_where_nobody_chose(tiny_wan, conds, monkeypatch)
         return dense_attention(q, k, v)
 
     monkeypatch.setattr(frame_attention_room, "dense_attention", dense)
-    assert torch.equal(film(tiny_wan, conds, 2).latents, plain)
+    same(film(tiny_wan, conds, 2).latents, plain)
     assert not used, "a CPU has no cuDNN"
     monkeypatch.setattr(frame_attention_room, "prefers_cudnn", lambda q: True)
     chosen = comfy.ldm.modules.attention.optimized_attention

@@ -16,6 +16,8 @@ from longreel.host.wan.shot_context import ShotContext
 from longreel.kernels.ops import qk_prep
 from safetensors.torch import load, save
 
+from ...device import same
+
 HEADS, SIZE = 4, (4, 6)
 SIGMAS = torch.tensor(shotstream_sigmas(4))
 
@@ -206,7 +208,7 @@ def test_saved_in_the_middle_of_a_shot_and_continued_is_the_same_film(tiny_wan, 
         tiny_wan, texts, pictures, 2, 2, settings,
         memory=memory, start="resume", first_block=2, context=None, noise=None, seed=5,
     )  # fmt: skip
-    assert torch.equal(whole.latents, torch.cat([begun.latents, rest.latents], dim=2))
+    same(whole.latents, torch.cat([begun.latents, rest.latents], dim=2))
     assert whole.memory.meta == rest.memory.meta
     assert all(torch.equal(tensor, rest.memory.tensors[key]) for key, tensor in whole.memory.tensors.items())
 
@@ -222,7 +224,7 @@ def test_a_prompt_changes_within_a_shot_and_the_pictures_stay(tiny_wan, texts, p
         tiny_wan, texts, pictures, 0, 1, settings,
         memory=first.memory, start="continue", first_block=3, context=None, noise=None, seed=3,
     )  # fmt: skip
-    assert torch.equal(whole.latents, torch.cat([first.latents, second.latents], dim=2))
+    same(whole.latents, torch.cat([first.latents, second.latents], dim=2))
     sink = slice(0, 6 * 6)
     assert torch.equal(first.memory.tensors["sink.canonical"], second.memory.tensors["sink.canonical"])
     assert not torch.equal(first.memory.tensors["k"][0][:, sink], second.memory.tensors["k"][0][:, sink]), "seated anew"
@@ -232,7 +234,7 @@ def test_a_cut_forgets_all_but_what_it_is_shown(tiny_wan, texts, pictures):
     before = film(tiny_wan, texts, pictures, 1, 2)
     after = film(tiny_wan, texts, pictures, 2, 2, memory=before.memory)
     alone = film(tiny_wan, texts, pictures, 2, 2)
-    assert torch.equal(after.latents, alone.latents)
+    same(after.latents, alone.latents)
     assert alone.memory.position == 206
     assert alone.log[-1]["sink"] == list(range(6))
     assert alone.log[-1]["window"] == list(range(200, 206))
