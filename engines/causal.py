@@ -29,6 +29,7 @@ from ..host.families import encode_image
 from ..host.files.pictures import load_picture
 from ..host.progress import Progress
 from ..host.wan.forward import check_model, kv_layout
+from ..host.wan.other_nodes import inference_dtype
 from ..host.wan.recall import prompt_keys
 from ..host.wan.rollout import Prompt, roll_out
 from ..host.wan.rollout_checks import check_start
@@ -89,7 +90,7 @@ class CausalEngine(EngineBase):
         """Of the KV memory."""
         kv = kv_layout(self.model, *self._latent_size)
         ring = KVMemory.ring_frames(self.memory, latent_frames)
-        return FrameArena.bytes_needed(kv, self.memory, ring, self.model.model.get_dtype_inference())
+        return FrameArena.bytes_needed(kv, self.memory, ring, inference_dtype(self.model))
 
     def steps(self, plan: ShotPlan) -> int:
         """Forward passes: denoising and one clean pass for each block."""
