@@ -41,8 +41,7 @@ class LongreelReelToVideo(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="video/longreel",
-                    tooltip="Folder and beginning of the file's name, below the output folder; a number is added. "
-                    "%date:yyyy-MM-dd% and %width% are filled in.",
+                    tooltip="Folder and beginning of the file's name, below the output folder; a number is added.",
                 ),
                 io.Combo.Input(
                     "format",

@@ -28,11 +28,11 @@ from .. import tiny_models
 from ..host.wan.test_other_nodes import NODES, said
 
 SHOT = parse_shot("seconds: 0.3\nA red ball stands at the beach.")
+# At guidance 1 a step is one evaluation. With two, ComfyUI batches them or not by what memory is free, and the last bits
+# differ.
 NEAR = (
     "ModelComputeDtype",
     "Attention override (SageAttention)",
-    "EasyCache",
-    "LazyCache",
     "Normalized Attention Guidance",
     "Context Windows",
 )
@@ -54,7 +54,7 @@ def cache_guided(clip: Any, vae: Any, folder: Path) -> CacheGuidedEngine:
         width=32,
         height=32,
         fps=16.0,
-        sampling=SamplerSettings(steps=4, cfg=2.0, sampler="euler"),
+        sampling=SamplerSettings(steps=4, cfg=1.0, sampler="euler"),
     )
 
 
@@ -70,7 +70,7 @@ def first_frame(clip: Any, vae: Any, _folder: Path) -> FirstFrameEngine:
         height=32,
         fps=16.0,
         step_count=4,
-        cfg=2.0,
+        cfg=1.0,
         sampler="euler",
         scheduler="simple",
         negative="A blue star.",
@@ -105,4 +105,5 @@ def test_a_film_with_them_is_what_the_table_says_and_the_next_is_plain(filmed: t
             latents = film(changed)
             assert torch.isfinite(latents).all(), name
             assert not torch.equal(latents, plain), name
-        assert torch.equal(film(engine), plain), name
+        again = film(engine)
+        assert torch.equal(again, plain), f"{name}: {(again - plain).abs().max()}"
