@@ -21,6 +21,7 @@ from ..film.kv_memory.arena import FrameArena
 from ..film.kv_memory.kv import KVMemory
 from ..film.kv_memory.recall import RetrievedFrame
 from ..film.kv_memory.snapshot import check as check_snapshot
+from ..film.pixels import check_cover
 from ..film.reel.groups import KVLogGroup, KVMemoryGroup
 from ..film.reel.reel import Reel, ReelError, check_layout
 from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts
@@ -123,7 +124,10 @@ class CausalEngine(EngineBase):
             raise EngineError("Only a shot that starts with a cut can start from a picture: set its start to cut.")
         for prompt in shot.prompts:
             self.clip.tokenize(prompt.text)
-        return ShotInputs(load_picture(shot.references[0]) if shot.references else given)
+        picture = load_picture(shot.references[0]) if shot.references else given
+        if picture is not None:
+            check_cover((picture.shape[2], picture.shape[1]), (self.width, self.height))
+        return ShotInputs(picture)
 
     # Filming
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ...film.console import print_anything
 from .safetensors_io import CheckpointError, StoredTensor, few, open_tensors, write_tensors
 
 __all__ = ["MADE_FROM", "CheckpointError", "convert", "convert_lora", "main"]
@@ -243,6 +244,7 @@ def _say(line: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m longreel.host.files.checkpoints", description=__doc__)
     parser.add_argument("source", type=Path, help=".pt or .safetensors file, or diffusers folder")
     parser.add_argument("output", type=Path, help="safetensors file to write")

@@ -28,7 +28,7 @@ from .. import tiny_models
 from ..host.wan.test_other_nodes import NODES, said
 
 SHOT = parse_shot("seconds: 0.3\nA red ball stands at the beach.")
-# At guidance 1 a step is one evaluation. With two, ComfyUI batches them or not by what memory is free, and the last bits
+# At guidance 1 a step is one evaluation. With two, ComfyUI batches them or not by what memory is free, and last bits
 # differ.
 NEAR = (
     "ModelComputeDtype",
