@@ -81,8 +81,17 @@ def project_folder(name: str) -> Path:
 
 def spill_folder() -> Path:
     """The folder for tensors that are too large to keep in memory. ComfyUI empties it when it starts and stops."""
-    folder = Path(folder_paths.get_temp_directory()) / "longreel"
-    folder.mkdir(parents=True, exist_ok=True)
+    return made_folder(Path(folder_paths.get_temp_directory()) / "longreel")
+
+
+def made_folder(folder: Path) -> Path:
+    """The folder, made if need be. Raises ValueError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"The folder {folder} cannot be made ({error.strerror}): allow it, or let ComfyUI use another place."
+        ) from error
     return folder
 
 

@@ -129,3 +129,10 @@ def test_names_of_projects_fit_every_disk() -> None:
     assert paths.project_folder("\U00020000" * 80) != paths.project_folder("\U00020000" * 79)
     for device in ("COM\u00b9", "lpt\u00b3", "nul", "com1"):
         assert paths.project_folder(device).name != device
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"cannot be made \(Not a directory\)"):
+        paths.spill_folder()
