@@ -21,6 +21,7 @@ from ..film.kv_memory.arena import FrameArena
 from ..film.kv_memory.kv import KVMemory
 from ..film.kv_memory.recall import RetrievedFrame
 from ..film.kv_memory.snapshot import check as check_snapshot
+from ..film.pixels import check_cover
 from ..film.reel.groups import KVLogGroup, KVMemoryGroup
 from ..film.reel.reel import Reel, ReelError, check_layout
 from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts
@@ -29,6 +30,7 @@ from ..host.families import encode_image
 from ..host.files.pictures import load_picture
 from ..host.progress import Progress
 from ..host.wan.forward import check_model, kv_layout
+from ..host.wan.other_nodes import inference_dtype
 from ..host.wan.recall import prompt_keys
 from ..host.wan.rollout import Prompt, roll_out
 from ..host.wan.rollout_checks import check_start
@@ -89,7 +91,7 @@ class CausalEngine(EngineBase):
         """Of the KV memory."""
         kv = kv_layout(self.model, *self._latent_size)
         ring = KVMemory.ring_frames(self.memory, latent_frames)
-        return FrameArena.bytes_needed(kv, self.memory, ring, self.model.model.get_dtype_inference())
+        return FrameArena.bytes_needed(kv, self.memory, ring, inference_dtype(self.model))
 
     def steps(self, plan: ShotPlan) -> int:
         """Forward passes: denoising and one clean pass for each block."""
@@ -122,7 +124,10 @@ class CausalEngine(EngineBase):
             raise EngineError("Only a shot that starts with a cut can start from a picture: set its start to cut.")
         for prompt in shot.prompts:
             self.clip.tokenize(prompt.text)
-        return ShotInputs(load_picture(shot.references[0]) if shot.references else given)
+        picture = load_picture(shot.references[0]) if shot.references else given
+        if picture is not None:
+            check_cover((picture.shape[2], picture.shape[1]), (self.width, self.height))
+        return ShotInputs(picture)
 
     # Filming
 

@@ -32,6 +32,7 @@ from ..film.dual_cache import (
     retrieve,
     set_temporal,
 )
+from ..film.pixels import check_cover
 from ..film.reel.groups import ShownKeyframesGroup
 from ..film.reel.reel import Reel, check_layout
 from ..film.reel.takes import ShotPlan, plan_shot, schedule_prompts, takes
@@ -142,6 +143,8 @@ class CacheGuidedEngine(EngineBase):
         for prompt in shot.prompts:
             self.clip.tokenize(prompt.text)
         if not shot.references:
+            if given is not None:
+                check_cover((given.shape[2], given.shape[1]), (self.width, self.height))
             return ShotInputs(given)
         sized = [cover(load_picture(name), self.width, self.height) for name in shot.references]
         return ShotInputs(torch.cat(sized))

@@ -18,6 +18,7 @@ from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.reel.groups import GroupTensors
+from ..film.reel.latent_space import WAN
 from ..film.reel.reel import FOLLOWS, FilmedShot, Reel, ReelLayout
 from ..film.reel.takes import FrameGrid, ShotPlan
 from ..film.storyboard.shot import Shot
@@ -26,6 +27,7 @@ from ..host.files.paths import spill_folder
 from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
 from ..host.progress import Previewer, Progress, film_previewer
 from ..host.wan.joint_latent import joint_of
+from ..host.wan.other_nodes import wan_fault
 
 __all__ = ["Capabilities", "EditKind", "Engine", "EngineBase", "EngineError", "ShotInputs"]
 
@@ -212,12 +214,15 @@ class EngineBase(ABC):
     # What it refuses before a GPU starts
 
     def check_models(self) -> None:
-        """Refuse a VAE, or a size, that does not fit the models, and models that return more than a video's latents.
+        """Refuse a VAE, or a size, that does not fit the models, and models that return more than a video's latents or
+        carry patches that change nothing.
 
         Raises UnsupportedVaeError or EngineError, ValueErrors of one sentence.
         """
         for model in self.models:
             of(model, self.vae)
+            if self.family.latents.family == WAN and (fault := wan_fault(model)):
+                raise EngineError(fault)
             joint = joint_of(model)
             if joint is not None and joint.return_motion:
                 raise EngineError(

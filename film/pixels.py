@@ -17,7 +17,18 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-__all__ = ["CROP_PAD", "MAX_PIXELS", "Box", "PixelError", "Reference", "check_pixels", "from_pil", "to_bytes", "to_pil"]
+__all__ = [
+    "CROP_PAD",
+    "MAX_PIXELS",
+    "Box",
+    "PixelError",
+    "Reference",
+    "check_cover",
+    "check_pixels",
+    "from_pil",
+    "to_bytes",
+    "to_pil",
+]
 
 CROP_PAD = 5
 """Pixels kept around a cut-out's opaque part (FFGo's canvases, docs/methods/ffgo.md)."""
@@ -28,6 +39,23 @@ SMALL_SHARE = 0.01
 
 class PixelError(ValueError):
     """A picture or box that cannot be used. The message is one sentence that says what to change."""
+
+
+def check_cover(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Raises PixelError for a picture so thin that nothing is left of it when it is cut to the shape of a film.
+
+    size, wanted: width and height in pixels. The cut is that of core's common_upscale, around the centre.
+    """
+    (width, height), aspect = size, wanted[0] / wanted[1]
+    if width / height > aspect:
+        width -= 2 * round((width - height * aspect) / 2)
+    else:
+        height -= 2 * round((height - width / aspect) / 2)
+    if width < 1 or height < 1:
+        raise PixelError(
+            f"A picture of {size[0]} x {size[1]} pixels is too thin for a film of {wanted[0]} x {wanted[1]}: crop it "
+            "closer to that shape."
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import comfy.sd
 import comfy.utils
 import torch
 
+from ..film.weights_file import weights_fault
 from ..miniature.text import TextEncoder, pad, tokenize
 
 Tokens = dict[str, list[list[tuple[int, float]]]]
@@ -67,6 +69,8 @@ def load_miniature_clip(path: str) -> comfy.sd.CLIP:
 
     Raises ValueError: the file is not a text encoder of the miniature.
     """
+    if fault := weights_fault(Path(path)):
+        raise ValueError(fault)
     state = comfy.utils.load_torch_file(path, safe_load=True)
     if "words.weight" not in state or "places.weight" not in state:
         raise ValueError(f"'{path}' is not the miniature's text encoder: choose longreel-miniature-text.safetensors.")

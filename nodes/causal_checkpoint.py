@@ -80,7 +80,11 @@ class LongreelLoadCausalCheckpoint(io.ComfyNode):
 
     @override
     @classmethod
-    def execute(cls, checkpoint: str, lora: str, lora_use: dict[str, object], averaged: bool) -> io.NodeOutput:
+    def execute(
+        cls, checkpoint: str, lora: str, averaged: bool, lora_use: dict[str, object] | None = None
+    ) -> io.NodeOutput:
+        if lora_use is None:  # left out, or none of the choices, by who calls ComfyUI's API
+            raise ValueError("Choose a lora_use: merge or patch.")
         patch = lora_use["lora_use"] == "patch"
         strength = float(str(lora_use.get("strength", 1.0)))
         chosen = None if lora == _NONE else lora

@@ -95,7 +95,7 @@ class LongreelCausalEngine(io.ComfyNode):
         steps: int,
         loop: str,
         frames_per_block: int,
-        memory: dict[str, Any],
+        memory: dict[str, Any] | None = None,
         sigmas: Tensor | None = None,
     ) -> io.NodeOutput:
         if clip is None:

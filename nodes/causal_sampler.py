@@ -31,6 +31,6 @@ class LongreelCausalSampler(io.ComfyNode):
 
     @override
     @classmethod
-    def execute(cls, loop: str, frames_per_block: int, memory: dict[str, Any]) -> io.NodeOutput:
+    def execute(cls, loop: str, frames_per_block: int, memory: dict[str, Any] | None = None) -> io.NodeOutput:
         settings = memory_settings(memory)
         return io.NodeOutput(RolloutSampler(settings=settings, frames_per_block=frames_per_block, loop=cast(Any, loop)))

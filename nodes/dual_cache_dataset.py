@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..film.reel.project import project_folder
+from ..host.files.paths import made_folder
 from ..host.media.embedder import Embedder
 from ..host.progress import Progress
 from ..training.core.settings import from_widgets, node_inputs
@@ -143,7 +144,7 @@ class LongreelWeaverDataset(io.ComfyNode):
         if not source.is_dir():
             raise SceneDataError(f"There is no folder {source}: write the full path of a folder with films.")
         sheet, progress = folder / "contact_sheet.png", Progress(1)
-        folder.mkdir(parents=True, exist_ok=True)
+        made_folder(folder)
         if any(source.glob("*.safetensors")):
             scenes = load_scenes(source)
             draw_keyframes(scenes, vae, model.model.latent_format, sheet)

@@ -8,8 +8,8 @@ from typing_extensions import override
 
 from ..film.reel.atomic import write_text
 from ..film.reel.cut_list import edit_list, subtitles
-from ..film.reel.reel import Reel, load_reel, save_reel
-from ..host.files.paths import input_file, output_file
+from ..film.reel.reel import Reel, ReelError, load_reel, save_reel
+from ..host.files.paths import input_file, output_file, prefix_fault
 from .sockets import FILM, ReelSocket
 
 _SUFFIX = ".reel.safetensors"
@@ -42,6 +42,11 @@ class LongreelSaveReel(io.ComfyNode):
             ],
             is_output_node=True,
         )
+
+    @override
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        return prefix_fault(filename_prefix) or True
 
     @override
     @classmethod
@@ -136,11 +141,21 @@ class LongreelSaveCutList(io.ComfyNode):
 
     @override
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        return prefix_fault(filename_prefix) or True
+
+    @override
+    @classmethod
     def execute(cls, reel: Reel, filename_prefix: str, video: str) -> io.NodeOutput:
         target = output_file(filename_prefix, ".edl", reel.layout.width, reel.layout.height)
         cuts, words = edit_list(reel, video), subtitles(reel)
-        write_text(target.path, cuts)
-        write_text(target.path.with_suffix(".srt"), words)
+        try:
+            write_text(target.path, cuts)
+            write_text(target.path.with_suffix(".srt"), words)
+        except OSError as error:
+            raise ReelError(
+                f"The cut list cannot be written to {target.path.parent} ({error.strerror}): choose another folder."
+            ) from error
         name = f"{target.subfolder}/{target.filename}" if target.subfolder else target.filename
         told = f"{name} and .srt: {len(reel.shots)} {'shot' if len(reel.shots) == 1 else 'shots'}"
         return io.NodeOutput(cuts, words, ui=ui.PreviewText(told))

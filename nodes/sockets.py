@@ -9,7 +9,7 @@ from comfy.samplers import SAMPLER_NAMES, SCHEDULER_NAMES
 from comfy_api.latest import io
 
 from ..film.first_frame import MAX_REFERENCES, Reference
-from ..film.kv_memory import MEMFLOW, PRESETS, MemorySettings
+from ..film.kv_memory import MEMFLOW, PRESETS, MemorySettings, MemorySettingsError
 from ..film.reel.project import ProjectStore
 from ..film.storyboard.shot import MAX_SEED
 from ..host.files.paths import project_folder
@@ -276,9 +276,15 @@ def memory_input() -> io.DynamicCombo.Input:
     )
 
 
-def memory_settings(value: dict[str, Any]) -> MemorySettings:
-    """The settings that a memory input stands for. Raises MemorySettingsError where they contradict each other."""
+def memory_settings(value: dict[str, Any] | None) -> MemorySettings:
+    """The settings that a memory input stands for. Raises MemorySettingsError where they contradict each other, and for
+    None: so comes an input that was left out, or whose choice is none of ours, from who calls ComfyUI's API.
+    """
+    if value is None:
+        raise MemorySettingsError(f"Choose a memory: one of {', '.join((*PRESETS, _CUSTOM))}.")
     chosen = {name: setting for name, setting in value.items() if name != "memory"}
     if value["memory"] != _CUSTOM:
         return PRESETS[value["memory"]]
+    if missing := {"window", "sink", "bank"} - chosen.keys():
+        raise MemorySettingsError(f"A custom memory needs memory.{min(missing)}: give it a number of frames.")
     return MemorySettings(**{**chosen, "window": chosen["window"] or None})

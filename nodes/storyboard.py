@@ -126,11 +126,11 @@ class LongreelStoryboardFromFile(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: str | None, story: int | None) -> bool | str:
         if file is None:
             return True
         try:
-            read_storyboards(_path(file))
+            _choose(file, story or 1, DEFAULT_SECONDS)
         except ValueError as error:
             return str(error)
         return True

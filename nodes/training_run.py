@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..film.reel.project import project_folder
+from ..host.files.paths import made_folder
 from ..host.files.pictures import as_image
 from ..training.core.in_node import training_in_node
 from ..training.core.run import newest_sample
@@ -55,8 +56,13 @@ def trained(cls: type[io.ComfyNode], run: Path, loader: str, train: Callable[[Ca
 
         made = train(say)
     file = run.parent.parent / "loras" / f"{run.name}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(made, file)
+    made_folder(file.parent)
+    try:
+        shutil.copyfile(made, file)
+    except OSError as error:
+        raise ValueError(
+            f"{made} is trained, and cannot be copied to {file.parent} ({error.strerror}): copy it to your LoRAs."
+        ) from error
     report = "\n".join([*(line for line in told if not _PROGRESS.match(line)), f"{file}, also for {loader}."])
     curve, newest = picture(run / "loss.png"), newest_sample(run)
     shown: dict[str, Any] = {**ui.PreviewImage(curve, cls=cls).as_dict(), "text": (report,)}

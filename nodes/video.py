@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..film.reel.reel import Reel, ReelError
-from ..host.files.paths import output_file
+from ..host.files.paths import output_file, prefix_fault
 from ..host.files.video import VideoWriter, as_video, workflow_metadata
 from ..host.media.decode import decoding_steps, film_frames
 from ..host.progress import Progress
@@ -92,6 +92,11 @@ class LongreelReelToVideo(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
+
+    @override
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        return prefix_fault(filename_prefix) or True
 
     @override
     @classmethod

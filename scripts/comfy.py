@@ -15,6 +15,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 14):
     sys.exit("Longreel needs Python 3.10 to 3.14; this is Python {}.{}.".format(*sys.version_info))
 
 import argparse
+import io
 import json
 import re
 import signal
@@ -155,6 +156,10 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     if rest[:1] == ["--"]:
         rest = rest[1:]
+    for stream in (sys.stdout, sys.stderr):
+        # A name in another language must not end a film on a console that cannot print it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Ended from outside, stop the server as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

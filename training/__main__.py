@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..film.console import print_anything
 from . import __path__ as _ROOMS
 from .core.command_line import Command
 from .core.processes import processes
@@ -37,6 +38,7 @@ COMMANDS = find_commands()
 
 def main() -> None:
     """Read the command line and run the recipe it names."""
+    print_anything()
     # Batch systems announce the end of a job with SIGTERM: it saves and stops a run as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser(

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
+from ..decode import parse
 from .codec import FlowCodec
 from .values import MotionError
 
 __all__ = ["FILE_KEYS", "FORMAT", "PREFIX", "AdapterInfo", "FlowGate", "GateLevel"]
 
 FORMAT = 1
+_MOST_LEVELS, _MOST_PATCH, _MOST_WIDTH = 1000, 64, 1 << 16
 PREFIX = "videojam."
 
 FILE_KEYS = {
@@ -93,7 +95,8 @@ class FlowGate:
     def from_json(cls, text: str) -> FlowGate:
         """The inverse of `to_json`. Raises MotionError for other text."""
         try:
-            return cls(tuple(GateLevel(**level) for level in json.loads(text)))
+            levels = (level.fields() for level in parse(text).list(_MOST_LEVELS))
+            return cls(tuple(GateLevel(**{name: value.number() for name, value in level.items()}) for level in levels))
         except (ValueError, TypeError) as error:
             raise MotionError(f"The adapter's flow gate cannot be read ({error}): save the adapter anew.") from error
 
@@ -174,21 +177,25 @@ class AdapterInfo:
             raise MotionError(f"The adapter's metadata cannot be read ({error!r}): save the adapter anew.") from error
 
 
+def _number(said: Mapping[str, str], name: str) -> float:
+    return parse(said[name]).number()
+
+
 def _parsed(said: Mapping[str, str]) -> dict[str, Any]:
     """Constructor arguments from metadata without its prefix."""
     own = {each.name for each in fields(AdapterInfo)}
     values: dict[str, Any] = {name: value for name, value in said.items() if name in own - {"training"}}
-    start, end = json.loads(said["recommended_window"])
-    time, rows, columns = json.loads(said["patch_size"])
+    start, end = (value.number() for value in parse(said["recommended_window"]).list(2, 2))
+    time, rows, columns = (value.integer(1, _MOST_PATCH) for value in parse(said["patch_size"]).list(3, 3))
     values |= {
-        "latent_channels": int(said["latent_channels"]),
-        "dim": int(said["dim"]),
+        "latent_channels": parse(said["latent_channels"]).integer(1, _MOST_WIDTH),
+        "dim": parse(said["dim"]).integer(1, _MOST_WIDTH),
         "patch": (time, rows, columns),
-        "full": bool(json.loads(said["full"])),
-        "codec": FlowCodec(said["flow_encoding"], float(said["flow_sigma"])),  # type: ignore[arg-type]
-        "flow_fps": float(said["flow_fps"]),
-        "motion_latent_scale": float(said["motion_latent_scale"]),
-        "recommended_w2": float(said["recommended_w2"]),
+        "full": parse(said["full"]).flag(),
+        "codec": FlowCodec(said["flow_encoding"], _number(said, "flow_sigma")),  # type: ignore[arg-type]
+        "flow_fps": _number(said, "flow_fps"),
+        "motion_latent_scale": _number(said, "motion_latent_scale"),
+        "recommended_w2": _number(said, "recommended_w2"),
         "recommended_window": (start, end),
         "gate": FlowGate.from_json(said["flow_gate"]),
     }

@@ -27,11 +27,11 @@ __all__ = [
     "project_folder",
 ]
 
-_MAX_NAME = 80
+_MAX_NAME, _MAX_BYTES = 80, 240
 _OPENING = 40
 _PRUNED = "pruned"
 # Names that Windows keeps for devices, whatever their ending.
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d\u00b9\u00b2\u00b3])(\..*)?", re.IGNORECASE)
 
 
 def project_folder(root: Path, name: str) -> Path:
@@ -41,7 +41,8 @@ def project_folder(root: Path, name: str) -> Path:
     made. Raises ReelError for a name without a letter or digit.
     """
     plain = unicodedata.normalize("NFC", name)
-    safe = re.sub(r"[^\w\- ]+", "_", plain).strip(" _")[:_MAX_NAME].strip(" _")
+    safe = re.sub(r"[^\w\- ]+", "_", plain).strip(" _")[:_MAX_NAME]
+    safe = safe.encode("utf-8", "ignore")[:_MAX_BYTES].decode("utf-8", "ignore").strip(" _")
     if not any(character.isalnum() for character in safe):
         raise ReelError(f'"{name}" cannot name a project: give it a name with at least one letter or digit.')
     if safe != plain or _DEVICE.fullmatch(safe):

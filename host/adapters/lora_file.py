@@ -13,6 +13,8 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...film.weights_file import weights_fault
+
 __all__ = ["LoRAFileError", "attach_lora", "read_lora"]
 
 
@@ -26,6 +28,8 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises LoRAFileError for a file that cannot be read (a download cut off, a web page, a pickle with code in it) or
     that holds no tensors.
     """
+    if fault := weights_fault(path):
+        raise LoRAFileError(fault)
     try:
         weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     except Exception as error:  # safetensors, torch and pickle raise what they like

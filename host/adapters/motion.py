@@ -21,6 +21,7 @@ from ...film.motion import AdapterInfo, MotionError, MotionLayers
 from ...film.motion.adapter import FILE_KEYS
 from ...film.reel.atomic import whole_file
 from ..wan.joint_latent import JointLatent, check_model, install
+from .lora_file import LoRAFileError, read_lora
 
 __all__ = ["MotionAdapter", "attach", "read_adapter", "write_adapter", "zero_adapter"]
 
@@ -39,7 +40,10 @@ class MotionAdapter:
 
 def read_adapter(path: Path) -> MotionAdapter:
     """Read a file. Raises MotionError if it is no motion adapter, or is not whole."""
-    weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    try:
+        weights, metadata = read_lora(path)
+    except LoRAFileError as error:
+        raise MotionError(str(error)) from error
     try:
         info = AdapterInfo.from_metadata(metadata)
     except MotionError as error:

@@ -10,6 +10,7 @@ from comfy.utils import common_upscale
 from torch import Tensor
 
 from ...film.picture_reader import on_white
+from ...film.pixels import check_cover
 from ...film.reel.latent_space import LatentSpace
 
 __all__ = ["Decoder", "Family", "UnsupportedVaeError", "fit"]
@@ -63,8 +64,9 @@ class Family(Protocol):
 
 def fit(frames: Tensor, width: int, height: int) -> Tensor:
     """Frames [n, H, W, 3 or 4] in 0..1 scaled to cover width x height, cropped around the centre: [n, H, W, 3]; what a
-    fourth channel says is transparent is white.
+    fourth channel says is transparent is white. Raises PixelError for frames too thin to be cropped so.
     """
+    check_cover((frames.shape[2], frames.shape[1]), (width, height))
     scaled = common_upscale(on_white(frames).movedim(-1, 1), width, height, "bicubic", "center").clamp(0, 1)
     sized: Tensor = scaled.movedim(1, -1)
     return sized

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import comfy.sd
@@ -17,10 +18,13 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError, safe_open
 
+from ...film.decode import DecodeError, parse
+from ...film.weights_file import weights_fault
 from .checkpoints import MADE_FROM, CheckpointError, convert, convert_lora
 
 __all__ = ["causal_sources", "load_causal", "source_path"]
 
+_NAME_BYTES = 180
 _INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
@@ -89,7 +93,9 @@ def _made(kind: str, ending: str, *sources: Path | str | None) -> tuple[Path, st
     digest = hashlib.sha256(where.encode()).hexdigest()[:8]
     files = [file for source in given if isinstance(source, Path) for file in _files(source)]
     state = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return _folder(kind) / f"{'+'.join(names)}-{digest}{ending}.safetensors", json.dumps([where, state])
+    # names that leave no room for the rest: 255 bytes are the most, and .part files are longer
+    name = os.fsencode("+".join(names))[:_NAME_BYTES].decode("utf-8", "ignore")
+    return _folder(kind) / f"{name}-{digest}{ending}.safetensors", json.dumps([where, state])
 
 
 def _files(source: Path) -> list[Path]:
@@ -100,6 +106,8 @@ def _metadata(path: Path) -> dict[str, str]:
     """A safetensors file's metadata; empty where there is no such file. Raises CheckpointError for a damaged one."""
     if not path.exists():
         return {}
+    if fault := weights_fault(path):
+        raise CheckpointError(fault)
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -112,6 +120,6 @@ def _is_causal(source: Path) -> bool:
     if source.suffix != ".safetensors":
         return False
     try:
-        return bool(json.loads(_metadata(source).get("config", "{}"))["transformer"]["causal_ar"])
-    except (ValueError, KeyError, TypeError):
+        return bool(parse(_metadata(source).get("config", "{}"))["transformer"]["causal_ar"].raw)
+    except DecodeError:
         return False

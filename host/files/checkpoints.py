@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ...film.console import print_anything
 from .safetensors_io import CheckpointError, StoredTensor, few, open_tensors, write_tensors
 
 __all__ = ["MADE_FROM", "CheckpointError", "convert", "convert_lora", "main"]
@@ -47,6 +48,11 @@ _DIFFUSERS = (
     (r"^(blocks\.\d+\.ffn\.)net\.0\.proj\.", r"\g<1>0."),
     (r"^(blocks\.\d+\.ffn\.)net\.2\.", r"\g<1>2."),
 )
+
+_FP8_SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")
+_TENSORS_A_BLOCK = 20
+_MOST_LAYERS = 200
+"""Five times as many as the deepest Wan."""
 
 Report = Callable[[str], None]
 MADE_FROM = "longreel_made_from"
@@ -142,6 +148,11 @@ def _plain_names(tensors: dict[str, StoredTensor], source: str | Path) -> dict[s
 def _check_model(tensors: dict[str, StoredTensor], head_dim: int, source: str | Path) -> dict[str, Any]:
     """Match every name and shape against the model they describe; returns the config for the metadata."""
     name = Path(source).name
+    if scaled := [key for key in tensors if key.endswith(_FP8_SCALES)]:
+        raise CheckpointError(
+            f"{name} holds scaled fp8 weights ({scaled[0]}), which cannot be converted: load it with Load Diffusion "
+            "Model, or give the bf16, fp16 or fp32 file."
+        )
     try:
         dim = tensors["head.modulation"].shape[-1]
         text_dim = tensors["text_embedding.0.weight"].shape[1]
@@ -169,8 +180,8 @@ def _check_model(tensors: dict[str, StoredTensor], head_dim: int, source: str | 
         text_dim=text_dim,
         out_dim=out_dim,
         num_heads=heads,
-        # a stray block number must not make a giant of the model
-        num_layers=min(layers, len(tensors)),
+        # stray block numbers must not make a giant of the model
+        num_layers=min(layers, len(tensors) // _TENSORS_A_BLOCK + 1, _MOST_LAYERS),
         device="meta",
         operations=comfy.ops.disable_weight_init,
     )
@@ -233,6 +244,7 @@ def _say(line: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m longreel.host.files.checkpoints", description=__doc__)
     parser.add_argument("source", type=Path, help=".pt or .safetensors file, or diffusers folder")
     parser.add_argument("output", type=Path, help="safetensors file to write")

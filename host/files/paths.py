@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,13 @@ CLIP_KIND = "open_clip"
 
 ADAPTER_KIND = "aid"
 """The folder of models in which AID's adapters lie."""
+
+_DATE = re.compile(r"%date:([^%]+)%")
+_DATE_PARTS = re.compile(r"dd?|MM?|hh?|mm?|ss?|yyyy|yyy|yy|y")
+_NOT_IN_NAMES = re.compile("[\x00-\x1f\ud800-\udfff]" if os.name != "nt" else '[\x00-\x1f\ud800-\udfff<>"|?*:]')
+_MAX_NAME, _MAX_PATH = 255, 4000
+_ROOM = 32
+"""Bytes for the number and the longest of our endings."""
 
 _MODEL_KINDS = ("diffusion_models", "vae", "text_encoders", "loras")
 
@@ -71,8 +81,17 @@ def project_folder(name: str) -> Path:
 
 def spill_folder() -> Path:
     """The folder for tensors that are too large to keep in memory. ComfyUI empties it when it starts and stops."""
-    folder = Path(folder_paths.get_temp_directory()) / "longreel"
-    folder.mkdir(parents=True, exist_ok=True)
+    return made_folder(Path(folder_paths.get_temp_directory()) / "longreel")
+
+
+def made_folder(folder: Path) -> Path:
+    """The folder, made if need be. Raises ValueError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"The folder {folder} cannot be made ({error.strerror}): allow it, or let ComfyUI use another place."
+        ) from error
     return folder
 
 
@@ -87,17 +106,62 @@ def input_file(name: str) -> Path:
     return path
 
 
+def prefix_fault(prefix: str | None) -> str:
+    """Why files cannot be written under such a name, as one sentence; empty where they can, as far as can be known
+    before it is done, and for None, which is not known yet. prefix: as `output_file` takes it.
+    """
+    if prefix is None:
+        return ""
+    filled = os.path.normpath(_dated(prefix, time.localtime())) if prefix.strip() else "."
+    name, output = os.path.basename(filled), Path(folder_paths.get_output_directory())
+    if filled == ".":
+        return "The file name is empty: write one, such as video/film."
+    if _NOT_IN_NAMES.search(filled):
+        return f"The file name {prefix!r} has characters in it that no file name can have: leave them out."
+    if not folder_paths.is_within_directory(str(output), str(output / filled)):
+        return f"The file name {prefix!r} leads out of ComfyUI's output folder; leave out '..', '/' and links."
+    parts = [_bytes(part) for part in Path(filled).parts]
+    if parts[-1] > _MAX_NAME - _ROOM or max(parts) > _MAX_NAME or _bytes(str(output / filled)) > _MAX_PATH:
+        return f"The file name {name[:20]!r}... is too long: shorten it."
+    above = output / filled
+    while not (above := above.parent).exists():
+        pass
+    if not above.is_dir():
+        return f"The folder of {prefix!r} cannot be made, {above.name} is a file: choose another name."
+    if not os.access(above, os.W_OK | os.X_OK):
+        return f"Nothing may be written into {above}: allow it, or choose another folder."
+    return ""
+
+
+def _bytes(text: str) -> int:
+    return len(os.fsencode(text))
+
+
+def _dated(prefix: str, now: time.struct_time) -> str:
+    """The prefix with %date:...% filled in, as the editor fills it in for core's own save nodes."""
+    parts = {"d": now.tm_mday, "M": now.tm_mon, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}
+
+    def part(found: re.Match[str]) -> str:
+        word = found[0]
+        if word == "yyyy":
+            return str(now.tm_year)
+        if word == "yy":
+            return str(now.tm_year)[2:]
+        return str(parts[word[0]]).zfill(len(word)) if word[0] in parts else word
+
+    return _DATE.sub(lambda found: _DATE_PARTS.sub(part, found[1]), prefix)
+
+
 def output_file(prefix: str, suffix: str, width: int, height: int) -> SavedName:
     """The next free numbered name in the output folder, as core's Save Video would choose it.
 
-    prefix: may hold folders and core's placeholders (%date:...% is filled in by the editor, %width% here). suffix:
-    ".mp4" or ".webm". width, height: of the film in pixels, for the placeholders. What killed writers left in that
-    folder is cleared. Raises ValueError: the prefix leads
-    out of the output folder, or its folder cannot be made.
+    prefix: may hold folders and core's placeholders, %date:...% and %width% among them. suffix: ".mp4" or ".webm".
+    width, height: of the film in pixels, for the placeholders. What killed writers left in that folder is cleared.
+    Raises ValueError: see prefix_fault; or its folder cannot be made.
     """
-    output = folder_paths.get_output_directory()
-    if not folder_paths.is_within_directory(output, str(Path(output) / prefix)):
-        raise ValueError(f"The file name {prefix!r} leads out of ComfyUI's output folder; leave out '..' and '/'.")
+    if fault := prefix_fault(prefix):
+        raise ValueError(fault)
+    output, prefix = folder_paths.get_output_directory(), _dated(prefix, time.localtime())
     try:
         folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
     except OSError as error:

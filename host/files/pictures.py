@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...film.picture_reader import on_white, read_cut_out, read_picture
-from ...film.pixels import from_pil
+from ...film.pixels import check_cover, from_pil
 from .paths import input_file
 
 PLATE = "plate="
@@ -31,7 +31,11 @@ def load_cut_out(name: str) -> Tensor:
 
 
 def cover(picture: Tensor, width: int, height: int) -> Tensor:
-    """A picture [1, H, W, 3 or 4] scaled to cover that size and cut around its centre, as the VAE would get it."""
+    """A picture [1, H, W, 3 or 4] scaled to cover that size and cut around its centre, as the VAE would get it.
+
+    Raises PixelError for one that is too thin to be cut so.
+    """
+    check_cover((picture.shape[2], picture.shape[1]), (width, height))
     covered: Tensor = common_upscale(on_white(picture).movedim(-1, 1), width, height, "bicubic", "center").clamp(0, 1)
     return covered.movedim(1, -1)
 

@@ -16,7 +16,9 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ...film.decode import DecodeError, parse_file
 from ...film.reel.atomic import whole_file
+from ...film.weights_file import weights_fault
 
 __all__ = ["CheckpointError", "StoredTensor", "few", "open_tensors", "write_tensors"]
 
@@ -59,8 +61,8 @@ def _open_folder(folder: Path) -> dict[str, StoredTensor]:
         index = base / _INDEX
         if index.is_file():
             try:
-                shards = set(json.loads(index.read_text())["weight_map"].values())
-            except (ValueError, KeyError, AttributeError) as error:
+                shards = {file.text(255) for file in parse_file(index)["weight_map"].fields().values()}
+            except DecodeError as error:
                 raise CheckpointError(f"{index} is damaged; download it again.") from error
             # a shard's name comes from the file: it must stay in the folder
             missing = sorted(name for name in shards if Path(name).name != name or not (base / name).is_file())
@@ -80,6 +82,7 @@ def _open_folder(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    _refuse_others(path)
     try:
         file = safe_open(path, framework="pt")
         names = list(file.keys())
@@ -93,6 +96,7 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _open_pickle(path: Path, entries: tuple[str, ...], prefer: int) -> dict[str, StoredTensor]:
+    _refuse_others(path)
     mapped = zipfile.is_zipfile(path)
     if not mapped:
         _need_ram(path.stat().st_size, path.name)
@@ -117,6 +121,11 @@ def _open_pickle(path: Path, entries: tuple[str, ...], prefer: int) -> dict[str,
         return StoredTensor(tuple(value.shape), lambda: value)
 
     return {name: stored(value) for name, value in tensors.items()}
+
+
+def _refuse_others(path: Path) -> None:
+    if fault := weights_fault(path):
+        raise CheckpointError(fault)
 
 
 def _need_ram(size: int, name: str) -> None:

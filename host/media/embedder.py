@@ -6,7 +6,6 @@ open_clip. The package is optional and imported here only. Nothing is ever downl
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,9 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor
 
+from ...film.decode import DecodeError, Value, parse_file
 from ...film.dual_cache import split_sentences
+from ...film.weights_file import weights_fault
 from ..model_fingerprint import fingerprint_model
 
 __all__ = ["DEFAULT_ARCHITECTURE", "Embedder", "EmbedderError", "load_embedder"]
@@ -27,6 +28,7 @@ __all__ = ["DEFAULT_ARCHITECTURE", "Embedder", "EmbedderError", "load_embedder"]
 DEFAULT_ARCHITECTURE = "ViT-L-14"
 CONFIG_FILE = "open_clip_config.json"
 _PICTURES_AT_ONCE = 16
+_MAX_DESCRIPTION, _MAX_SIZE, _MAX_LIST = 1 << 20, 1_000_000, 1000
 
 
 class EmbedderError(ValueError):
@@ -91,10 +93,17 @@ def load_embedder(path: Path, architecture: str = DEFAULT_ARCHITECTURE) -> Embed
     `architecture` does not count. Loaded in fp32, pickles with weights only. Raises EmbedderError.
     """
     open_clip = _open_clip()
+    if fault := weights_fault(path):
+        raise EmbedderError(fault)
     described = path.parent / CONFIG_FILE
-    source, config = architecture, open_clip.get_model_config(architecture)
     if described.is_file():
-        source, config = f"local-dir:{path.parent}", json.loads(described.read_text(encoding="utf-8"))["model_cfg"]
+        source, config = f"local-dir:{path.parent}", _description(described)
+    elif ":" in architecture:
+        raise EmbedderError(
+            f"{architecture!r} would be downloaded: write the name of an architecture, such as ViT-L-14."
+        )
+    else:
+        source, config = architecture, open_clip.get_model_config(architecture)
     if config is None:
         raise EmbedderError(
             f"open_clip knows no architecture {architecture!r}: write one of its names, such as ViT-L-14 or ViT-B-32."
@@ -113,14 +122,50 @@ def load_embedder(path: Path, architecture: str = DEFAULT_ARCHITECTURE) -> Embed
             weights_only=True,
             require_pretrained=True,
         )
-    except (AssertionError, RuntimeError, KeyError, OSError, ValueError) as error:
+        transform = open_clip.transform.image_transform_v2(
+            open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
+        )
+        tokenizer = open_clip.get_tokenizer(source)
+    except Exception as error:  # open_clip builds whatever a description says, and fails as it may
         raise EmbedderError(
             f"{path.name} does not hold the weights of {source}: choose the architecture that the file was made for."
         ) from error
-    transform = open_clip.transform.image_transform_v2(
-        open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
-    )
-    return Embedder(path.name, model, transform, open_clip.get_tokenizer(source))
+    return Embedder(path.name, model, transform, tokenizer)
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """The model of a stranger's open_clip_config.json, within bounds, that asks for nothing from the network."""
+    try:
+        described = parse_file(path, _MAX_DESCRIPTION)
+        config = described["model_cfg"]
+        _check_sizes(config)
+        for part in ("vision_cfg", "text_cfg"):
+            config[part].object()
+    except DecodeError as error:
+        raise EmbedderError(f"{path} does not describe a CLIP: {error}; download it again.") from error
+    text, vision = config["text_cfg"].object(), config["vision_cfg"].object()
+    wanted = [text.get("hf_model_name"), vision.get("timm_model_name") if vision.get("timm_model_pretrained") else None]
+    named = str(vision.get("timm_model_name") or "")
+    if found := [name for name in (*wanted, named if ":" in named or "/" in named else None) if name]:
+        raise EmbedderError(
+            f"{path} builds on {str(found[0])[:80]!r}, which would have to be downloaded: choose another CLIP, such as "
+            "ViT-L-14."
+        )
+    model: dict[str, Any] = config.object()
+    return model
+
+
+def _check_sizes(value: Value) -> None:
+    """Raises DecodeError for a size that would fill the memory before a weight is read."""
+    if isinstance(value.raw, dict):
+        for field in value.object():
+            if value.raw[field] is not None:
+                _check_sizes(value[field])
+    elif isinstance(value.raw, list):
+        for item in value.list(_MAX_LIST):
+            _check_sizes(item)
+    elif isinstance(value.raw, int | float):
+        value.number(-_MAX_SIZE, _MAX_SIZE)
 
 
 def _from_hub(config: dict[str, Any]) -> bool:

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from ...film.instruction import InstructionError
 from ...film.instruction.adapters import AidAdapter, CrossFull
 from ...film.instruction.settings import AdapterSettings, Site
+from ...film.weights_file import weights_fault
 
 __all__ = ["AdapterFile", "Strengths", "apply_adapter", "check_svd", "load_adapter", "save_adapter", "sites_of"]
 
@@ -120,7 +121,12 @@ def load_adapter(path: Path) -> AdapterFile:
 
     Raises InstructionError for a file of another kind, a newer format, or one that lacks tensors or has unknown ones.
     """
-    weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    if fault := weights_fault(path):
+        raise InstructionError(fault)
+    try:
+        weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    except Exception as error:  # safetensors, torch and pickle raise what they like
+        raise InstructionError(f"{path.name} cannot be read, it may be cut off: download it again.") from error
     metadata = metadata or {}
     settings = AdapterSettings.from_metadata(metadata)
     dtype = torch.float32 if any(value.dtype == torch.float32 for value in weights.values()) else torch.bfloat16

@@ -29,8 +29,9 @@ from ..families.wan import is_plain
 from ..memory_graph import outside_memory_graph
 from .attention import Tables, attend, prep_tables, prepare, wants_prep, with_slots
 from .joint_latent import joint_of
+from .other_nodes import causal_fault, forward_fault, is_compiled
 from .positions import rotation_matrices, sinusoids, time_frequencies
-from .weak_guidance import WEAK, take_value_attention
+from .weak_guidance import take_value_attention
 
 __all__ = [
     "CausalPass",
@@ -58,11 +59,12 @@ class CausalPass:
     """What a forward pass needs beyond its usual inputs; one object serves a whole rollout.
 
     memory: the KV memory; kind and frames: of the coming pass; given: leading frames of it that are already clean, at
-    timestep 0; calls: forward passes since the caller last set it to 0; text: keys and values of the current prompt per
-    layer, dropped by new_prompt(); tables: what a kernel of ours needs that applies RoPE in the current pass; phases:
-    radians added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the prompt that
-    each frame of it reads (the first, and how many), all where empty; kept: what passes share, the last value by name
-    with what it was made for.
+    timestep 0; calls: forward passes of the prompt since begin(); batches: evaluations of conditionings since begin(),
+    the later ones for guidance; text: keys and values of the current prompt per layer, dropped by new_prompt();
+    context: that prompt [1, rows, text width]; tables: what a kernel of ours needs that applies RoPE in the current
+    pass; phases: radians added to the temporal angles of each frame of the coming pass, if any; rows: the rows of the
+    prompt that each frame of it reads (the first, and how many), all where empty; kept: what passes share, the last
+    value by name with what it was made for.
     """
 
     memory: KVMemory
@@ -70,7 +72,9 @@ class CausalPass:
     frames: int = 0
     given: int = 0
     calls: int = 0
+    batches: int = 0
     text: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    context: torch.Tensor | None = None
     tables: Tables | None = None
     phases: list[float] = field(default_factory=list)
     rows: list[tuple[int, int]] = field(default_factory=list)
@@ -84,14 +88,18 @@ class CausalPass:
         kept: _Kept = found[1]
         return kept
 
+    def begin(self, kind: CallKind, frames: int) -> None:
+        """The next evaluation of the prompt is of this kind, over so many frames."""
+        self.kind, self.frames, self.calls, self.batches = kind, frames, 0, 0
+
     def new_prompt(self) -> None:
         """Drop the keys of the last prompt."""
-        self.text = []
+        self.text, self.context = [], None
         self.memory.forget_text()
 
 
 def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
-    """Raise UnsupportedModelError unless `model` is a plain text-to-video Wan model."""
+    """Raise UnsupportedModelError unless `model` is a plain text-to-video Wan without patches that a film ignores."""
     base = model.model
     dit = getattr(base, "diffusion_model", None)
     if not isinstance(dit, comfy.ldm.wan.model.WanModel):
@@ -114,9 +122,11 @@ def check_model(model: comfy.model_patcher.ModelPatcher) -> None:
             f"This Wan model takes {channels} input channels where the latent has {latent_channels} (image-to-video or "
             "control); load the text-to-video model, it takes a first frame too."
         )
-    flow = isinstance(base.model_sampling, comfy.model_sampling.CONST)
+    flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
     if not flow or base.model_type != comfy.model_base.ModelType.FLOW or dit.patch_size[0] != 1:
         raise UnsupportedModelError("This Wan model was not trained with flow matching; load a text-to-video model.")
+    if fault := causal_fault(model):
+        raise UnsupportedModelError(fault)
 
 
 def says_causal(model: comfy.model_patcher.ModelPatcher) -> bool:
@@ -136,9 +146,24 @@ def kv_layout(model: comfy.model_patcher.ModelPatcher, height: int, width: int) 
 def install(transformer_options: TransformerOptions, state: CausalPass) -> None:
     """Route the forward passes of one sampling run through `state`; `transformer_options` must be that run's own."""
     transformer_options[_KEY] = state
-    comfy.patcher_extension.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, _KEY, _causal_wrapper, transformer_options
-    )
+    # Positions and the memory change with every pass: compiling would only begin again and again.
+    forward = torch.compiler.disable(_causal_wrapper) if is_compiled(transformer_options) else _causal_wrapper
+    kinds = comfy.patcher_extension.WrappersMP
+    for kind, wrapper in ((kinds.CALC_COND_BATCH, _count_batch), (kinds.DIFFUSION_MODEL, forward)):
+        comfy.patcher_extension.add_wrapper_with_key(kind, _KEY, wrapper, transformer_options)
+
+
+def _count_batch(
+    executor: comfy.patcher_extension.WrapperExecutor,
+    model: Any,
+    conds: Any,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    model_options: dict[str, Any],
+) -> Any:
+    """CALC_COND_BATCH wrapper: the first evaluation is the film's, later ones are what guidance compares it with."""
+    model_options["transformer_options"][_KEY].batches += 1
+    return executor(model, conds, x, timestep, model_options)
 
 
 def _causal_wrapper(
@@ -153,8 +178,10 @@ def _causal_wrapper(
 ) -> torch.Tensor:
     options = transformer_options if transformer_options is not None else {}
     state: CausalPass = options[_KEY]
+    if fault := forward_fault(executor.class_obj, options):
+        raise UnsupportedModelError(fault)
     # An extra pass for guidance reads the same memory; what it writes of this block the next pass writes anew.
-    extra = options.get(WEAK, False)
+    extra = state.batches > 1
     if x.shape[0] != 1 or x.shape[2] != state.frames or (state.calls and not extra):
         raise UnsupportedModelError(
             "A causal film takes one picture, one prompt and no second conditioning at a time; "
@@ -162,6 +189,10 @@ def _causal_wrapper(
         )
     if clip_fea is not None or time_dim_concat is not None:
         raise UnsupportedModelError("A causal film takes text conditioning only; remove the image conditioning nodes.")
+    if extra and state.kind is not CallKind.DENOISE:
+        return torch.zeros_like(x)
+    if extra and not _same_prompt(context, state):
+        raise UnsupportedModelError("A causal film has one prompt at a time; remove what guides it by another prompt.")
     state.calls += not extra
     with outside_memory_graph():  # the memory outlives the pass
         return causal_forward(executor.class_obj, x, timestep, context, state, options)
@@ -337,13 +368,18 @@ def _cache_text(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, state:
     """Compute the prompt's cross-attention keys and values once, and give the memory their mean per head."""
     if state.text:
         return
-    text = dit.text_embedding(context)
+    text, state.context = dit.text_embedding(context), context
     weight = _row_weights(context, state.memory.settings.mask_padding)
     for layer, block in enumerate(dit.blocks):
         cross = block.cross_attn
         k = cross.norm_k(cross.k(text))
         state.text.append((k, cross.v(text)))
         state.memory.set_text(layer, _mean_key(k, weight, cross))
+
+
+def _same_prompt(context: torch.Tensor, state: CausalPass) -> bool:
+    known = state.context
+    return known is not None and known.shape == context.shape and torch.equal(known, context)
 
 
 def mean_text_keys(dit: comfy.ldm.wan.model.WanModel, context: torch.Tensor, mask_padding: bool) -> torch.Tensor:

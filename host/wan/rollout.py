@@ -33,6 +33,7 @@ from ...film.kv_memory.shots import shot_phase
 from ..transfer import join_on_host, to_device, to_host
 from .forward import CausalPass, check_model, install, kv_layout
 from .noise import Noise, SeededNoise
+from .other_nodes import inference_dtype
 from .prompt_guider import CONTEXT, Prompt, PromptGuider
 from .rollout_checks import RolloutError, check_guidance, check_latents, check_start
 from .shot_context import ShotContext
@@ -205,7 +206,7 @@ class RolloutSampler(comfy.samplers.Sampler):
 
     def _allocate(self, model: comfy.model_patcher.ModelPatcher, shape: Sequence[int]) -> None:
         layout = kv_layout(model, shape[-2], shape[-1])
-        dtype, device = model.model.get_dtype_inference(), model.load_device
+        dtype, device = inference_dtype(model), model.load_device
         capacity = self.frames if self.frames is not None else shape[2]
         past = 0 if self.saved is None else int(self.saved.meta["ring_count"])
         ring = KVMemory.ring_frames(self.settings, past + capacity)
@@ -369,12 +370,15 @@ class _BlockLoop:
 
     def _forward(self, kind: CallKind, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self.state.kind, self.state.frames, self.state.calls = kind, x.shape[2], 0
+        self.state.begin(kind, x.shape[2])
         memory = self.state.memory
         if memory.settings.sink_from == "shots":
             filmed = [shot_phase(memory.take)] * x.shape[2]
             self.state.phases = self.plan.context.phases(x.shape[2]) if kind is CallKind.PREFILL else filmed
         denoised: torch.Tensor = self.guider(x, sigma.reshape(1), **self.extra_args)
         if self.state.calls != 1:
-            raise RolloutError("The prompt was not active in every step; remove its start and end percentages.")
+            raise RolloutError(
+                "The prompt was not active in every step: remove its start and end percentages, and nodes that leave "
+                "steps out (a step cache)."
+            )
         return denoised

@@ -21,10 +21,8 @@ from torch import Tensor
 from ...film.motion import MotionError
 from ..guidance import Step, Window
 
-__all__ = ["WEAK", "WeakGuidance", "default_layers", "guide_from_weak", "take_value_attention"]
+__all__ = ["WeakGuidance", "default_layers", "guide_from_weak", "take_value_attention"]
 
-WEAK = "longreel_weak_pass"
-"""In transformer_options: the pass is an extra one, which a causal film must not count."""
 _VALUES = "longreel_value_attention"
 _OVERRIDE = "optimized_attention_override"
 _POST = "sampler_post_cfg_function"
@@ -97,7 +95,7 @@ def _weakened(model_options: Options, kind: str, layers: Sequence[int]) -> Optio
     for layer in layers:
         place = ("double_block", layer)
         blocks[place] = _skip if kind == "skip" else partial(_with_values, blocks.get(place))
-    options |= {"patches_replace": {**replaced, "dit": blocks}, WEAK: True}
+    options |= {"patches_replace": {**replaced, "dit": blocks}}
     return {**model_options, "transformer_options": options}
 
 

@@ -93,28 +93,29 @@ def _source(told: Value, folder: Path, settings: CastSettings) -> CastSource:
         entry.get("subjects"),
         *(entity.get(way) for entity in entities for way in ("picture", "mask")),
     ]
-    files = [folder / file for file in named if file]
+    files = [_beside(folder, file) for file in named if file]
     return CastSource(name, fingerprint_of(dict(entry), files), lambda: _load(entry, folder, settings))
 
 
 def _load(entry: Mapping[str, Any], folder: Path, settings: CastSettings) -> CastClip:
     size = (settings.width, settings.height)
-    frames, fps = read_frames(folder / entry["clip"], settings.frames, size)
-    first = read_frames(folder / entry["clip"], 1)[0][0]  # entities are marked in the clip's own pixels
-    plate = _open(folder / entry["plate"], read_picture) if entry.get("plate") else None
+    clip = _beside(folder, entry["clip"])
+    frames, fps = read_frames(clip, settings.frames, size)
+    first = read_frames(clip, 1)[0][0]  # entities are marked in the clip's own pixels
+    plate = _open(_beside(folder, entry["plate"]), read_picture) if entry.get("plate") else None
     references = tuple(_reference(entity, first, folder) for entity in entry["entities"])
     subjects = None
     if entry.get("subjects"):
-        subjects = read_frames(folder / entry["subjects"], settings.frames, size)[0].amax(dim=-1, keepdim=True)
+        subjects = read_frames(_beside(folder, entry["subjects"]), settings.frames, size)[0].amax(dim=-1, keepdim=True)
     return CastClip(frames, fps, references, plate, str(entry.get("caption", "")), subjects)
 
 
 def _reference(entity: Mapping[str, Any], first: torch.Tensor, folder: Path) -> Reference:
     name, description = str(entity.get("name", "")), str(entity.get("description", ""))
     if "picture" in entity:
-        return Reference.from_image(_open(folder / entity["picture"], read_cut_out), None, name, description)
+        return Reference.from_image(_open(_beside(folder, entity["picture"]), read_cut_out), None, name, description)
     if "mask" in entity:
-        return Reference.from_image(first, _open(folder / entity["mask"], read_mask), name, description)
+        return Reference.from_image(first, _open(_beside(folder, entity["mask"]), read_mask), name, description)
     try:
         x, y, width, height = (min(max(int(value), -_FAR), _FAR) for value in entity["box"])
     except (TypeError, ValueError) as error:
@@ -122,6 +123,14 @@ def _reference(entity: Mapping[str, Any], first: torch.Tensor, folder: Path) -> 
     mask = torch.zeros(first.shape[:2])
     mask[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)] = 1
     return Reference.from_image(first, mask, name, description)
+
+
+def _beside(folder: Path, name: str) -> Path:
+    """A file of the list, named as on any system. Raises CastDataError for one that is not beside the list or below."""
+    path = Path(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise CastDataError(f"{name[:80]!r} is not beside the list of clips or below it: put it there, and name it so.")
+    return folder / path
 
 
 def _open(path: Path, read: Callable[[Path], torch.Tensor]) -> torch.Tensor:

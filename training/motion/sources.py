@@ -63,7 +63,7 @@ def video_clips(
         chosen = starts if not most else starts[:: max(len(starts) // most, 1)][:most]
         say(f"{video.name}: {len(watcher.signs)} frames, {len(chosen)} of {len(starts)} clips in motion")
         told = f"{video.stat().st_size} {video.name} {spec} {'blocks' if estimator is None else 'network'}"
-        caption = video.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        caption = video.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
         for start in chosen:
             mark = hashlib.sha256(f"{told} {start} {caption}".encode()).hexdigest()
             sources.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 
 import folder_paths
@@ -81,3 +82,57 @@ def test_a_number_that_another_server_took_meanwhile_is_left_to_it(tmp_path: Pat
     assert (theirs.filename, ours.filename) == ("x_00001_.mp4", "x_00002_.mp4")
     assert (theirs.path.read_text(), ours.path.read_text()) == ("theirs", "ours")
     assert len(list((tmp_path / "output" / "films").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        ("./", "is empty"),
+        ("a\nb", "no file name can have"),
+        ("a\0", "no file name can have"),
+        ("\ud800", "no file name can have"),
+        ("../film", "leads out"),
+        ("/etc/film", "leads out"),
+        ("link/film", "leads out"),
+        ("x" * 250, "too long"),
+        ("\u00e4" * 120, "too long"),
+        ("/".join(["x" * 200] * 30), "too long"),
+        ("file/film", "file is a file"),
+    ],
+)
+def test_prefixes_that_cannot_be_are_known_before(tmp_path: Path, prefix: str, message: str) -> None:
+    (tmp_path / "output" / "file").touch()
+    (tmp_path / "output" / "link").symlink_to(tmp_path / "input")
+    assert message in paths.prefix_fault(prefix)
+    with pytest.raises(ValueError, match=message):
+        paths.output_file(prefix, ".mp4", 64, 48)
+
+
+def test_prefixes_that_can_be(tmp_path: Path) -> None:
+    for prefix in (None, "film", "a/b/c", "x" * 200, "%date:yyyy-MM-dd%/film", "50%", "video/"):
+        assert paths.prefix_fault(prefix) == ""
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_dates_are_filled_in_as_the_editor_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.struct_time((2026, 3, 7, 5, 4, 9, 0, 66, 0))
+    monkeypatch.setattr(paths.time, "localtime", lambda: now)
+    filled = paths.output_file("%date:yyyy-MM-dd%/%date:yy.M.d hhmmss%-%width%", ".mp4", 64, 48)
+    assert (filled.subfolder, filled.filename) == ("2026-03-07", "26.3.7 050409-64_00001_.mp4")
+
+
+def test_names_of_projects_fit_every_disk() -> None:
+    for name in ("\U00020000" * 80, "a" * 300, "\u00e9" * 200):
+        assert len(paths.project_folder(name).name.encode()) <= 255
+    assert paths.project_folder("\U00020000" * 80) != paths.project_folder("\U00020000" * 79)
+    for device in ("COM\u00b9", "lpt\u00b3", "nul", "com1"):
+        assert paths.project_folder(device).name != device
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"cannot be made \(Not a directory\)"):
+        paths.spill_folder()

@@ -326,6 +326,9 @@ def test_own_clips_may_say_where_their_cast_is(own_clips, tmp_path):
         ({"entities": []}, "at least one entity"),
         ({"entities": [{"name": "mug"}]}, "exactly one of picture, mask, box"),
         ({"entities": [{"mask": "mug.png", "box": [0, 0, 1, 1]}]}, "exactly one of"),
+        ({"clip": "../secret.mp4"}, "not beside the list"),
+        ({"plate": "/etc/secret.png"}, "not beside the list"),
+        ({"entities": [{"mask": "..\\secret.png"}]}, "not beside the list"),
     ],
 )
 def test_lists_that_make_no_sense(own_clips, changes, sentence):

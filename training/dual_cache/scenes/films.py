@@ -7,7 +7,6 @@ which finds hard cuts only. Nothing is downloaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from ....film.decode import DecodeError, parse_file
 from ....film.metrics.cuts import find_cuts
 from ....film.metrics.frame_stats import WORKING_SIDE, Watcher
 from ....film.pixels import from_pil, to_pil
@@ -55,8 +55,8 @@ def read_list(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        told = parse_file(path).raw
+    except DecodeError as error:
         raise SceneDataError(f"{path.name} is no JSON: {error}.") from error
     if not isinstance(told, dict):
         raise SceneDataError(f"{path.name} must be a JSON object with the films' file names as its keys.")
