@@ -27,6 +27,7 @@ from .first_frame_engine import LongreelFirstFrameEngine
 from .first_frame_models import LongreelExpertSwitch, LongreelFirstFrameLora
 from .first_frame_prompt import LongreelFirstFramePrompt, LongreelTrimTransition
 from .first_frame_train import LongreelTrainCastLora
+from .instruction_chunk import LongreelNextChunk
 from .instruction_conditioning import (
     LongreelApplyInstructionAdapter,
     LongreelInstructionConditioning,
@@ -34,7 +35,9 @@ from .instruction_conditioning import (
 )
 from .instruction_engine import LongreelInstructionEngine
 from .instruction_guider import LongreelInstructionGuider
+from .instruction_measure import LongreelCompareVideos
 from .instruction_states import LongreelPlanStates, LongreelReadStates, LongreelStatePrompt
+from .instruction_train import LongreelInstructionDataset, LongreelTrainInstructionAdapter
 from .miniature import LongreelMiniaturePicture, LongreelMiniatureTextEncoder
 from .motion_adapter import LongreelApplyMotionAdapter, LongreelLoadMotionAdapter, LongreelSplitMotionLatent
 from .motion_flow import LongreelFlowToRGB, LongreelRGBToFlow
@@ -73,6 +76,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelApplyInstructionAdapter,
     LongreelInstructionConditioning,
     LongreelInstructionGuider,
+    LongreelNextChunk,
     LongreelLoadMotionAdapter,
     LongreelApplyMotionAdapter,
     LongreelInnerGuidance,
@@ -100,6 +104,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelContinuityReport,
     LongreelIdentityReport,
     LongreelMotionReport,
+    LongreelCompareVideos,
     LongreelSaveReel,
     LongreelLoadReel,
     LongreelSaveCutList,
@@ -113,6 +118,8 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelTrainWeaverLora,
     LongreelMotionDataset,
     LongreelTrainMotionAdapter,
+    LongreelInstructionDataset,
+    LongreelTrainInstructionAdapter,
 ]
 
 

@@ -27,7 +27,7 @@ _PROGRESS = re.compile(r"encoded |\w+: step ")
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: the file in output/loras, pictures of its loss and of what it films [1, H, W, 3], and what it
+    """A finished run: the file in output, pictures of its loss and of what it films [1, H, W, 3], and what it
     said; `ui` shows the curve and the report on the node.
     """
 
@@ -43,9 +43,16 @@ def run_folder(name: str) -> Path:
     return project_folder(Path(folder_paths.get_output_directory()) / "longreel-loras", name)
 
 
-def trained(cls: type[io.ComfyNode], run: Path, loader: str, train: Callable[[Callable[[str], None]], Path]) -> Trained:
+def trained(
+    cls: type[io.ComfyNode],
+    run: Path,
+    loader: str,
+    train: Callable[[Callable[[str], None]], Path],
+    kind: str = "loras",
+) -> Trained:
     """Run `train(say)`, which returns the trained file, as a node does: with its progress bar, and interrupted as
     ComfyUI interrupts. The file is copied to where loaders list it. loader: the node that loads it, for the report.
+    kind: the folder of output in which that node looks.
     """
     told: list[str] = []
     with training_in_node() as tell:
@@ -55,13 +62,13 @@ def trained(cls: type[io.ComfyNode], run: Path, loader: str, train: Callable[[Ca
             tell(line)
 
         made = train(say)
-    file = run.parent.parent / "loras" / f"{run.name}.safetensors"
+    file = run.parent.parent / kind / f"{run.name}.safetensors"
     made_folder(file.parent)
     try:
         shutil.copyfile(made, file)
     except OSError as error:
         raise ValueError(
-            f"{made} is trained, and cannot be copied to {file.parent} ({error.strerror}): copy it to your LoRAs."
+            f"{made} is trained, and cannot be copied to {file.parent} ({error.strerror}): copy it to your models."
         ) from error
     report = "\n".join([*(line for line in told if not _PROGRESS.match(line)), f"{file}, also for {loader}."])
     curve, newest = picture(run / "loss.png"), newest_sample(run)

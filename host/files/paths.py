@@ -69,6 +69,8 @@ def register_model_folders() -> None:
     for kind in (CLIP_KIND, ADAPTER_KIND):
         folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
         folder_paths.add_model_folder_path(kind, str(MINIATURE_WEIGHTS / kind))
+    # Trained ones lie in the output folder, as core has it for LoRAs.
+    folder_paths.add_model_folder_path(ADAPTER_KIND, str(Path(folder_paths.get_output_directory()) / ADAPTER_KIND))
 
 
 def project_folder(name: str) -> Path:

@@ -13,6 +13,8 @@ from comfy.ldm.modules.temporal_ae import VideoDecoder
 from comfy.model_patcher import ModelPatcher
 from longreel.engines import instruction_backends
 from longreel.engines.causal_schedule import default_sigmas
+from longreel.engines.dual_cache import CacheGuidedEngine
+from longreel.engines.dual_cache_backends import Bernini
 from longreel.engines.engine import EngineError
 from longreel.engines.filming import film_shot, prepare
 from longreel.engines.instruction import InstructionEngine, Planning, timed_prompts
@@ -26,9 +28,11 @@ from longreel.film.reel.project import ProjectStore
 from longreel.film.reel.reel import Reel, load_reel, save_reel
 from longreel.film.storyboard.text import parse_shot, parse_storyboard
 from longreel.host.media.decode import film_frames
+from longreel.host.media.embedder import load_embedder
 from longreel.host.media.plan_states import StatePlanner
 from longreel.host.miniature_clip import load_miniature_clip
 from longreel.host.progress import Progress
+from longreel.host.sampling import SamplerSettings
 from longreel.host.svd.adapters import AdapterFile, sites_of
 from longreel.host.svd.model import SvdSize, make_svd
 from safetensors.torch import save_file
@@ -290,6 +294,20 @@ def test_svd_films_chunks_of_frames_and_its_reel_says_whose_latents_they_are(svd
     assert torch.cat(list(film_frames(reel, svd.vae))).shape == (14, SIDE, SIDE, 3)
 
 
+def test_64_frames_are_chunks_each_planned_from_the_frame_that_was_reached(svd):
+    writer = Writer()
+    planning = Planning(StatePlanner(writer, 2, fingerprint="64 frames"), count=2, replan=True)
+    reel = film(replace(svd, planning=planning, fps=16.0), f"seconds: 4\n{ASK}", picture())
+    assert reel.last_shot.latent_frames == 64
+    chunks = StatesGroup.of(reel.last_shot).chunks
+    assert len(chunks) == 13, "6 frames, then 5 new ones each"
+    assert len(writer.asked) == 13
+    assert len({text for _, text in chunks}) == 13
+    shown = [asked[1] for asked in writer.asked]
+    assert not any(torch.equal(one, other) for one, other in zip(shown, shown[1:]))
+    assert torch.cat(list(film_frames(reel, svd.vae))).shape == (64, SIDE, SIDE, 3)
+
+
 def test_hard_kept_frames_join_chunks_without_a_seam(svd):
     engine = replace(svd, backend=replace(svd.backend, keep_known=True, known=2, later_augmentation=0.0))
     seen = []
@@ -311,16 +329,26 @@ def test_hard_kept_frames_join_chunks_without_a_seam(svd):
 
 
 def test_a_story_that_changes_family_is_one_reel(causal, svd, tmp_path):
-    """Shots by the causal engine, then one by SVD, then a causal one again; saved, loaded, decoded into one film."""
+    """A shot by the causal engine, one by SVD, one cache-guided; saved, loaded, decoded into one film."""
     causal = replace(causal, fps=7.0)
-    reel = film(causal, f"seconds: 1\n{ASK}").joined(svd.layout())
+    embedder = load_embedder(tiny_models.write_clip(tmp_path / "clip"))
+    film_of = {name: getattr(causal, name) for name in ("clip", "vae", "width", "height", "fps")}
+    plain = comfy.sd.load_diffusion_model_state_dict(
+        tiny_models.wan_weights(1), metadata=tiny_models.dit_metadata(causal=False)
+    )
+    guided = CacheGuidedEngine(
+        models=(plain,), **film_of, embedder=embedder, backend=Bernini(),
+        sampling=SamplerSettings(steps=1, cfg=1.0, sampler="euler"),
+    )  # fmt: skip
     shot = parse_shot(f"seconds: 1\n{ASK}")
+    reel = film(causal, f"seconds: 1\n{ASK}").joined(svd.layout())
     reel = svd.film(shot, reel, Progress(1), svd.shot_inputs(shot, picture()))
-    reel = reel.joined(causal.layout())
-    reel = causal.film(shot, reel, Progress(1), causal.shot_inputs(shot))
+    reel = reel.joined(guided.layout())
+    reel = guided.film(shot, reel, Progress(1), guided.shot_inputs(shot))
     save_reel(reel, tmp_path / "story.safetensors")
     loaded = load_reel(tmp_path / "story.safetensors")
     assert [filmed.family for filmed in loaded.shots] == ["wan", "svd", "wan"]
+    assert [filmed.settings["engine"] for filmed in loaded.shots] == [causal.name, svd.name, guided.name]
     frames = torch.cat(list(film_frames(loaded, [causal.vae, svd.vae])))
     assert frames.shape == (21, SIDE, SIDE, 3)
 

@@ -15,7 +15,7 @@ from ...film.instruction import DEFAULT_STATES, InstructionError, States
 from ..core.command_line import Command, command_line
 from ..core.run import on_its_device
 from ..core.settings import add_arguments, chosen_settings
-from .data import Encoders, InstructionDataError, encode_clips, list_clips
+from .data import InstructionDataError, InstructionDataset, architecture_of, encode_clips, encoders_of, list_clips
 from .evaluate import compare_folders
 from .train import MINIATURE, PAPER, train_adapter
 
@@ -43,26 +43,15 @@ def run_training_command(chosen: argparse.Namespace) -> None:
     """`instruction`."""
     import comfy.sd
 
-    from ...film.instruction.settings import AdapterSettings
-    from ...host.model_fingerprint import fingerprint_clip, fingerprint_model, fingerprint_vae
-    from ...host.svd.adapters import check_svd, sites_of, transformer_at
-
     settings = chosen_settings(chosen, PAPER)
     model, _, vae, vision = comfy.sd.load_checkpoint_guess_config(
         str(chosen.checkpoint), output_clip=False, output_clipvision=True
     )[:4]
-    if vae is None or vision is None:
-        raise InstructionDataError(f"{chosen.checkpoint.name} lacks its VAE or vision encoder: give the full file.")
-    clip = comfy.sd.load_clip([str(chosen.text)])
-    unet = check_svd(model)
-    sites = sites_of(unet)
-    text = clip.encode_from_tokens(clip.tokenize(""))
-    architecture = AdapterSettings(
-        sites=sites,
+    encoders = encoders_of(model, comfy.sd.load_clip([str(chosen.text)]), vision, vae)
+    architecture = architecture_of(
+        model,
+        encoders,
         num_frames=chosen.frames,
-        context_dim=transformer_at(unet, sites[0]).transformer_blocks[0].attn2.to_k.in_features,
-        text_dim=text.shape[-1],
-        vision_dim=int(vision.config["hidden_size"]),
         num_states=chosen.states,
         context_mode=settings.context_mode,
         cross_rank=settings.cross_rank,
@@ -72,14 +61,10 @@ def run_training_command(chosen: argparse.Namespace) -> None:
         width=chosen.size[0],
         height=chosen.size[1],
         fill=chosen.fill,
-        base=fingerprint_model(model),
     )
     clips = list_clips(chosen.clips, architecture, _planner(chosen.planner, chosen.states))
-    marks = f"{fingerprint_clip(clip)} {fingerprint_vae(vae)} {fingerprint_model(vision.patcher)}"
-    encoders = Encoders(clip, vision, vae, model.model.latent_format, marks)
     examples = encode_clips(clips, architecture, encoders, chosen.folder / "examples")
-    held = max(1, round(len(examples) * chosen.held_out)) if chosen.held_out > 0 and len(examples) > 3 else 0
-    learned, judged = examples[: len(examples) - held], examples[len(examples) - held :]
+    learned, judged = InstructionDataset(architecture, examples).split(chosen.held_out)
     print(f"{len(learned)} clips to learn from, {len(judged)} held out.")
     made = train_adapter(on_its_device(model), architecture, learned, settings, chosen.folder, held_out=judged)
     print(f"{made}: put it into ComfyUI's models/aid.")
@@ -104,6 +89,8 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     """`instruction-measure`'s."""
     parser.add_argument("--real", type=Path, required=True, help="folder of true videos")
     parser.add_argument("--made", type=Path, required=True, help="folder of made ones; same names are pairs")
+    parser.add_argument("--swapped", type=Path, help="folder of the made ones, filmed with another instruction: how "
+                        "much the words change")  # fmt: skip
     parser.add_argument("--i3d", type=Path, help="i3d_torchscript.pt; without it no FVD and KVD")
     parser.add_argument("--frames", type=int, default=16, help="of each video: default 16")
     parser.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), default=(256, 256), help="default 256 256")
@@ -113,7 +100,7 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
 def run_measure(chosen: argparse.Namespace) -> None:
     """`instruction-measure`."""
     print(json.dumps(compare_folders(chosen.real, chosen.made, frames=chosen.frames, size=tuple(chosen.size),
-                                     i3d=chosen.i3d), indent=1))  # fmt: skip
+                                     i3d=chosen.i3d, swapped=chosen.swapped), indent=1))  # fmt: skip
 
 
 COMMANDS = {
@@ -124,7 +111,7 @@ COMMANDS = {
         shared=True,
     ),
     "instruction-measure": Command(
-        "compare two folders of videos: FVD, KVD, PSNR, SSIM",
+        "compare folders of videos: FVD, KVD, PSNR, SSIM, what another instruction changes",
         add_measure_arguments,
         lambda chosen, _: run_measure(chosen),
     ),

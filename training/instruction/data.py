@@ -8,7 +8,7 @@ encoders make is kept beside the run, a file a clip, so that training needs neit
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,25 @@ from ...film.instruction.settings import AdapterSettings
 from ...film.reel.atomic import whole_file
 from ...film.video_reader import VIDEOS, VideoReader, list_videos
 
-__all__ = ["AUGMENTATIONS", "Clip", "Encoders", "Example", "InstructionDataError", "encode_clips", "list_clips"]
+__all__ = [
+    "AUGMENTATIONS",
+    "Clip",
+    "Encoders",
+    "Example",
+    "InstructionDataError",
+    "InstructionDataset",
+    "architecture_of",
+    "encode_clips",
+    "encoders_of",
+    "list_clips",
+]
 
 AUGMENTATIONS = (0.0, 0.02, 0.1)
 """Standard deviations of noise on known frames that a clip is encoded with; training draws one."""
+
+
+_SHAPE = ("num_frames", "k_max", "width", "height", "num_states", "state_encoding")
+"""What of an architecture decides how a clip is encoded."""
 
 
 class InstructionDataError(ValueError):
@@ -63,6 +78,22 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
+class InstructionDataset:
+    """Encoded clips, all of one shape. architecture: an adapter's that fits them and their model."""
+
+    architecture: AdapterSettings
+    examples: Sequence[Example]
+
+    def split(self, held_out: float) -> tuple[Sequence[Example], Sequence[Example]]:
+        """Examples to learn from and to judge by, the last ones; held_out: share of the latter. Fewer than four clips
+        are all learned from.
+        """
+        count = len(self.examples)
+        held = max(1, round(count * held_out)) if held_out > 0 and count > 3 else 0
+        return self.examples[: count - held], self.examples[count - held :]
+
+
+@dataclass(frozen=True, eq=False)
 class Encoders:
     """As ComfyUI's loaders give them. latent_format: the model's. fingerprint: of them all."""
 
@@ -73,13 +104,48 @@ class Encoders:
     fingerprint: str
 
 
+def encoders_of(model: Any, clip: Any, clip_vision: Any, vae: Any) -> Encoders:
+    """Encoders as loaders give them. Raises InstructionDataError where the checkpoint lacks one."""
+    from ...host.model_fingerprint import fingerprint_clip, fingerprint_model, fingerprint_vae
+
+    if vae is None or clip_vision is None:
+        raise InstructionDataError(
+            "The checkpoint lacks its VAE or vision encoder: take the whole svd.safetensors or svd_xt.safetensors."
+        )
+    marks = f"{fingerprint_clip(clip)} {fingerprint_vae(vae)} {fingerprint_model(clip_vision.patcher)}"
+    return Encoders(clip, clip_vision, vae, model.model.latent_format, marks)
+
+
+def architecture_of(model: Any, encoders: Encoders, **settings: Any) -> AdapterSettings:
+    """An adapter's architecture that fits the model and its encoders. settings: fields of AdapterSettings, such as
+    frames, size and states.
+
+    Raises InstructionError for a model that is not Stable Video Diffusion, or for settings that cannot be.
+    """
+    from ...host.model_fingerprint import fingerprint_model
+    from ...host.svd.adapters import check_svd, sites_of, transformer_at
+    from ...host.svd.conditioning import encode_text
+
+    unet = check_svd(model)
+    sites = sites_of(unet)
+    return AdapterSettings(
+        sites=sites,
+        context_dim=transformer_at(unet, sites[0]).transformer_blocks[0].attn2.to_k.in_features,
+        text_dim=encode_text(encoders.clip, "").shape[-1],
+        vision_dim=int(encoders.clip_vision.config["hidden_size"]),
+        base=fingerprint_model(model),
+        **settings,
+    )
+
+
 def list_clips(
     folder: Path,
     settings: AdapterSettings,
     plan: Callable[[Tensor, str], States] | None = None,
     say: Callable[[str], None] = print,
-) -> list[Clip]:
-    """The clips of a folder, in the order of their names; one that cannot be read is left out and named.
+) -> Iterator[Clip]:
+    """The clips of a folder, in the order of their names, one in memory at a time; one that cannot be read is left out
+    and named.
 
     plan: makes states of the first frame [H, W, 3] and the instruction, for clips whose text has none. Raises
     InstructionDataError if nothing is left.
@@ -87,17 +153,20 @@ def list_clips(
     files = list_videos(folder)
     if not files:
         raise InstructionDataError(f"{folder} holds no videos ({', '.join(VIDEOS)}): put clips and text files there.")
-    clips = []
+    used = 0
     for path in files:
         try:
-            clips.append(_read(path, settings, plan))
+            clip = _read(path, settings, plan)
         except InstructionDataError as error:
             say(f"Left out {path.name}: {error}")
+            continue
         except (OSError, ValueError) as error:
             say(f"Left out {path.name}: it cannot be read ({error}).")
-    if not clips:
+            continue
+        used += 1
+        yield clip
+    if not used:
         raise InstructionDataError(f"None of the {len(files)} videos in {folder} can be used: see the lines above.")
-    return clips
 
 
 def _read(path: Path, settings: AdapterSettings, plan: Callable[[Tensor, str], States] | None) -> Clip:
@@ -131,7 +200,7 @@ def read_frames(path: Path, count: int, width: int, height: int) -> Tensor:
 
 
 def encode_clips(
-    clips: Sequence[Clip],
+    clips: Iterable[Clip],
     settings: AdapterSettings,
     encoders: Encoders,
     folder: Path,
@@ -148,14 +217,15 @@ def encode_clips(
             with whole_file(path) as part:
                 save_file(tensors, part)
             if number % 20 == 0:
-                say(f"{number} of {len(clips)} clips encoded.")
+                say(f"encoded {number} clips")
         examples.append(Example(name=clip.name, **load_file(path)))
     return examples
 
 
 def _mark(clip: Clip, settings: AdapterSettings, encoders: Encoders) -> str:
     states = "" if clip.states is None else clip.states.to_json()
-    told = f"{encoders.fingerprint}|{settings.to_metadata()}|{clip.instruction}|{states}"
+    shape = [getattr(settings, name) for name in _SHAPE]
+    told = f"{encoders.fingerprint}|{shape}|{AUGMENTATIONS}|{clip.instruction}|{states}"
     digest = hashlib.sha256(told.encode())
     digest.update((clip.frames * 255).round().byte().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -52,16 +52,28 @@ def compare_folders(
     frames: int = 16,
     size: tuple[int, int] = (256, 256),
     i3d: Path | None = None,
+    swapped: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measures of all videos of two folders, JSON-able.
 
     frames: taken evenly from each video; size: (width, height), covered and cropped. i3d: TorchScript file; without it
-    there is neither FVD nor KVD. A video that cannot be read is left out and named. Raises InstructionDataError for
+    there is neither FVD nor KVD. swapped: folder of the made videos once more, from the same frames and seeds but with
+    another instruction; "text_swap" is the mean absolute difference of their pixels, in percent of the range: near 0
+    where the words are not read. A video that cannot be read is left out and named. Raises InstructionDataError for
     folders with nothing to compare.
     """
     sets = {name: _videos(folder, frames, size, say) for name, folder in (("real", real), ("made", made))}
     result: dict[str, Any] = {name: len(videos) for name, videos in sets.items()}
+    if swapped is not None:
+        others = _videos(swapped, frames, size, say)
+        twins = sorted(sets["made"].keys() & others.keys())
+        if not twins:
+            raise InstructionDataError(
+                f"{swapped} has no video of the same name as one of {made}: name the two films of a clip alike."
+            )
+        changes = [float((sets["made"][stem] - others[stem]).abs().mean()) for stem in twins]
+        result |= {"swapped": len(twins), "text_swap": 100 * sum(changes) / len(twins)}
     pairs = sorted(sets["real"].keys() & sets["made"].keys())
     if pairs:
         both = [(sets["real"][stem], sets["made"][stem]) for stem in pairs]

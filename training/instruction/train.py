@@ -6,6 +6,7 @@ Values that the paper does not give are ours, after its nearest relatives (Seer,
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from torch import Tensor
 from ...film.instruction.adapters import AidAdapter
 from ...film.instruction.settings import AdapterSettings, ContextMode
 from ..core.loop import Metrics
+from ..core.lora import clone_sharing_weights
 from ..core.objectives.denoiser import stratified
 from ..core.objectives.edm import EDM
 from ..core.run import remember_settings, run_training, uses_bf16
@@ -40,14 +42,29 @@ class InstructionSettings(TrainSettings):
     whose states are the instruction itself. known_weight: of the loss on known frames. p_mean, p_std: of ln sigma.
     """
 
-    steps: int = again(TrainSettings, "steps", 6000)
-    batch: int = again(TrainSettings, "batch", 8)
-    lr: float = again(TrainSettings, "lr", 1e-4)
+    steps: int = again(
+        TrainSettings, "steps", 6000, tooltip="Updates: 2000 for 50 to 100 clips, 6000 for 500. More: closer to the "
+        "clips, and to their accidents.",
+    )  # fmt: skip
+    batch: int = again(TrainSettings, "batch", 8, tooltip="Clips of each update. More: steadier, slower.")
+    micro_batch: int = again(
+        TrainSettings, "micro_batch", 1, tooltip="Clips in one pass. More: faster, more memory; the result is the same."
+    )
+    lr: float = again(TrainSettings, "lr", 1e-4, tooltip="Learning rate. More: faster, until it breaks.")
+    max_grad_norm: float = again(
+        TrainSettings, "max_grad_norm", 1.0, tooltip="Longer gradients are cut to it. Less: calmer, slower training."
+    )
+    weight_decay: float = again(
+        TrainSettings, "weight_decay", 0.01, tooltip="More keeps the adapter's weights smaller."
+    )
     warmup: int = again(TrainSettings, "warmup", 200)
     final_lr_ratio: float = again(TrainSettings, "final_lr_ratio", 0.1)
     betas: tuple[float, float] = again(TrainSettings, "betas", (0.9, 0.999))
     save_every: int = again(TrainSettings, "save_every", 500)
-    sample_every: int = again(TrainSettings, "sample_every", 500)
+    sample_every: int = again(
+        TrainSettings, "sample_every", 500, tooltip="Steps between two measurements on held-out clips, with their own "
+        "words and with another's. 0: never.",
+    )  # fmt: skip
     ratio: int = setting(
         4, help="width of a layer over its adapters': 8 for fewer than 200 clips", low=1, high=32,
         tooltip="Width of a layer over its adapters'. More: smaller adapters. 8 for fewer than 200 clips.",
@@ -57,7 +74,10 @@ class InstructionSettings(TrainSettings):
         tooltip="decoupled: beside the model's own attention, which stays as it was; best for few clips. full: in its "
         "place, tuned, as in the paper. lora: the same at low rank.",
     )  # fmt: skip
-    cross_rank: int = setting(32, help="rank with context mode lora", low=1, high=256, advanced=True)
+    cross_rank: int = setting(
+        32, help="rank with context mode lora", low=1, high=256, advanced=True,
+        tooltip="Size of the LoRA with context mode lora. More: it can learn more.",
+    )  # fmt: skip
     k_max: int = setting(
         1, help="known frames are drawn from 1 to this", low=1, high=32,
         tooltip="Known frames are drawn from 1 to this. More: the adapter can go on from several frames.",
@@ -66,8 +86,9 @@ class InstructionSettings(TrainSettings):
     frames_dropout: float = setting(0.05, help="share of clips without their frames", low=0.0, high=0.5, advanced=True)
     both_dropout: float = setting(0.05, help="share of clips without either", low=0.0, high=0.5, advanced=True)
     fallback: float = setting(
-        0.1, help="share of clips whose states are the instruction itself", low=0.0, high=1.0, advanced=True
-    )
+        0.1, help="share of clips whose states are the instruction itself", low=0.0, high=1.0, step=0.01, advanced=True,
+        tooltip="Share of clips whose states are the instruction itself, as where no language model planned any.",
+    )  # fmt: skip
     known_weight: float = setting(1.0, help="of the loss on known frames", low=0.0, high=1.0, advanced=True)
     p_mean: float = setting(0.7, help="mean of ln sigma")
     p_std: float = setting(1.6, help="standard deviation of ln sigma")
@@ -110,7 +131,7 @@ class Lesson:
     def __init__(self, model: Any, trainable: AidTrainable, settings: InstructionSettings, bf16: bool) -> None:
         from ...host.svd.adapters import Handlers, Strengths, install
 
-        self.adapter, self.settings, self.base = trainable.adapter, settings, model.model
+        self.adapter, self.settings, self.base = trainable.adapter, settings, _differentiable_base(model.model)
         self.edm = EDM(
             self.base.diffusion_model, bf16, like="out.2.weight", p_mean=settings.p_mean, p_std=settings.p_std
         )
@@ -204,6 +225,14 @@ class Lesson:
         return token, torch.cat([token[:, None].expand(-1, frames, -1, -1), rows], dim=2)
 
 
+def _differentiable_base(base: Any) -> Any:
+    """ComfyUI's BaseModel with a UNet that autograd takes, see clone_sharing_weights; `base` stays as it is."""
+    taken = copy.copy(base)
+    taken._modules = dict(base._modules)
+    taken.diffusion_model = clone_sharing_weights(base.diffusion_model)
+    return taken
+
+
 @torch.no_grad()
 def held_out_loss(lesson: Lesson, examples: Sequence[Example], swapped: bool = False) -> dict[str, float]:
     """Losses at fixed noise levels and fixed noise; swapped: each clip with the words of the next, which it should not
@@ -245,7 +274,7 @@ def train_adapter(
 
     folder.mkdir(parents=True, exist_ok=True)
     remember_settings(settings, folder, architecture=architecture.to_metadata())
-    unet = model.model.diffusion_model.requires_grad_(False)
+    unet = model.model.diffusion_model
     bf16 = uses_bf16(settings.precision, next(unet.parameters()).device)
     adapter = AidAdapter(architecture, torch.nn)
     empty = examples[0].empty
@@ -277,4 +306,3 @@ def train_adapter(
         "instruction-adapter", adapter, trainable, loss_at, settings, folder, told,
         sample=sample if held_out else None, say=say,
     )  # fmt: skip
-

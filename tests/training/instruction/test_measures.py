@@ -48,6 +48,19 @@ def test_without_an_i3d_there_is_no_fvd(folders):
     assert "fvd" not in compare_folders(folders / "real", folders / "made", size=(64, 64))
 
 
+def test_another_instruction_changes_as_much_as_its_films_differ(folders):
+    same = compare_folders(folders / "real", folders / "made", size=(64, 64), swapped=folders / "made")
+    assert (same["swapped"], same["text_swap"]) == (3, 0.0)
+    (folders / "other").mkdir()
+    write_video(folders / "other" / "1.mp4", 4)
+    other = compare_folders(folders / "real", folders / "made", size=(64, 64), swapped=folders / "other")
+    assert other["swapped"] == 1
+    assert other["text_swap"] == pytest.approx(100 * 70 / 255, abs=2)
+    (folders / "other" / "1.mp4").rename(folders / "other" / "z.mp4")
+    with pytest.raises(InstructionDataError, match="no video of the same name"):
+        compare_folders(folders / "real", folders / "made", size=(64, 64), swapped=folders / "other")
+
+
 def test_what_cannot_be_compared_is_refused_with_a_sentence(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InstructionDataError, match="holds no video"):

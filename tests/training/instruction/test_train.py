@@ -168,7 +168,7 @@ def test_clips_of_a_folder_with_one_that_is_damaged(settings, tmp_path):
     (tmp_path / "c.mp4").write_bytes(b"no video")
     (tmp_path / "c.txt").write_text("x")
     said: list[str] = []
-    clips = list_clips(tmp_path, settings, say=said.append)
+    clips = list(list_clips(tmp_path, settings, say=said.append))
     assert [(clip.name, clip.instruction) for clip in clips] == [("a.mp4", "lift the lid"), ("b.mp4", "shut it")]
     assert clips[0].states is None
     assert clips[1].states.texts == ("it is open", "it is shut", "it is shut")
@@ -180,10 +180,10 @@ def test_clips_of_a_folder_with_one_that_is_damaged(settings, tmp_path):
 
 def test_folders_without_clips_are_refused_with_a_sentence(settings, tmp_path):
     with pytest.raises(InstructionDataError, match="holds no videos"):
-        list_clips(tmp_path, settings)
+        next(list_clips(tmp_path, settings))
     write_video(tmp_path / "a.mp4")
     with pytest.raises(InstructionDataError, match="None of the 1 videos"):
-        list_clips(tmp_path, settings, say=lambda _: None)
+        next(list_clips(tmp_path, settings, say=lambda _: None))
 
 
 def test_examples_are_encoded_once(settings, tmp_path):
