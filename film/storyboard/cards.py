@@ -1,8 +1,8 @@
 """A storyboard's text as cards, one for each shot, and back: what an editor shows and changes.
 
 A card holds its shot's lines as they were written. What is not changed stays so to the letter, comments and spacing
-too, and in wrong texts as well: `write_cards` gives back what `read_cards` took apart. A change touches what it is about
-alone: a setting its value, words the lines of the prompt.
+too, and in wrong texts as well: `write_cards` gives back what `read_cards` took apart. A change touches what it is
+about alone: a setting its value, words the lines of the prompt.
 
 A shot keeps its seed where it goes: if it states none and another number of shots stands before it than before, the
 seed is written above it, so that its takes stay its own.
@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import pairwise
 
 from .grammar import SETTING, TIME, column_of, content_of, escape, is_separator, near_miss, read_range, setting_spans
 from .shot import DEFAULT_SECONDS, Shot, StoryboardError, number
@@ -80,9 +81,9 @@ def read_cards(text: str) -> tuple[Card, ...]:
     blocks = list(_blocks(text.replace("\r\n", "\n").replace("\r", "\n").split("\n")))
     cards: list[Card] = []
     index = 0
-    for i, (line, lines, skipped) in enumerate(blocks):
-        until = blocks[i + 1][0] if i + 1 < len(blocks) else line + len(lines) + 1
-        begins = 1 if i == 0 else line
+    for i, (at_line, lines, skipped) in enumerate(blocks):
+        until = blocks[i + 1][0] if i + 1 < len(blocks) else at_line + len(lines) + 1
+        begins = 1 if i == 0 else at_line
         plain = _opened([_shown(each) for each in lines] if skipped else lines)[1]
         stated = {
             name: each[value:end] for each in _setting_lines(plain) for name, _, value, end in setting_spans(each)
@@ -92,7 +93,7 @@ def read_cards(text: str) -> tuple[Card, ...]:
         cards.append(
             Card(
                 text="\n".join(lines),
-                line=line,
+                line=at_line,
                 skipped=skipped,
                 shot=shot,
                 seed=None if skipped and "seed" not in stated else seed,
@@ -130,7 +131,7 @@ def write_cards(edits: Sequence[CardEdit]) -> str:
 def _blocks(lines: Sequence[str]) -> Iterator[tuple[int, list[str], bool]]:
     """The lines of each card, with the number of the first and whether it is skipped."""
     starts = [0, *(i for i, line in enumerate(lines) if is_separator(line)), len(lines)]
-    for start, end in zip(starts, starts[1:]):
+    for start, end in pairwise(starts):
         first = start == 0 and not is_separator(lines[0])
         if start == end:
             continue  # the text begins with a line of dashes: the mistake is that line's
@@ -148,7 +149,7 @@ def _blocks(lines: Sequence[str]) -> Iterator[tuple[int, list[str], bool]]:
 
 def _marked(lines: Sequence[str], start: int, end: int) -> Iterator[tuple[int, list[str], bool]]:
     marks = [*(i for i in range(start, end) if _is_mark(lines[i])), end]
-    for begin, stop in zip(marks, marks[1:]):
+    for begin, stop in pairwise(marks):
         yield begin + 1, list(lines[begin:stop]), True
 
 
