@@ -4,6 +4,8 @@
     GET  /longreel/projects/<name>     its takes, the newest first
     POST /longreel/storyboard          {"text": ...}: the shots of a storyboard, or its mistakes, each at its line
 
+What the storyboard editor asks is storyboard_routes.py.
+
 ComfyUI serves them with and without /api in front. Filming goes through ComfyUI's own POST /prompt.
 """
 
@@ -22,6 +24,7 @@ from ..film.reel.reel import FilmedShot, ReelError
 from ..film.storyboard.json_form import shot_to_dict
 from ..film.storyboard.text import format_storyboard, parse_storyboard, storyboard_faults
 from .files.paths import project_folder
+from .storyboard_routes import register_storyboard_routes
 
 __all__ = ["project_status", "register_routes", "storyboard_status"]
 
@@ -109,3 +112,4 @@ def register_routes() -> None:
     instance.routes.get("/longreel/projects")(_list)
     instance.routes.get("/longreel/projects/{name}")(_show)
     instance.routes.post("/longreel/storyboard")(_storyboard)
+    register_storyboard_routes(instance.routes)

@@ -34,6 +34,7 @@ __all__ = [
     "is_separator",
     "near_miss",
     "read_range",
+    "setting_spans",
     "settings_content",
     "unescape",
 ]
@@ -178,6 +179,30 @@ def settings_content(line: str) -> str:
     text = line.strip(_ENDS)
     parts = re.split(r'("(?:[^"\\]|\\.)*"?)', text)
     return "".join(part if part.startswith('"') else part.translate(_WIDE) for part in parts)
+
+
+_QUOTED = r'"(?:[^"\\]|\\.)*"|[\u201c\u201e\u201d][^\u201c\u201d]*[\u201c\u201d]|\u00ab[^\u00bb]*\u00bb'
+_SPAN = re.compile(
+    rf"(?:^|,)\s*(?P<name>{'|'.join(_KEYS)})\s*:"
+    rf"(?P<value>(?:\s*(?:{_QUOTED})?(?:[^,;]|,(?!\s*[a-z_]+\s*:))*;?)*)",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def setting_spans(line: str) -> list[tuple[str, int, int, int]]:
+    """Where a line's settings stand, readable or not, in its order: name, then where in the line the setting, its
+    value and what is behind it begin. A setting but the first begins with its comma.
+    """
+    offset = column_of(line) - 1
+    return [
+        (
+            found["name"].lower(),
+            offset + found.start(),
+            offset + found.end() - len(found["value"].lstrip()),
+            offset + found.start("value") + len(found["value"].rstrip()),
+        )
+        for found in _SPAN.finditer(settings_content(line))
+    ]
 
 
 @dataclass

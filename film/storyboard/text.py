@@ -88,6 +88,7 @@ __all__ = [
     "from_jsonl",
     "parse_shot",
     "parse_storyboard",
+    "read_shot",
     "read_storyboards",
     "storyboard_faults",
     "to_json",
@@ -159,6 +160,14 @@ def _parse(text: str) -> tuple[list[Shot], list[StoryboardError]]:
             shots.append(shot)
         pending, index, begins = [], index + 1, at_line
     return shots, faults
+
+
+def read_shot(lines: Iterable[str], default_seed: int) -> Shot | None:
+    """The shot of these lines, which hold no separator; None where one of them cannot be read.
+
+    default_seed: its seed if they state none, which is how many shots stand before it.
+    """
+    return _ShotReader(1, []).read(enumerate(lines, start=1), default_seed)
 
 
 def parse_shot(text: str) -> Shot:
