@@ -118,7 +118,6 @@ def evaluate_untrained(
     return {name: 100 * sum(values) / len(values) for name, values in rows.items()}
 
 
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)

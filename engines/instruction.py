@@ -35,6 +35,7 @@ from .engine import Capabilities, EngineBase, EngineError, ShotInputs
 
 __all__ = ["Chunk", "ChunkBackend", "InstructionEngine", "Planning", "timed_prompts", "written_states"]
 
+
 @dataclass(frozen=True, eq=False)
 class Planning:
     """How instructions become states.
@@ -220,7 +221,6 @@ class InstructionEngine(EngineBase):
         """The last frames [K, H, W, 3] of latents [1, C, T, h, w], decoded with the few before them only."""
         tail = latents[:, :, -(LEAD + self._known_frames) :]
         return torch.cat(list(self.family.decoder().decode(tail)))[-self._known_frames :].float().cpu()
-
 
 
 def timed_prompts(states: States, shot: Shot, prompts: Iterator[str]) -> list[tuple[float, str]]:

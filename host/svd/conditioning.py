@@ -147,9 +147,7 @@ def check_clip(
 # Known frames
 
 
-def known_latents(
-    vae: VAE, frames: Tensor, size: tuple[int, int], augmentation: float = 0.0, seed: int = 0
-) -> Tensor:
+def known_latents(vae: VAE, frames: Tensor, size: tuple[int, int], augmentation: float = 0.0, seed: int = 0) -> Tensor:
     """Frames [K, H, W, 3] in 0..1, cropped to (width, height), as latents [K, C, h, w], unscaled.
 
     augmentation: standard deviation of noise in [-1, 1], half of it in 0..1; core's own node adds the whole. seed: of
@@ -263,4 +261,3 @@ def condition_words(file: AdapterFile, text: Tensor, patches: Tensor, states: Te
     given = (each.to(device=device, dtype=torch.float32) for each in (text, patches, states))
     rows: Tensor = former(*given, frames=count)[0]
     return rows.float().cpu()
-

@@ -80,7 +80,7 @@ class StandInSvd:
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CLIP_VISION", "VAE"), "load", "tests"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"ckpt_name": ("STRING", {})}}
 
     def load(self, ckpt_name: str) -> tuple[Any, Any, Any]:
