@@ -61,7 +61,8 @@ class Character:
 
 @dataclass(frozen=True)
 class Actor:
-    """A character in a scene. nudge: shifts the start by a few hundredths of the frame so that no two takes are equal."""
+    """A character in a scene. nudge: shifts the start by a few hundredths of the frame so that no two takes are equal.
+    """
 
     character: Character
     position: str = "middle"

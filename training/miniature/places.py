@@ -1,4 +1,5 @@
-"""Places of the small world without characters: plates of casts, and the background that characters are separated from."""
+"""Places of the small world without characters: plates of casts, and the background that characters are separated from.
+"""
 
 from __future__ import annotations
 
