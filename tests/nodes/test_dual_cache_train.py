@@ -125,7 +125,7 @@ def test_a_lora_with_its_layout_comes_out(models: dict[str, Any], scenes: Path, 
 
 
 def test_an_interrupted_run_goes_on_to_the_bit(models: dict[str, Any], scenes: Path, output: Path, monkeypatch: Any):
-    train(models, scenes, name="straight")
+    train(models, scenes, name="straight", sample_every=0)
 
     class Stopped(in_node.Progress):
         def reach(self, done: int, text: str, draw: Any = None) -> None:
@@ -136,12 +136,12 @@ def test_an_interrupted_run_goes_on_to_the_bit(models: dict[str, Any], scenes: P
     with monkeypatch.context() as patched:
         patched.setattr(in_node, "Progress", Stopped)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
-            train(models, scenes, name="stopped")
+            train(models, scenes, name="stopped", sample_every=0)
     with safe_open(output / "longreel-loras" / "stopped" / "weaver.safetensors", "pt") as file:
         assert file.metadata()["steps"] == "3"
     assert not (output / "loras" / "stopped.safetensors").exists(), "only what is finished is listed"
     assert not comfy.model_management.in_training
-    assert "continuing at step 3 of 6" in train(models, scenes, name="stopped")[3]
+    assert "continuing at step 3 of 6" in train(models, scenes, name="stopped", sample_every=0)[3]
     with safe_open(output / "loras" / "straight.safetensors", "pt") as one, \
          safe_open(output / "loras" / "stopped.safetensors", "pt") as other:  # fmt: skip
         assert set(one.keys()) == set(other.keys())
@@ -161,5 +161,5 @@ def test_what_cannot_be_trained_is_refused_at_once(models: dict[str, Any], scene
                   metadata=told)  # fmt: skip
     with pytest.raises(CacheError, match=r"Mode 3 needs a shot .* that follows a shot with keyframes"):
         train(models, one, name="other")
-    report = train(models, one, name="stage one", steps=0)[3]
+    report = train(models, one, name="stage one", steps=0, sample_every=0)[3]
     assert report.endswith("stage one.safetensors, also for FilmWeaver LoRA Loader."), "stage 1 has no cuts"

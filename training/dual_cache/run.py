@@ -97,6 +97,7 @@ def _looker(
         for mode, stage in _modes(settings).items()
     }
     latent_format = model.model.latent_format
+    true: dict[int, Row] = {}
 
     def row(name: str, latents: torch.Tensor) -> Row:
         film = _decoded(vae, latent_format, latents)
@@ -108,8 +109,9 @@ def _looker(
             noise = torch.randn(1, *sample.target.shape, generator=torch.Generator().manual_seed(settings.seed))
             payloads = [] if sample.payload is None else [sample.payload]
             made = matcher.sample([sample.text], payloads, noise, steps=_LOOK_STEPS, shift=settings.shift)
-            rows.append(row(f"{_MODES[mode]}, the film's", sample.target[None]))
-            rows.append(row(f"{_MODES[mode]}, the LoRA's after {step} steps", made.cpu()))
+            if mode not in true:
+                true[mode] = row(f"{_MODES[mode]}, the film's", sample.target[None])
+            rows += [true[mode], row(f"{_MODES[mode]}, the LoRA's after {step} steps", made.cpu())]
         folder.mkdir(parents=True, exist_ok=True)
         draw_sheet(rows, folder / f"step-{step:06}.png")
 

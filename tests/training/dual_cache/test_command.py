@@ -48,7 +48,7 @@ def test_scenes_say_where_their_subjects_are_and_what_they_show(data):
 
 
 def test_a_lora_comes_out_and_is_continued(data, tmp_path, capsys):
-    train(data, tmp_path, "--sample-every 2")
+    train(data, tmp_path, "--sample-every 3")
     assert str(tmp_path / "weaver.safetensors") in capsys.readouterr().out
     assert min(path.name for path in (tmp_path / "samples").iterdir()).startswith("step-")
     with safe_open(tmp_path / "weaver.safetensors", "pt") as file:
