@@ -16,7 +16,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 
-__all__ = ["causal_fault", "forward_fault", "inference_dtype", "is_compiled", "wan_fault"]
+__all__ = ["causal_fault", "forward_fault", "inference_dtype", "is_compiled", "patch_fault"]
 
 _READ = {"double_block", "attn1_patch", "attn2_patch"}
 _TITLES = {
@@ -46,8 +46,12 @@ def inference_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:
     return model.model.get_dtype() if cast is None else cast
 
 
-def wan_fault(model: comfy.model_patcher.ModelPatcher) -> str:
-    """What no film of a Wan model can honour, as one sentence that says what to remove; empty without such."""
+def patch_fault(model: comfy.model_patcher.ModelPatcher) -> str:
+    """What no film of a Wan model can honour, as one sentence that says what to remove; empty without such, and for
+    models of other families, which read other patches.
+    """
+    if not isinstance(getattr(model.model, "diffusion_model", None), comfy.ldm.wan.model.WanModel):
+        return ""
     if model.model_options.get("context_handler") is not None:
         return (
             "Context Windows splits what is denoised, and an engine films it whole, in pieces of its own: remove the "
@@ -65,7 +69,7 @@ def wan_fault(model: comfy.model_patcher.ModelPatcher) -> str:
 
 def causal_fault(model: comfy.model_patcher.ModelPatcher) -> str:
     """What a causal film of the model would ignore or get wrong, as one sentence; empty where there is nothing."""
-    return wan_fault(model) or _cache_fault(model) or _guidance_fault(model) or _replaced_fault(model)
+    return patch_fault(model) or _cache_fault(model) or _guidance_fault(model) or _replaced_fault(model)
 
 
 def forward_fault(dit: Any, options: dict[str, Any]) -> str:

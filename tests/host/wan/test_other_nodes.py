@@ -26,7 +26,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSim
 from comfy_extras.nodes_tcfg import TCFG
 from longreel.host.guidance import Window
 from longreel.host.wan.forward import UnsupportedModelError, check_model
-from longreel.host.wan.other_nodes import wan_fault
+from longreel.host.wan.other_nodes import patch_fault
 from longreel.host.wan.rollout import Prompt, RolloutError, roll_out
 from longreel.host.wan.weak_guidance import WeakGuidance, guide_from_weak
 
@@ -258,6 +258,6 @@ def test_layers_that_are_called_may_be_replaced(model: Model, plain: torch.Tenso
 
 
 def test_what_no_wan_reads_is_named_for_every_engine(model: Model):
-    assert wan_fault(model) == wan_fault(NODES["Skip Layer Guidance (DiT)"](model)) == ""
-    fault = wan_fault(NODES["Normalized Attention Guidance"](model))
+    assert patch_fault(model) == patch_fault(NODES["Skip Layer Guidance (DiT)"](model)) == ""
+    fault = patch_fault(NODES["Normalized Attention Guidance"](model))
     assert "Normalized Attention Guidance patches 'attn1_output_patch'" in fault
