@@ -34,6 +34,8 @@ _TITLES = {
 """Core's nodes by the class that their functions are made in, where a person sees another name on the node."""
 _NEGATIVE = {"CFGZeroStar", "Mahiro", "PerturbedAttentionGuidance"}
 """Nodes whose function behind guidance does nothing to a Wan without a negative prompt."""
+_SPARSE = re.compile(r"sparse_?attention", re.IGNORECASE)
+"""In the name of an attention that reads a part of the tokens, or of the module it is made in."""
 _OWN_FORWARD = re.compile(
     r"diffusion_model(\.blocks(\.\d+(\.(self_attn|cross_attn))?)?)?(\.(forward|_forward|forward_orig))?"
 )
@@ -114,7 +116,7 @@ def _guidance_fault(model: comfy.model_patcher.ModelPatcher) -> str:
     """Guidance that needs a negative prompt, and attention that picks tokens by itself."""
     options = model.model_options
     override = options.get("transformer_options", {}).get("optimized_attention_override")
-    if override is not None and "sparse" in _full_name(override).lower():
+    if override is not None and _SPARSE.search(_full_name(override)):
         return (
             f"{_origin(override)} picks among a clip's own tokens, and a causal film attends to a memory: remove it "
             "from this model (Causal Memory limits what is attended to)."

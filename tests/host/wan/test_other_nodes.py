@@ -85,8 +85,8 @@ NODES: dict[str, Callable[[Model], Model]] = {
     "UNet Self/Cross-Attention Multiply": lambda model: core(UNetSelfAttentionMultiply, 2.0, 2.0, 2.0, 2.0)(
         core(UNetCrossAttentionMultiply, 2.0, 2.0, 2.0, 2.0)(model)
     ),
-    "EasyCache": core(EasyCacheNode, 0.2, 0.0, 1.0, False),
-    "LazyCache": core(LazyCacheNode, 0.2, 0.0, 1.0, False),
+    "EasyCache": core(EasyCacheNode, 3.0, 0.0, 1.0, False),
+    "LazyCache": core(LazyCacheNode, 3.0, 0.0, 1.0, False),
     "Normalized Attention Guidance": core(NAGuidance, 5.0, 0.5, 1.5),
     "Skip Layer Guidance (DiT, simple)": core(SkipLayerGuidanceDiTSimple, 0.0, 1.0, "1", ""),
     "Perturbed-Attention Guidance": core(PerturbedAttentionGuidance, 3.0),
