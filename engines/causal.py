@@ -7,7 +7,6 @@ on disk as one more shot of the reel. Nothing is decoded on the way.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -218,6 +217,4 @@ class CausalEngine(EngineBase):
     def _prompts(self, shot: Shot, plan: ShotPlan, before: int) -> Sequence[Prompt]:
         """The shot's prompts, encoded, with the frame at which each begins to hold; `before` frames are not its own."""
         schedule = schedule_prompts(shot, plan, self.clock)
-        for prompt in schedule.unseen:
-            logging.warning("Longreel: no block is left for the prompt at %g s: %s", prompt.at, prompt.text)
         return [Prompt(at and before + at, self.encode_prompt(prompt.text)) for at, prompt in schedule.changes]

@@ -18,7 +18,6 @@ from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..film.reel.groups import GroupTensors
-from ..film.reel.latent_space import WAN
 from ..film.reel.reel import FOLLOWS, FilmedShot, Reel, ReelLayout
 from ..film.reel.takes import FrameGrid, ShotPlan
 from ..film.storyboard.shot import Shot
@@ -27,7 +26,7 @@ from ..host.files.paths import spill_folder
 from ..host.model_fingerprint import fingerprint_clip, fingerprint_image, fingerprint_model, fingerprint_vae
 from ..host.progress import Previewer, Progress, film_previewer
 from ..host.wan.joint_latent import joint_of
-from ..host.wan.other_nodes import wan_fault
+from ..host.wan.other_nodes import patch_fault
 
 __all__ = ["Capabilities", "EditKind", "Engine", "EngineBase", "EngineError", "ShotInputs"]
 
@@ -221,7 +220,7 @@ class EngineBase(ABC):
         """
         for model in self.models:
             of(model, self.vae)
-            if self.family.latents.family == WAN and (fault := wan_fault(model)):
+            if fault := patch_fault(model):
                 raise EngineError(fault)
             joint = joint_of(model)
             if joint is not None and joint.return_motion:

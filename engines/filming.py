@@ -14,7 +14,7 @@ from ..film.reel.choice import TAKE_DIGITS, Decision, PlannedShot, rebased
 from ..film.reel.fingerprint import shot_fingerprint
 from ..film.reel.project import ProjectStore
 from ..film.reel.reel import FilmedShot, Reel, ReelError, check_fit, check_layout
-from ..film.reel.takes import ShotPlan, TimedShot, plan_story
+from ..film.reel.takes import ShotPlan, TimedShot, plan_story, schedule_prompts
 from ..film.storyboard.shot import Shot
 from ..host.figures import record
 from ..host.progress import Progress
@@ -54,9 +54,13 @@ class ShotJob:
 
 @dataclass(frozen=True)
 class Story:
-    """Shots that can be filmed one after the other. It holds no picture, however many the shots start from."""
+    """Shots that can be filmed one after the other. It holds no picture, however many the shots start from.
+
+    warnings: what of the shots will not be as they ask for, a sentence each that begins with the shot.
+    """
 
     jobs: tuple[ShotJob, ...]
+    warnings: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Which shots are used again, which are filmed, and why: a line each; empty without a project."""
@@ -65,6 +69,10 @@ class Story:
             for job in self.jobs
             if (decision := job.decision) is not None
         )
+
+    def report(self) -> str:
+        """Its description and its warnings, for the node and the API's answer."""
+        return "\n".join(filter(None, (self.describe(), *self.warnings)))
 
 
 def prepare(
@@ -83,6 +91,7 @@ def prepare(
     """
     reel = _opened(engine, reel)
     planned: list[PlannedShot] = []
+    warnings: list[str] = []
     for number, shot in enumerate(shots, start=len(reel.shots) + 1):
         try:
             if not planned:
@@ -90,8 +99,7 @@ def prepare(
             inputs = engine.shot_inputs(shot, None if planned else picture)
         except ValueError as error:
             raise EngineError(f"Shot {number}: {error}") from error
-        for warning in inputs.warnings:
-            logging.warning("Longreel, shot %d: %s", number, warning)
+        warnings += (f"shot {number}: {warning}" for warning in inputs.warnings)
         if shot.take and project is None:
             raise EngineError(f"Shot {number} asks for a take, and only a project has takes: name the project.")
         settings, previous = engine.settings(inputs.picture), planned[-1].fingerprint if planned else reel.fingerprint
@@ -99,6 +107,13 @@ def prepare(
     decisions = project.explain(planned, keep) if project else [None] * len(planned)
     plans = _plan(engine, reel, shots, decisions)
     steps = [engine.steps(plan) for plan in plans]
+    for number, (shot, plan) in enumerate(zip(shots, plans), start=len(reel.shots) + 1):
+        warnings += (
+            f"shot {number}: no block is left for the prompt at {prompt.at:g} s: {prompt.text}"
+            for prompt in schedule_prompts(shot, plan, engine.clock).unseen
+        )
+    for warning in warnings:
+        logging.warning("Longreel, %s", warning)
     story = Story(
         tuple(
             ShotJob(
@@ -115,7 +130,8 @@ def prepare(
                 decision=decision,
             )
             for i, (plan, decision) in enumerate(zip(plans, decisions))
-        )
+        ),
+        tuple(warnings),
     )
     if project is not None:
         logging.info("Longreel, project %s:\n%s", project.folder.name, story.describe())

@@ -93,7 +93,7 @@ class LongreelFilmShot(io.ComfyNode):
         start_image = None if start_image is None else on_white(start_image)
         if not note:
             story = prepare(engine, [asked], reel, store, start_image)
-            note = {"place": asdict(story.jobs[0].place), "text": story.describe()}
+            note = {"place": asdict(story.jobs[0].place), "text": story.report()}
         place = Place(**note["place"])
         longer = film_shot(engine, asked, reel, store, place, picture=start_image, note=note["text"])
         said = "\n".join(filter(None, (note["text"], longer.describe())))
@@ -153,7 +153,7 @@ class LongreelFilmStoryboard(io.ComfyNode):
                 node.set_input("reel", last)
             last = node.out(0)
         entries = graph.finalize()
-        said = story.describe()
+        said = story.report()
         for entry, job in zip(entries.values(), story.jobs):
             leave_note(entry, {"place": asdict(job.place), "text": said})
         return io.NodeOutput(last, expand=entries, ui=ui.PreviewText(said))

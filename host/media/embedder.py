@@ -151,8 +151,7 @@ def _description(path: Path) -> dict[str, Any]:
             f"{path} builds on {str(found[0])[:80]!r}, which would have to be downloaded: choose another CLIP, such as "
             "ViT-L-14."
         )
-    model: dict[str, Any] = config.object()
-    return model
+    return config.object()
 
 
 def _check_sizes(value: Value) -> None:
@@ -164,7 +163,7 @@ def _check_sizes(value: Value) -> None:
     elif isinstance(value.raw, list):
         for item in value.list(_MAX_LIST):
             _check_sizes(item)
-    elif isinstance(value.raw, int | float):
+    elif isinstance(value.raw, int | float) and not isinstance(value.raw, bool):
         value.number(-_MAX_SIZE, _MAX_SIZE)
 
 

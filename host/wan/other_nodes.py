@@ -16,7 +16,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 
-__all__ = ["causal_fault", "forward_fault", "inference_dtype", "is_compiled", "wan_fault"]
+__all__ = ["causal_fault", "forward_fault", "inference_dtype", "is_compiled", "patch_fault"]
 
 _READ = {"double_block", "attn1_patch", "attn2_patch"}
 _TITLES = {
@@ -34,6 +34,8 @@ _TITLES = {
 """Core's nodes by the class that their functions are made in, where a person sees another name on the node."""
 _NEGATIVE = {"CFGZeroStar", "Mahiro", "PerturbedAttentionGuidance"}
 """Nodes whose function behind guidance does nothing to a Wan without a negative prompt."""
+_SPARSE = re.compile(r"sparse_?attention", re.IGNORECASE)
+"""In the name of an attention that reads a part of the tokens, or of the module it is made in."""
 _OWN_FORWARD = re.compile(
     r"diffusion_model(\.blocks(\.\d+(\.(self_attn|cross_attn))?)?)?(\.(forward|_forward|forward_orig))?"
 )
@@ -46,8 +48,12 @@ def inference_dtype(model: comfy.model_patcher.ModelPatcher) -> torch.dtype:
     return model.model.get_dtype() if cast is None else cast
 
 
-def wan_fault(model: comfy.model_patcher.ModelPatcher) -> str:
-    """What no film of a Wan model can honour, as one sentence that says what to remove; empty without such."""
+def patch_fault(model: comfy.model_patcher.ModelPatcher) -> str:
+    """What no film of a Wan model can honour, as one sentence that says what to remove; empty without such, and for
+    models of other families, which read other patches.
+    """
+    if not isinstance(getattr(model.model, "diffusion_model", None), comfy.ldm.wan.model.WanModel):
+        return ""
     if model.model_options.get("context_handler") is not None:
         return (
             "Context Windows splits what is denoised, and an engine films it whole, in pieces of its own: remove the "
@@ -65,7 +71,7 @@ def wan_fault(model: comfy.model_patcher.ModelPatcher) -> str:
 
 def causal_fault(model: comfy.model_patcher.ModelPatcher) -> str:
     """What a causal film of the model would ignore or get wrong, as one sentence; empty where there is nothing."""
-    return wan_fault(model) or _cache_fault(model) or _guidance_fault(model) or _replaced_fault(model)
+    return patch_fault(model) or _cache_fault(model) or _guidance_fault(model) or _replaced_fault(model)
 
 
 def forward_fault(dit: Any, options: dict[str, Any]) -> str:
@@ -110,7 +116,7 @@ def _guidance_fault(model: comfy.model_patcher.ModelPatcher) -> str:
     """Guidance that needs a negative prompt, and attention that picks tokens by itself."""
     options = model.model_options
     override = options.get("transformer_options", {}).get("optimized_attention_override")
-    if override is not None and "sparse" in _full_name(override).lower():
+    if override is not None and _SPARSE.search(_full_name(override)):
         return (
             f"{_origin(override)} picks among a clip's own tokens, and a causal film attends to a memory: remove it "
             "from this model (Causal Memory limits what is attended to)."

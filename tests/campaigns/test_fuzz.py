@@ -11,6 +11,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -159,7 +160,7 @@ LINES = [{"file_path": "/home/x/data/videos/a1.mp4", "text": "A", "image_path": 
 ITEM = {"fingerprint": "f", "plate": True, "boxes": [{"x": 0, "y": 1, "width": 9, "height": 9}], "owners": [0]}
 
 
-def _json(value: Any, name: str) -> Callable[[random.Random, Path], None]:
+def spoiled_json(value: Any, name: str) -> Callable[[random.Random, Path], None]:
     def spoil(rng: random.Random, folder: Path) -> None:
         text = text_of(mutated(value, rng))
         data = text.encode("utf-8", "surrogatepass")
@@ -172,7 +173,7 @@ def _dataset(rng: random.Random, folder: Path) -> None:
     for name in ("videos/a1.mp4", "images/a1.png", "items/a1.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
-    lines, item = _json(LINES, "train_data.json"), _json(ITEM, "items/a1.json")
+    lines, item = spoiled_json(LINES, "train_data.json"), spoiled_json(ITEM, "items/a1.json")
     (folder / "train_data.json").write_text(json.dumps(LINES), encoding="utf-8")
     (folder / "items" / "a1.json").write_text(json.dumps(ITEM), encoding="utf-8")
     rng.choice((lines, item))(rng, folder)
@@ -187,7 +188,7 @@ def _scene(folder: Path) -> bytes:
     return data
 
 
-def _spoil_scene(data: bytes) -> Callable[[random.Random, Path], None]:
+def spoiled_tensors(data: bytes) -> Callable[[random.Random, Path], None]:
     def spoil(rng: random.Random, folder: Path) -> None:
         if rng.random() < 0.5:
             (folder / "a.safetensors").write_bytes(broken(data, rng))
@@ -236,17 +237,19 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     return {
         "reel": Target(refused, spoil_reel, _use_reel),
         "project": Target((), spoil_reel, _use_project),
-        "profile": Target((CacheError,), _json(FILMWEAVER.to_json(), "file"), read_profile),
+        "profile": Target((CacheError,), spoiled_json(FILMWEAVER.to_json(), "file"), read_profile),
         "layout": Target(
             (FirstFrameError,),
-            _json(json.loads(layout), "file"),
+            spoiled_json(json.loads(layout), "file"),
             lambda place: Layout.from_json(_read_text(place)).boxes,
         ),
         "cast list": Target(
-            (CastDataError,), _json(CLIPS, "file"), lambda place: list_clips(place / "file", CastSettings(64, 48, 9))
+            (CastDataError,),
+            spoiled_json(CLIPS, "file"),
+            lambda place: list_clips(place / "file", CastSettings(64, 48, 9)),
         ),
         "cast dataset": Target((CastDataError,), _dataset, load_dataset),
-        "scenes": Target((CacheError,), _spoil_scene(scene), load_scenes),
+        "scenes": Target((CacheError,), spoiled_tensors(scene), load_scenes),
         "storyboard": Target((StoryboardError,), _text(STORY), lambda place: parse_storyboard(_read_text(place))),
         "arrangement": Target(
             (FirstFrameError,),
@@ -259,7 +262,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 KINDS = ("reel", "project", "profile", "layout", "cast list", "cast dataset", "scenes", "storyboard", "arrangement")
 
 
-def _campaign(target: Target, folder: Path, seed: int, budget: int) -> None:
+def campaign(target: Target, folder: Path, seed: int, budget: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read = 0
     for number in range(budget):
@@ -278,6 +281,7 @@ def _campaign(target: Target, folder: Path, seed: int, budget: int) -> None:
             raise AssertionError(f"mutation {number} of seed {seed} ends in {type(error).__name__}: {error}") from error
         took = time.process_time() - start
         assert took < SECONDS, f"mutation {number} of seed {seed} takes {took:.1f} s"
+        shutil.rmtree(place)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < MEGABYTES, f"the campaign of seed {seed} took {grown:.0f} MB"
     assert not target.refusals or read < budget, "nothing was hostile enough to be refused"
@@ -285,14 +289,14 @@ def _campaign(target: Target, folder: Path, seed: int, budget: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_short(kind: str, targets: dict[str, Target], tmp_path: Path):
-    _campaign(targets[kind], tmp_path, seed=20, budget=SHORT)
+    campaign(targets[kind], tmp_path, seed=20, budget=SHORT)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("kind", KINDS)
 def test_long(kind: str, targets: dict[str, Target], tmp_path: Path):
     seed, budget = os.environ.get("LONGREEL_FUZZ_SEED", "1"), os.environ.get("LONGREEL_FUZZ_BUDGET", "4000")
-    _campaign(targets[kind], tmp_path, int(seed), int(budget))
+    campaign(targets[kind], tmp_path, int(seed), int(budget))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -183,6 +183,13 @@ def test_vae_of_another_family_is_refused(engine: CausalEngine):
         replace(engine, vae=vae).check()
 
 
+def test_what_will_not_be_as_asked_is_said_before_filming(engine: CausalEngine):
+    shot = parse_shot("seconds: 0.5\nA red ball.\n[0.49s] A red ball jumps.")
+    story = prepare(engine, [shot], None, None)
+    assert story.report() == "shot 1: no block is left for the prompt at 0.49 s: A red ball jumps."
+    assert story.warnings == (story.report(),)
+
+
 @pytest.mark.parametrize(
     ("shot", "message"),
     [

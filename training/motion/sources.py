@@ -52,18 +52,22 @@ def video_clips(
 ) -> list[MotionSource]:
     """Clips of all videos. estimator: as of flow_between. most: clips of each video, 0 for all.
 
-    Raises MotionDataError for a file that is no video, or if nothing is left.
+    A file that is no video is left out and named. Raises MotionDataError if nothing is left.
     """
     sources: list[MotionSource] = []
     for video in videos:
         watcher = Watcher()
-        for piece in _stream(video, spec):
-            watcher.see(piece)
+        try:
+            for piece in _stream(video, spec):
+                watcher.see(piece)
+            caption = _caption(video)
+        except MotionDataError as error:
+            say(f"{video.name} left out: {error}")
+            continue
         starts = _starts(watcher.signs, spec.frames)
         chosen = starts if not most else starts[:: max(len(starts) // most, 1)][:most]
         say(f"{video.name}: {len(watcher.signs)} frames, {len(chosen)} of {len(starts)} clips in motion")
         told = f"{video.stat().st_size} {video.name} {spec} {'blocks' if estimator is None else 'network'}"
-        caption = video.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
         for start in chosen:
             mark = hashlib.sha256(f"{told} {start} {caption}".encode()).hexdigest()
             sources.append(
@@ -100,6 +104,13 @@ def _starts(stats: list[FrameStats], frames: int) -> list[int]:
             if LEAST_MOTION <= sum(inside) / len(inside) <= MOST_MOTION:
                 found.append(start)
     return found
+
+
+def _caption(video: Path) -> str:
+    try:
+        return video.with_suffix(".txt").read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MotionDataError(f"{video.with_suffix('.txt').name} is no text in UTF-8: write it anew.") from error
 
 
 def _stream(video: Path, spec: MotionSpec) -> Iterator[torch.Tensor]:

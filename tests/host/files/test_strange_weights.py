@@ -105,7 +105,7 @@ def test_what_is_no_weights_is_said(tmp_path: Path, loader: str, suffix: str):
     for make in STRANGE[suffix]:
         path = tmp_path / f"{make.__name__}{suffix}"
         message = make(path)
-        with pytest.raises(ValueError, match=message) as refused:
+        with pytest.raises(ValueError, match=message or ".") as refused:
             LOADERS[loader](path)
         text = str(refused.value)
         assert text.endswith("."), text
@@ -157,7 +157,7 @@ def described(folder: Path, **changes: object) -> Path:
         ({"text_cfg__hf_model_name": "roberta-base"}, "'roberta-base', which would have to be downloaded"),
         ({"text_cfg__hf_tokenizer_name": "roberta-base"}, "would have to be downloaded"),
         ({"vision_cfg__width": 10**9}, "vision_cfg.width"),
-        ({"vision_cfg": None}, "no 'vision_cfg'"),
+        ({"vision_cfg": None}, "vision_cfg must be an object"),
         ({"text_cfg": []}, "text_cfg must be an object"),
         ({"vision_cfg__layers": "many"}, "does not hold the weights"),
         ({"embed_dim": 17}, "does not hold the weights"),

@@ -26,7 +26,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSim
 from comfy_extras.nodes_tcfg import TCFG
 from longreel.host.guidance import Window
 from longreel.host.wan.forward import UnsupportedModelError, check_model
-from longreel.host.wan.other_nodes import wan_fault
+from longreel.host.wan.other_nodes import patch_fault
 from longreel.host.wan.rollout import Prompt, RolloutError, roll_out
 from longreel.host.wan.weak_guidance import WeakGuidance, guide_from_weak
 
@@ -85,8 +85,8 @@ NODES: dict[str, Callable[[Model], Model]] = {
     "UNet Self/Cross-Attention Multiply": lambda model: core(UNetSelfAttentionMultiply, 2.0, 2.0, 2.0, 2.0)(
         core(UNetCrossAttentionMultiply, 2.0, 2.0, 2.0, 2.0)(model)
     ),
-    "EasyCache": core(EasyCacheNode, 0.2, 0.0, 1.0, False),
-    "LazyCache": core(LazyCacheNode, 0.2, 0.0, 1.0, False),
+    "EasyCache": core(EasyCacheNode, 3.0, 0.0, 1.0, False),
+    "LazyCache": core(LazyCacheNode, 3.0, 0.0, 1.0, False),
     "Normalized Attention Guidance": core(NAGuidance, 5.0, 0.5, 1.5),
     "Skip Layer Guidance (DiT, simple)": core(SkipLayerGuidanceDiTSimple, 0.0, 1.0, "1", ""),
     "Perturbed-Attention Guidance": core(PerturbedAttentionGuidance, 3.0),
@@ -258,6 +258,6 @@ def test_layers_that_are_called_may_be_replaced(model: Model, plain: torch.Tenso
 
 
 def test_what_no_wan_reads_is_named_for_every_engine(model: Model):
-    assert wan_fault(model) == wan_fault(NODES["Skip Layer Guidance (DiT)"](model)) == ""
-    fault = wan_fault(NODES["Normalized Attention Guidance"](model))
+    assert patch_fault(model) == patch_fault(NODES["Skip Layer Guidance (DiT)"](model)) == ""
+    fault = patch_fault(NODES["Normalized Attention Guidance"](model))
     assert "Normalized Attention Guidance patches 'attn1_output_patch'" in fault

@@ -380,3 +380,6 @@ def test_one_sentence_for_folders_that_no_dataset_can_be_made_of(films: Path, mo
     (tmp_path / "people.json").write_text('{"one.mp4": [7]}')
     with pytest.raises(SceneDataError, match=r"Nothing is left to learn from: .* a scene with 7 people; 3 at most"):
         build(tmp_path, tmp_path / "made", models)
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    with pytest.raises(SceneDataError, match=r"broken\.mp4 left out: .* a scene with 7 people; 3 at most"):
+        build(tmp_path, tmp_path / "made", models)

@@ -15,7 +15,8 @@ Source: FilmWeaver's data pipeline, docs/methods/filmweaver.md, training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +27,7 @@ from ...core.settings import setting
 from ...core.stages import StageCache
 from .captions import check_caption, expand_captions, write_captions
 from .encode import SceneModels, embed_middles, encode_scene, look, sheet_of
-from .films import CutMethod, SceneDataError, Shot, choose_method, find_shots, list_films, read_list
+from .films import BadFilmError, CutMethod, SceneDataError, Shot, choose_method, find_shots, list_films, read_list
 from .groups import filter_scenes, group_shots
 
 STAGES = ("cuts", "scenes", "filter", "captions", "checks", "encoded")
@@ -148,10 +149,16 @@ class SceneBuilder:
     def build(self, until: str = "encoded") -> SceneReport:
         """Run the stages up to `until`; what is kept is not made again. Killed at any moment, it goes on.
 
-        Raises SceneDataError: films, lists or settings that do not fit, or nothing is left to learn from.
+        A film that cannot be read is left out and named. Raises SceneDataError: lists or settings that do not fit, or
+        nothing is left to learn from.
         """
         last = STAGES.index(until)
-        found = [self._film(path, last) for path in list_films(self.films)]
+        found: list[_Film] = []
+        for path in list_films(self.films):
+            with self._left_out_if_bad(path):
+                found.append(self._film(path, last))
+        if not found:
+            raise SceneDataError("Nothing is left to learn from: " + " ".join(self.lines))
         for stage in STAGES[:3]:
             self.stages.keep(stage, {film.path.stem for film in found})
         self.lines.append(f"{len(found)} films, {sum(len(film.shots) for film in found)} shots, "
@@ -163,7 +170,10 @@ class SceneBuilder:
         names = {_name(film, shots) for film, shots in scenes}
         for stage in STAGES[3:5]:
             self.stages.keep(stage, names)
-        made = [name for film, shots in scenes if (name := self._scene(film, shots, last))]
+        made: list[str] = []
+        for film, shots in scenes:
+            with self._left_out_if_bad(film.path):
+                made += filter(None, [self._scene(film, shots, last)])
         if last < STAGES.index("encoded"):
             return SceneReport((), (), tuple(self.lines))
         # What is no longer wanted would be learned from all the same.
@@ -175,6 +185,15 @@ class SceneBuilder:
             raise SceneDataError("Nothing is left to learn from: " + " ".join(self.lines))
         self.lines.append(f"{len(made)} scenes encoded in {self.folder / 'encoded'}.")
         return SceneReport(tuple(made), tuple(self.learned), tuple(self.lines))
+
+    @contextmanager
+    def _left_out_if_bad(self, path: Path) -> Iterator[None]:
+        """One film that cannot be read does not end a run: it is named."""
+        try:
+            yield
+        except BadFilmError as error:
+            self.lines.append(f"{path.name} left out: {error}")
+            self.say(self.lines[-1])
 
     def _film(self, path: Path, last: int) -> _Film:
         told, name = self.settings, path.name

@@ -33,6 +33,10 @@ class SceneDataError(ValueError):
     """Films that no dataset can be made of; the message is one sentence that says what to change."""
 
 
+class BadFilmError(SceneDataError):
+    """A film that cannot be read, or not to its end; the others can."""
+
+
 def list_films(folder: Path) -> list[Path]:
     """The videos of a folder, by name.
 
@@ -124,7 +128,7 @@ def take_frames(path: Path, times: Sequence[float], cover: tuple[int, int]) -> t
     with _opened(path) as film:
         shown = [_reduced(frame.pixels(), cover) for frame in film.at_times(times)]
     if len(shown) < len(times):
-        raise SceneDataError(f"{path.name} has no picture at {times[len(shown)]:.2f} s: it may be damaged.")
+        raise BadFilmError(f"{path.name} has no picture at {times[len(shown)]:.2f} s: it may be damaged.")
     return torch.stack(shown)
 
 
@@ -134,7 +138,7 @@ def _opened(path: Path) -> Iterator[VideoReader]:
         with VideoReader(path) as film:
             yield film
     except VideoReadError as error:
-        raise SceneDataError(f"{error} Or take it out of the folder.") from error
+        raise BadFilmError(f"{error} Or take it out of the folder.") from error
 
 
 def _pyscenedetect(path: Path) -> list[float]:
