@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from longreel.film.instruction import States, parse_states
 from longreel.film.storyboard.shot import Shot, TimedPrompt
+from longreel.miniature.probe import ATTRIBUTES
 from longreel.miniature.stories import describe
 from longreel.miniature.world import ACTIONS, SIZE, Beat, Scene, render
 from longreel.training.core.command_line import start_comfyui
@@ -84,12 +85,19 @@ def make_engine(models: Models, way: str, states: States | None) -> Any:
 
 @torch.inference_mode()
 def evaluate_untrained(
-    models: Models, count: int, *, way: str = "causal", states: bool = False, say: Callable[[str], None] = print
+    models: Models,
+    count: int,
+    *,
+    way: str = "causal",
+    states: bool = False,
+    seconds: float = SECONDS,
+    say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Shares in percent over `count` held-out pictures.
 
     followed: films in which the probe sees the action that was told, both instructions counted. swapped: pictures of
-    which the two films show different actions. kept: frames in which character and place are the picture's.
+    which the two films show different actions. kept: frames in which character and place are the picture's; the same of
+    the first and of the last 16 frames, which are in the first and last chunk of a film of several.
     """
     from longreel.film.reel.reel import Reel
     from longreel.host.media.decode import film_frames
@@ -97,12 +105,12 @@ def evaluate_untrained(
 
     followed: list[float] = []
     swapped: list[float] = []
-    kept: list[float] = []
+    kept: dict[str, list[float]] = {"kept": [], "kept_first": [], "kept_last": []}
     for number, trial in enumerate(trials(count)):
         seen = []
         for action in trial.actions:
             engine = make_engine(models, way, trial.states(action) if states else None)
-            shot = Shot((TimedPrompt(0, trial.instruction(action)),), SECONDS, trial.seed)
+            shot = Shot((TimedPrompt(0, trial.instruction(action)),), seconds, trial.seed)
             empty = Reel.empty(engine.layout())
             reel = engine.film(shot, empty, Progress(1), engine.shot_inputs(shot, trial.picture))
             reading = models.probe.read(torch.cat(list(film_frames(reel, models.vae))).float())
@@ -110,11 +118,14 @@ def evaluate_untrained(
             followed.append(seen[-1] == action)
             character = trial.scene.actors[0].character
             whose = {"colour": character.colour, "body": character.body, "headgear": character.headgear}
-            kept += [reading.accuracy(name, value) for name, value in {**whose, "place": trial.scene.place}.items()]
+            for name, value in {**whose, "place": trial.scene.place}.items():
+                right = (reading.frames[name] == ATTRIBUTES[name].index(value)).float()
+                for row, part in zip(kept.values(), (right, right[:16], right[-16:])):
+                    row.append(float(part.mean()))
         swapped.append(seen[0] != seen[1])
         if number % 20 == 19:
             say(f"{number + 1} of {count}: followed {100 * sum(followed) / len(followed):.1f} %")
-    rows = {"followed": followed, "swapped": swapped, "kept": kept}
+    rows = {"followed": followed, "swapped": swapped, **kept}
     return {name: 100 * sum(values) / len(values) for name, values in rows.items()}
 
 
@@ -123,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200, help="held-out pictures, two films each: default 200")
     parser.add_argument("--way", choices=WAYS, default=WAYS[0], help="default causal")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of a film: default {SECONDS}; 4 are 64 frames")
     parser.add_argument("--states", action="store_true", help="with states, as a planner would tell them")
     chosen = parser.parse_args()
     start_comfyui()
@@ -134,7 +146,8 @@ def main() -> None:
         from longreel.host.files.paths import MINIATURE_WEIGHTS
 
         models = load(MINIATURE_WEIGHTS)
-        print(json.dumps(evaluate_untrained(models, chosen.count, way=chosen.way, states=chosen.states), indent=1))
+        shares = evaluate_untrained(models, chosen.count, way=chosen.way, states=chosen.states, seconds=chosen.seconds)
+        print(json.dumps(shares, indent=1))
 
 
 if __name__ == "__main__":

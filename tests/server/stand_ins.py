@@ -55,6 +55,7 @@ def small_vision() -> Any:
     config = {
         "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 32,
         "patch_size": 16, "projection_dim": CONTEXT, "hidden_act": "gelu", "num_channels": 3,
+        "model_type": "clip_vision_model",
     }  # fmt: skip
     vision = comfy.clip_vision.ClipVisionModel(config)
     fill(vision.model, 2)

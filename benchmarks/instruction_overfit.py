@@ -1,0 +1,114 @@
+"""Can an AID adapter learn one clip? The check of a trainer that is wrong somewhere: a frozen, random, scaled-down
+Stable Video Diffusion, one clip of the small world and its sentence, then the clip filmed from its first frame.
+
+    python benchmarks/instruction_overfit.py [--steps 800] [--folder DIR]
+
+Prints PSNR in dB of the predicted frames (the first is known and left out) against the clip as the stand-in VAE, which
+averages 8 x 8 pixels, shows it; the same for the first frame repeated, which is what doing nothing gives. Everything is
+seeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from longreel.training.core.command_line import start_comfyui
+
+PACK = Path(__file__).resolve().parents[1]
+ASK = "A red ball with a crown walks in the middle in the forest."
+FRAMES = 8
+
+
+def clip_frames() -> torch.Tensor:
+    """[8, 64, 64, 3] in 0..1: a second of it."""
+    from longreel.miniature.world import Actor, Beat, Character, Scene, render
+
+    scene = Scene("forest", (Actor(Character("red", "ball", "crown")),), (Beat(0.0, ("walks",)),))
+    return render(scene, torch.arange(FRAMES) / FRAMES).frames.movedim(1, -1)
+
+
+def overfit(steps: int, folder: Path) -> dict[str, float]:
+    """Train and film; returns the figures."""
+    import stand_ins  # type: ignore[import-not-found]
+    from longreel.film.instruction import fallback_states
+    from longreel.film.metrics.video_distance import psnr
+    from longreel.host.files.paths import MINIATURE_WEIGHTS
+    from longreel.host.guidance import SpatioTemporalGuidance
+    from longreel.host.miniature_clip import load_miniature_clip
+    from longreel.host.sampling import Inputs, Stage, sample, schedule
+    from longreel.host.svd.adapters import apply_adapter, load_adapter
+    from longreel.host.svd.conditioning import condition
+    from longreel.host.svd.model import SvdSize, make_svd
+    from longreel.training.instruction.data import Clip, architecture_of, encode_clips, encoders_of
+    from longreel.training.instruction.train import MINIATURE, train_adapter
+    from longreel.training.miniature.export import FILES
+
+    model = make_svd(SvdSize(32, (1, 2), (True, True), 1, 16, stand_ins.CONTEXT))
+    stand_ins.fill(model.model.diffusion_model, 1)
+    model.model.latent_format.scale_factor = 2.0  # of unit variance, as EDM takes latents to be
+    clip: Any = load_miniature_clip(str(MINIATURE_WEIGHTS / FILES["text"]))
+    encoders = encoders_of(model, clip, stand_ins.small_vision(), stand_ins.SmallVae())
+    architecture = architecture_of(
+        model, encoders, num_frames=FRAMES, width=64, height=64, num_states=2, tokens_per_frame=8, dq_heads=4,
+        lt_head_width=8, ratio=1,
+    )  # fmt: skip
+    frames = clip_frames()
+    (example,) = encode_clips([Clip("walks", frames, ASK)], architecture, encoders, folder / "examples")
+    settings = replace(
+        MINIATURE, steps=steps, batch=4, micro_batch=4, lr=5e-3, warmup=20, ema_decay=0.98, text_dropout=0.0,
+        frames_dropout=0.0, both_dropout=0.0, sample_every=max(steps // 4, 1), save_every=0,
+    )  # fmt: skip
+    made = train_adapter(model, architecture, [example], settings, folder, held_out=[example])
+    file = load_adapter(made)
+    given = condition(
+        file,
+        encoders.clip,
+        encoders.clip_vision,
+        encoders.vae,
+        frames[:1],
+        ASK,
+        fallback_states(ASK, 2),
+        augmentation=0,
+    )
+    samples, steps = given.latent["samples"], 20
+    patched = apply_adapter(model, file)
+    with torch.inference_mode():
+        rows = sample(
+            [Stage(patched, 0, steps)],
+            Inputs(given.conds, samples, None),
+            [SpatioTemporalGuidance((1.0, 1.0), 1.0)],
+            torch.randn(samples.shape, generator=torch.Generator().manual_seed(1)),
+            sigmas=schedule(patched, "karras", steps, "euler"),
+            sampler="euler",
+            seed=1,
+        )
+        shown = encoders.vae.decode(encoders.vae.encode(frames))
+        filmed = encoders.vae.decode(rows)
+    return {
+        "psnr": psnr(shown[1:], filmed[1:]),
+        "first_frame_repeated": psnr(shown[1:], shown[:1].expand(7, -1, -1, -1)),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=800, help="updates: default 800")
+    parser.add_argument("--folder", type=Path, help="of the run, which goes on there; a temporary one if left out")
+    chosen = parser.parse_args()
+    start_comfyui()
+    sys.path.insert(0, str(PACK / "tests" / "server"))
+    with tempfile.TemporaryDirectory() as temporary:
+        figures = overfit(chosen.steps, chosen.folder or Path(temporary))
+    print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
