@@ -28,7 +28,7 @@ from ..film.storyboard.shot import Shot
 from ..host.families import encode_image
 from ..host.files.pictures import load_picture
 from ..host.progress import Progress
-from ..host.wan.forward import check_model, kv_layout
+from ..host.wan.causal_models import check_model, kv_layout
 from ..host.wan.other_nodes import inference_dtype
 from ..host.wan.recall import prompt_keys
 from ..host.wan.rollout import Prompt, roll_out

@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from ..film.kv_memory import LONGLIVE, MEMFLOW, SELF_FORCING, MemorySettings
 from ..film.kv_memory.shots import shotstream_sigmas
 from ..host.sampling import own_shift, schedule
-from ..host.wan.forward import check_model, says_causal
+from ..host.wan.causal_models import check_model, says_causal
 
 __all__ = ["CAUSAL_SHIFT", "CausalSchedule", "causal_schedule", "default_sigmas"]
 

@@ -14,7 +14,7 @@ from comfy_extras.nodes_wan import WanImageToVideo, WanVaceToVideo
 from torch import Tensor
 
 from ..families.wan import MASK_CHANNELS, PLAIN
-from .forward import UnsupportedModelError
+from .causal_models import UnsupportedModelError
 
 __all__ = ["blank_latents", "check_image_to_video", "check_plain", "check_vace", "image_to_video", "vace_to_video"]
 

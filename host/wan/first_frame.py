@@ -27,7 +27,7 @@ from ..families.wan import MASK_CHANNELS, is_plain
 from ..guidance import Cfg
 from ..memory_graph import outside_memory_graph
 from ..sampling import Inputs, Stage, sample, schedule
-from .forward import UnsupportedModelError
+from .causal_models import UnsupportedModelError
 
 __all__ = ["Kind", "Start", "kind_of", "sample_clip", "start_from"]
 

@@ -31,7 +31,8 @@ from ...film.kv_memory import (
 )
 from ...film.kv_memory.shots import shot_phase
 from ..transfer import join_on_host, to_device, to_host
-from .forward import CausalPass, check_model, install, kv_layout
+from .causal_models import check_model, kv_layout
+from .forward import CausalPass, install
 from .noise import Noise, SeededNoise
 from .other_nodes import inference_dtype
 from .prompt_guider import CONTEXT, Prompt, PromptGuider

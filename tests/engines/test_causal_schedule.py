@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from longreel.engines.causal_schedule import causal_schedule, default_sigmas
 from longreel.film.kv_memory import LONGLIVE, MEMFLOW, SELF_FORCING, SHOTSTREAM, UNBOUNDED, MemorySettings
-from longreel.host.wan.forward import UnsupportedModelError
+from longreel.host.wan.causal_models import UnsupportedModelError
 from longreel.nodes.causal_engine import LongreelCausalEngine
 
 from .. import tiny_models

@@ -29,7 +29,7 @@ from longreel.film.storyboard.shot import TimedPrompt
 from longreel.host.families import encode_image
 from longreel.host.sampling import Conditioned, SamplerSettings, sample_chunk
 from longreel.host.wan.cache_tokens import install
-from longreel.host.wan.forward import UnsupportedModelError
+from longreel.host.wan.causal_models import UnsupportedModelError
 
 from .. import tiny_models
 

@@ -77,7 +77,7 @@ def film_stories(
     """
     import comfy.model_management
 
-    from ...host.wan.forward import kv_layout
+    from ...host.wan.causal_models import kv_layout
     from ..miniature.films import film_together
 
     comfy.model_management.load_models_gpu([models.model], force_full_load=True)

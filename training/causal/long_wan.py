@@ -39,7 +39,7 @@ def tune_wan(
     `table` [P, L, D]; empty: the empty prompt [1, L, D]; size: height and width of latents. Raises LoraError where the
     takes have no prompts to go on with, or nothing is asked for that can be learned of prompts alone.
     """
-    from ...host.wan.forward import check_model
+    from ...host.wan.causal_models import check_model
 
     if not recipe.matching or (takes.latents is None and (recipe.truth or recipe.reading)):
         raise LoraError("Of prompts alone a model learns by distribution matching: set --matching above 0, the others "

@@ -101,7 +101,7 @@ def _filmed(casts: Sequence[CastScene], first: int, encoders: Encoders, frames: 
     """Latents [16, F, h, w], in the model's space, of casts that are numbered from `first`."""
     import comfy.model_management
 
-    from ...host.wan.forward import kv_layout
+    from ...host.wan.causal_models import kv_layout
     from ..miniature.films import film_together
 
     comfy.model_management.load_models_gpu([encoders.model], force_full_load=True)

@@ -10,7 +10,7 @@ import torch
 from longreel.film.motion import AdapterInfo
 from longreel.host.adapters.motion import attach, zero_adapter
 from longreel.host.guidance import Window
-from longreel.host.wan.forward import UnsupportedModelError
+from longreel.host.wan.causal_models import UnsupportedModelError
 from longreel.host.wan.rollout import Prompt, roll_out
 from longreel.host.wan.weak_guidance import WeakGuidance, guide_from_weak
 

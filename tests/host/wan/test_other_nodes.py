@@ -25,7 +25,7 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
 from comfy_extras.nodes_tcfg import TCFG
 from longreel.host.guidance import Window
-from longreel.host.wan.forward import UnsupportedModelError, check_model
+from longreel.host.wan.causal_models import UnsupportedModelError, check_model
 from longreel.host.wan.other_nodes import patch_fault
 from longreel.host.wan.rollout import Prompt, RolloutError, roll_out
 from longreel.host.wan.weak_guidance import WeakGuidance, guide_from_weak

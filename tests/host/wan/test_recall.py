@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from longreel.film.kv_memory import LONGLIVE, MEMFLOW, MemorySettings
-from longreel.host.wan.forward import kv_layout
+from longreel.host.wan.causal_models import kv_layout
 from longreel.host.wan.rollout import Prompt, roll_out
 from longreel.training.miniature.films import film_together
 

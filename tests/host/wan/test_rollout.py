@@ -18,7 +18,7 @@ import torch
 from longreel.film.kv_memory import LONGLIVE, MEMFLOW, UNBOUNDED, MemorySettings, MemorySettingsError, MemorySnapshot
 from longreel.host.wan import attention as frame_attention_room
 from longreel.host.wan import forward as wan
-from longreel.host.wan.forward import UnsupportedModelError
+from longreel.host.wan.causal_models import UnsupportedModelError
 from longreel.host.wan.noise import SeededNoise
 from longreel.host.wan.rollout import Prompt, RolloutError, RolloutSampler, roll_out
 from longreel.kernels.dense import dense_attention
