@@ -51,9 +51,9 @@ def test_values_replace_self_attention_alone(model):
         calls.append(q.shape[1] == k.shape[1])
         return v if q.shape[1] == k.shape[1] else function(q, k, v, heads, **named)
 
-    same = model.clone()
-    same.model_options["transformer_options"] = {"optimized_attention_override": values_first}
-    same(sample(weak(same, kind="values", layers=(0, 1)), cfg=1.0), sample(same, cfg=1.0))
+    valued = model.clone()
+    valued.model_options["transformer_options"] = {"optimized_attention_override": values_first}
+    same(sample(weak(valued, kind="values", layers=(0, 1)), cfg=1.0), sample(valued, cfg=1.0))
     assert set(calls) == {True, False}
     assert not torch.equal(sample(weak(model, kind="values")), sample(model))
 
