@@ -10,7 +10,6 @@ from typing import Any
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-import comfy.sd
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -21,7 +20,7 @@ from ...film.motion import AdapterInfo, MotionError, MotionLayers
 from ...film.motion.adapter import FILE_KEYS
 from ...film.reel.atomic import whole_file
 from ..wan.joint_latent import JointLatent, check_model, install
-from .lora_file import LoRAFileError, read_lora
+from .lora_file import LoRAFileError, attach_lora, read_lora
 
 __all__ = ["MotionAdapter", "attach", "read_adapter", "write_adapter", "zero_adapter"]
 
@@ -88,11 +87,19 @@ def attach(
     check_model(model, adapter.info, adapter.name)
     patched = model
     if adapter.trunk and lora_strength:
-        patched, _ = comfy.sd.load_lora_for_models(model, None, dict(adapter.trunk), lora_strength, 0.0)
-        if _patches(patched) == _patches(model):
+        try:
+            patched, count = attach_lora(model, adapter.trunk, adapter.name, lora_strength)
+        except LoRAFileError as error:
+            raise MotionError(str(error)) from error
+        if not count:
             raise MotionError(f"Nothing of the trunk in {adapter.name} fits this model: load the model it names.")
     layers = _layers(adapter.info)
-    layers.load_state_dict(dict(adapter.layers))
+    try:
+        layers.load_state_dict(dict(adapter.layers))
+    except RuntimeError as error:
+        raise MotionError(
+            f"{adapter.name} is damaged: its layers have other sizes than it says; use another copy."
+        ) from error
     layers.requires_grad_(False).eval()
     patcher = comfy.model_patcher.CoreModelPatcher(
         layers,
@@ -101,11 +108,6 @@ def attach(
     )
     joint = JointLatent(layers, adapter.info, motion_strength, return_motion, seed_offset, start)
     return install(patched, patcher, joint)
-
-
-def _patches(model: ModelPatcher) -> int:
-    """How many patches hang on a model's weights."""
-    return sum(len(patches) for patches in model.patches.values())
 
 
 def _layers(info: AdapterInfo) -> MotionLayers:

@@ -232,6 +232,7 @@ class RolloutSampler(comfy.samplers.Sampler):
                 capacity=capacity,
             )
 
+    @torch.no_grad()  # as core's samplers are: the memory is written in place
     def sample(
         self,
         model_wrap: comfy.samplers.CFGGuider,
