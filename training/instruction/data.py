@@ -128,10 +128,12 @@ def architecture_of(model: Any, encoders: Encoders, **settings: Any) -> AdapterS
 
     unet = check_svd(model)
     sites = sites_of(unet)
+    empty = encode_text(encoders.clip, "")
     return AdapterSettings(
         sites=sites,
+        tokens_per_frame=empty.shape[1],
         context_dim=transformer_at(unet, sites[0]).transformer_blocks[0].attn2.to_k.in_features,
-        text_dim=encode_text(encoders.clip, "").shape[-1],
+        text_dim=empty.shape[2],
         vision_dim=int(encoders.clip_vision.config["hidden_size"]),
         base=fingerprint_model(model),
         **settings,
