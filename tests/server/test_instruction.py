@@ -86,7 +86,7 @@ def test_the_shipped_graph_trains_an_adapter_that_films(studio: Server, tmp_path
     shown = json.dumps(trained.outputs)
     assert "Left out broken.mp4: it cannot be read" in shown
     assert "4 clips of 4 frames" in shown
-    assert "3 clips to learn from, 1 held out" in shown
+    assert "2 clips to learn from, 2 held out" in shown
     assert "served-skill.safetensors, also for Load Instruction Adapter" in shown
     prompt = {
         "svd": node("StandInSvd", ckpt_name=""),
