@@ -85,8 +85,8 @@ class InstructionDataset:
     examples: Sequence[Example]
 
     def split(self, held_out: float) -> tuple[Sequence[Example], Sequence[Example]]:
-        """Examples to learn from and to judge by, the last ones; held_out: share of the latter, two at least, as each is
-        also judged with another's words. Fewer than four clips are all learned from.
+        """Examples to learn from and to judge by, the last ones; held_out: share of the latter, two at least, as each
+        is also judged with another's words. Fewer than four clips are all learned from.
         """
         count = len(self.examples)
         held = max(2, round(count * held_out)) if held_out > 0 and count > 3 else 0
