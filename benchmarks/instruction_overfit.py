@@ -56,8 +56,8 @@ def overfit(steps: int, folder: Path) -> dict[str, float]:
     clip: Any = load_miniature_clip(str(MINIATURE_WEIGHTS / FILES["text"]))
     encoders = encoders_of(model, clip, stand_ins.small_vision(), stand_ins.SmallVae())
     architecture = architecture_of(
-        model, encoders, num_frames=FRAMES, width=64, height=64, num_states=2, tokens_per_frame=8, dq_heads=4,
-        lt_head_width=8, ratio=1,
+        model, encoders, num_frames=FRAMES, width=64, height=64, num_states=2, dq_heads=4, lt_head_width=8,
+        ratio=1,
     )  # fmt: skip
     frames = clip_frames()
     (example,) = encode_clips([Clip("walks", frames, ASK)], architecture, encoders, folder / "examples")

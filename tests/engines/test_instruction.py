@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import comfy.sd
@@ -305,7 +305,7 @@ def test_64_frames_are_chunks_each_planned_from_the_frame_that_was_reached(svd):
     assert len(writer.asked) == 13
     assert len({text for _, text in chunks}) == 13
     shown = [asked[1] for asked in writer.asked]
-    assert not any(torch.equal(one, other) for one, other in itertools.pairwise(shown))
+    assert not any(torch.equal(one, other) for one, other in pairwise(shown))
     assert torch.cat(list(film_frames(reel, svd.vae))).shape == (64, SIDE, SIDE, 3)
 
 

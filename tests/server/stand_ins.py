@@ -6,6 +6,7 @@ The server gets this file into its custom_nodes. It has the real classes of UNet
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from comfy.ldm.modules.temporal_ae import VideoDecoder
 from comfy.model_patcher import ModelPatcher
 
-CONTEXT = 24
+CONTEXT = 32
 
 
 class _Decoder(VideoDecoder):
@@ -72,7 +73,10 @@ def fill(model: torch.nn.Module, seed: int) -> None:
 
 
 def _pack() -> ModuleType:
-    return next(module for name, module in sys.modules.items() if name.endswith("longreel.host.svd.model"))
+    """The pack's host.svd.model: the server names the pack by its path."""
+    own = ".nodes.instruction_train"
+    name = next(name.removesuffix(own) for name in sys.modules if name.endswith(own))
+    return importlib.import_module(f"{name}.host.svd.model")
 
 
 class StandInSvd:

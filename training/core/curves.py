@@ -29,10 +29,10 @@ def read_losses(log: Path) -> list[tuple[int, float]]:
 
 
 def draw_panel(name: str, points: Sequence[tuple[int, float]]) -> Image.Image:
-    """One panel: the loss over steps, from at least one point (step from 1, loss above 0)."""
+    """One panel: the loss over steps, from at least one point (step from 0, loss above 0)."""
     panel = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(panel)
-    last = points[-1][0]
+    last = max(points[-1][0], 1)
     low, high = (math.log(bound(value for _, value in points)) for bound in (min, max))
     span = max(high - low, 1e-6)
 

@@ -85,11 +85,11 @@ class InstructionDataset:
     examples: Sequence[Example]
 
     def split(self, held_out: float) -> tuple[Sequence[Example], Sequence[Example]]:
-        """Examples to learn from and to judge by, the last ones; held_out: share of the latter. Fewer than four clips
-        are all learned from.
+        """Examples to learn from and to judge by, the last ones; held_out: share of the latter, two at least, as each
+        is also judged with another's words. Fewer than four clips are all learned from.
         """
         count = len(self.examples)
-        held = max(1, round(count * held_out)) if held_out > 0 and count > 3 else 0
+        held = max(2, round(count * held_out)) if held_out > 0 and count > 3 else 0
         return self.examples[: count - held], self.examples[count - held :]
 
 
@@ -128,10 +128,12 @@ def architecture_of(model: Any, encoders: Encoders, **settings: Any) -> AdapterS
 
     unet = check_svd(model)
     sites = sites_of(unet)
+    empty = encode_text(encoders.clip, "")
     return AdapterSettings(
         sites=sites,
+        tokens_per_frame=empty.shape[1],
         context_dim=transformer_at(unet, sites[0]).transformer_blocks[0].attn2.to_k.in_features,
-        text_dim=encode_text(encoders.clip, "").shape[-1],
+        text_dim=empty.shape[2],
         vision_dim=int(encoders.clip_vision.config["hidden_size"]),
         base=fingerprint_model(model),
         **settings,
