@@ -9,7 +9,9 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..host.files.paths import register_model_folders
+from ..host.review_routes import register_review_routes
 from ..host.routes import register_routes
+from .archive import LongreelOpenProject, LongreelPackProject
 from .causal_checkpoint import LongreelLoadCausalCheckpoint
 from .causal_engine import LongreelCausalEngine
 from .causal_memory import LongreelMemoryView, LongreelPinMemory, LongreelRetrieveMemory
@@ -47,6 +49,7 @@ from .motion_train import LongreelMotionDataset, LongreelTrainMotionAdapter
 from .project import LongreelFilmPlan, LongreelFilmTakes, LongreelPruneProject
 from .reel import LongreelLoadReel, LongreelSaveCutList, LongreelSaveReel
 from .report import LongreelContinuityReport, LongreelIdentityReport
+from .review import LongreelReviewFilm
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
 from .video import LongreelReelToVideo
 
@@ -89,6 +92,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelStartFromVideo,
     LongreelFilmShot,
     LongreelFilmStoryboard,
+    LongreelReviewFilm,
     LongreelFilmPlan,
     LongreelFilmTakes,
     LongreelRetrieveMemory,
@@ -109,6 +113,8 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelLoadReel,
     LongreelSaveCutList,
     LongreelPruneProject,
+    LongreelPackProject,
+    LongreelOpenProject,
     LongreelCastClip,
     LongreelMiniatureCastClips,
     LongreelBuildCastDataset,
@@ -131,6 +137,7 @@ class LongreelExtension(ComfyExtension):
         """Let ComfyUI's own loaders find the miniature's weights, and programs ask about projects."""
         register_model_folders()
         register_routes()
+        register_review_routes()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..engines.engine import Engine
-from ..engines.filming import Place, film_shot, prepare
+from ..engines.filming import Place, Story, film_shot, prepare
 from ..film.picture_reader import on_white
 from ..film.reel.project import ProjectStore
 from ..film.reel.reel import Reel
@@ -82,7 +82,7 @@ class LongreelFilmShot(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, shot: str | None, project: str | None, **_: Any) -> str:
         files = "" if shot is None else fingerprint_files(parse_shot(shot).references)
-        return files + _losses(project) + _pruned(project)
+        return files + changes_on_disk(project)
 
     @override
     @classmethod
@@ -129,7 +129,7 @@ class LongreelFilmStoryboard(io.ComfyNode):
     @override
     @classmethod
     def fingerprint_inputs(cls, project: str | None, **_: Any) -> str:
-        return _losses(project) + _pruned(project)
+        return changes_on_disk(project)
 
     @override
     @classmethod
@@ -143,24 +143,36 @@ class LongreelFilmStoryboard(io.ComfyNode):
         reel: Reel | None = None,
     ) -> io.NodeOutput:
         story = prepare(engine, storyboard.shots[: last_shot or None], reel, open_project(project), keep=keep_rest)
-        graph = GraphBuilder()
-        last = input_link("reel")
-        for job in story.jobs:
-            text = format_shot(job.shot)
-            node = graph.node("LongreelFilmShot", engine=input_link("engine"), shot=text, project=project)
-            # Without a link there must be no input: None would become part of what the cache compares.
-            if last is not None:
-                node.set_input("reel", last)
-            last = node.out(0)
-        entries = graph.finalize()
         said = story.report()
-        for entry, job in zip(entries.values(), story.jobs):
-            leave_note(entry, {"place": asdict(job.place), "text": said})
+        last, entries = expand_story(story, project, said)
         return io.NodeOutput(last, expand=entries, ui=ui.PreviewText(said))
 
 
+def expand_story(story: Story, project: str, said: str) -> tuple[Any, dict[str, Any]]:
+    """The executing node's story as one Film Shot for each of its shots, on its engine and reel.
+
+    said: the text that stays on the node. Returns the link to the last reel, and the graph.
+    """
+    graph = GraphBuilder()
+    last = input_link("reel")
+    for job in story.jobs:
+        node = graph.node("LongreelFilmShot", engine=input_link("engine"), shot=format_shot(job.shot), project=project)
+        # Without a link there must be no input: None would become part of what the cache compares.
+        if last is not None:
+            node.set_input("reel", last)
+        last = node.out(0)
+    entries = graph.finalize()
+    for entry, job in zip(entries.values(), story.jobs):
+        leave_note(entry, {"place": asdict(job.place), "text": said})
+    return last, entries
+
+
+def changes_on_disk(project: str | None) -> str:
+    """Another text when takes of the project were deleted or lost: reels that ComfyUI remembers may refer to them."""
+    return _losses(project) + _pruned(project)
+
+
 def _pruned(project: str | None) -> str:
-    """What changes when takes of the project were deleted: reels that ComfyUI remembers may refer to them."""
     return ProjectStore.pruned(project_folder(project)) if project and project.strip() else ""
 
 

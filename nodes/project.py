@@ -14,6 +14,7 @@ from ..engines.takes import film_takes
 from ..film.reel.choice import take_of
 from ..film.reel.project import ProjectStore
 from ..film.reel.reel import Reel
+from ..film.reel.review import ReviewFile
 from ..film.storyboard.text import Storyboard
 from ..host.files.paths import project_folder
 from .sockets import (
@@ -200,5 +201,6 @@ class LongreelPruneProject(io.ComfyNode):
         used = {job.decision.take for job in story.jobs if job.decision is not None}
         if reel is not None:
             used |= {take_of(shot) for shot in reel.shots}
+        used |= ReviewFile(store.folder).load().takes
         told = store.prune(used, dry_run=dry_run).describe()
         return io.NodeOutput(told, ui=ui.PreviewText(told))

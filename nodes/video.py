@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from comfy.sd import VAE
 from comfy_api.latest import io, ui
 from torch import Tensor
 from typing_extensions import override
 
 from ..film.reel.reel import Reel, ReelError
+from ..host.files.join import join_videos
 from ..host.files.paths import output_file, prefix_fault
-from ..host.files.video import VideoWriter, as_video, workflow_metadata
-from ..host.media.decode import decoding_steps, film_frames
+from ..host.files.video import as_video, workflow_metadata
+from ..host.media.clips import clip_steps, clips_of, decode_clips, number_clips
+from ..host.media.pictures import Pictures
 from ..host.progress import Progress
 from .sockets import FILM, ReelSocket
 
@@ -26,8 +27,8 @@ class LongreelReelToVideo(io.ComfyNode):
             node_id="LongreelReelToVideo",
             display_name="Reel To Video",
             category=FILM,
-            description="Decodes the reel frame by frame straight into a video file, however long it is. Cheap to "
-            "repeat: nothing is filmed again.",
+            description="Decodes the reel frame by frame straight into a video file, however long it is. Each shot is "
+            "decoded once: its video and picture lie in the project, too.",
             search_aliases=["export video", "save video", "decode film", "render mp4", "webm"],
             inputs=[
                 ReelSocket.Input("reel", tooltip="The film."),
@@ -114,34 +115,37 @@ class LongreelReelToVideo(io.ComfyNode):
         other_vae: VAE | None = None,
     ) -> io.NodeOutput:
         vaes = [vae] if other_vae is None else [vae, other_vae]
-        start, stop = _frames_of(reel, first_shot, last_shot)
+        shots = _shots_of(reel, first_shot, last_shot)
+        layout, rate = reel.layout, fps or reel.layout.fps
+        clips = clips_of(reel, vaes, shots, f".{format}", rate)
+        start, stop = clips[0].start, clips[-1].start + clips[-1].frames
         if first_image >= stop - start:
             raise ReelError(f"There is no frame {first_image}: what is shown ends with frame {stop - start - 1}.")
-        layout = reel.layout
         target = output_file(filename_prefix, f".{format}", layout.width, layout.height)
-        report = Progress(decoding_steps(reel, vaes, start, stop))
-        report.start_decoding(stop - start)
-        picked: list[Tensor] = []
+        pictures = Pictures(clips, start + first_image, min(start + first_image + images, stop))
+        missing = [clip for clip in clips if not clip.is_whole()]
+        report = Progress(max(1, clip_steps(reel, vaes, missing)))
+        report.start_decoding(sum(clip.frames for clip in missing))
+
+        def watch(position: int, frames: Tensor) -> None:
+            pictures.see(position, frames)
+            report.chunk_done(len(frames))
+
+        decode_clips(reel, vaes, missing, rate, watch)
+        picked = pictures.finish(reel, vaes)
         metadata = workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        with VideoWriter(
-            target.path, layout.width, layout.height, fps or layout.fps, metadata=metadata, place=target.place
-        ) as writer:
-            for frames in film_frames(reel, vaes, start, stop):
-                wanted = slice(max(first_image - writer.frames, 0), max(first_image + images - writer.frames, 0))
-                picked.append(frames[wanted].clone())
-                writer.write(frames)
-                report.chunk_done(len(frames))
-        report.finish(f"{target.filename}: {(stop - start) / (fps or layout.fps):.1f} s, {stop - start} frames")
+        join_videos([clip.path for clip in clips], target.path, metadata=metadata, place=target.place)
+        number_clips(reel, clips)
+        report.finish(f"{target.filename}: {(stop - start) / rate:.1f} s, {stop - start} frames")
         shown = ui.PreviewVideo([ui.SavedResult(target.filename, target.subfolder, io.FolderType.output)])
-        return io.NodeOutput(as_video(target.path), torch.cat(picked), ui=shown)
+        return io.NodeOutput(as_video(target.path), picked, ui=shown)
 
 
-def _frames_of(reel: Reel, first_shot: int, last_shot: int) -> tuple[int, int]:
-    """Frames start .. stop (exclusive) of the film that shots first_shot .. last_shot (from 1; 0: the end) show."""
+def _shots_of(reel: Reel, first_shot: int, last_shot: int) -> range:
+    """The shots first_shot .. last_shot (from 1; 0: the end), as indices."""
     last = last_shot or len(reel.shots)
     if not 1 <= first_shot <= last <= len(reel.shots):
         raise ReelError(
             f"Shots {first_shot} to {last} are not on this reel, which has {len(reel.shots)}: choose among those."
         )
-    counts = [shot.frames for shot in reel.shots]
-    return sum(counts[: first_shot - 1]), sum(counts[:last])
+    return range(first_shot - 1, last)

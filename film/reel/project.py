@@ -21,12 +21,12 @@ from .atomic import claim, sweep, write_text
 from .choice import TAKE_DIGITS, Decision, PlannedShot, decide, find_take
 from .reel import FilmedShot, ReelError, human_size, load_shot_file, save_shot_file
 
-__all__ = [
-    "ProjectStore",
-    "Pruned",
-    "project_folder",
-]
+__all__ = ["CLIPS", "ProjectStore", "Pruned", "folder_of", "project_folder"]
 
+CLIPS = "clips"
+"""The folder of a project with its shots as videos; their names begin as those of the takes' files."""
+
+_TAKE_FILE = re.compile(r"shot-[0-9a-f]{32}\.safetensors")
 _MAX_NAME, _MAX_BYTES = 80, 240
 _OPENING = 40
 _PRUNED = "pruned"
@@ -48,6 +48,12 @@ def project_folder(root: Path, name: str) -> Path:
     if safe != plain or _DEVICE.fullmatch(safe):
         safe = f"{safe}-{hashlib.sha256(plain.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
     return root / safe
+
+
+def folder_of(filmed: FilmedShot) -> Path | None:
+    """The folder of the project that a shot lies in, None where it is in no project."""
+    path = filmed.file.path
+    return path.parent if _TAKE_FILE.fullmatch(path.name) else None
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,10 @@ class ProjectStore:
             return None
         return filmed if filmed.fingerprint == fingerprint and _intact(filmed) else None
 
+    def has(self, fingerprint: str) -> bool:
+        """Whether there is a file of this fingerprint, whole or not."""
+        return self._path(fingerprint).exists()
+
     def add(self, filmed: FilmedShot) -> FilmedShot:
         """Puts a shot into the project, whole or not at all, and returns it as the project keeps it.
 
@@ -144,7 +154,7 @@ class ProjectStore:
         """
         stored = self.shots()
         while True:
-            decisions = decide(planned, stored, keep, lambda fingerprint: self._path(fingerprint).exists())
+            decisions = decide(planned, stored, keep, self.has)
             damaged = {decision.take for decision in decisions if decision.filmed and not _intact(decision.filmed)}
             if not damaged:
                 return decisions
@@ -157,7 +167,7 @@ class ProjectStore:
     def prune(self, keep: Collection[str], *, dry_run: bool) -> Pruned:
         """Delete every take whose fingerprint is not in `keep`, and files that hold no whole one.
 
-        dry_run: only say which. A file that cannot be deleted is left and not counted.
+        dry_run: only say which. A file that cannot be deleted is left and not counted. A take's videos go with it.
         """
         stored = {take.file.path: take for take in self.shots()}
         gone: list[tuple[Path, FilmedShot | None, int]] = []
@@ -166,9 +176,11 @@ class ProjectStore:
             if take is not None and take.fingerprint in keep:
                 continue
             with suppress(OSError):
-                size = path.stat().st_size
+                videos = list((self.folder / CLIPS).glob(f"{path.stem.removeprefix('shot-')}-*"))
+                size = sum(file.stat().st_size for file in (path, *videos))
                 if not dry_run:
-                    path.unlink()
+                    for file in (path, *videos):
+                        file.unlink()
                 gone.append((path, take, size))
         if gone and not dry_run:
             write_text(self.folder / _PRUNED, uuid.uuid4().hex)

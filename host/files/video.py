@@ -28,6 +28,8 @@ from ...film.reel.atomic import Place, part_of
 _SMPTE170M = 6  # ITU-T H.273 code of the BT.601 matrix; PyAV names only the scaler's own code for it
 _CODECS = {".mp4": "h264", ".webm": "libvpx-vp9"}
 _DEFAULT_CRF = {".mp4": 18.0, ".webm": 28.0}  # visually lossless for x264, a little below that for the slower VP9
+# ComfyUI's players and its metadata readers expect plain tags; faststart lets a browser play while loading.
+CONTAINER_OPTIONS = {".mp4": {"movflags": "use_metadata_tags+faststart"}, ".webm": {}}
 
 
 class VideoFileError(RuntimeError):
@@ -82,11 +84,9 @@ class VideoWriter:
         self._time_base = 1 / rate
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # ComfyUI's players and its metadata readers expect plain tags; faststart lets a browser play while loading.
-            options = {"movflags": "use_metadata_tags+faststart"} if suffix == ".mp4" else {}
+            options = CONTAINER_OPTIONS[suffix]
             self._container = av.open(str(self._part), mode="w", format=suffix[1:], options=options)
-            for key, value in (metadata or {}).items():
-                self._container.metadata[key] = value if isinstance(value, str) else json.dumps(value)
+            set_metadata(self._container, metadata)
             self._stream = self._container.add_stream(_CODECS[suffix], rate=rate)
             self._stream.width, self._stream.height = width, height
             self._stream.pix_fmt = "yuv420p"
@@ -160,11 +160,22 @@ class VideoWriter:
             yield
         except (OSError, av.error.FFmpegError) as error:
             self.abort()
-            reason = (error.strerror or str(error)).rstrip(".")
-            raise VideoFileError(
-                f"Cannot write {self.path}: {reason}; free some space or choose a folder that can be written. "
-                "Everything filmed so far is kept."
-            ) from error
+            raise cannot_write(self.path, error) from error
+
+
+def cannot_write(path: Path, error: OSError | av.error.FFmpegError) -> VideoFileError:
+    """What disk or encoder reported, in one sentence."""
+    reason = (error.strerror or str(error)).rstrip(".")
+    return VideoFileError(
+        f"Cannot write {path}: {reason}; free some space or choose a folder that can be written. "
+        "Everything filmed so far is kept."
+    )
+
+
+def set_metadata(container: Any, metadata: Mapping[str, Any] | None) -> None:
+    """Tags of a container that is written; values that are not text are stored as JSON."""
+    for key, value in (metadata or {}).items():
+        container.metadata[key] = value if isinstance(value, str) else json.dumps(value)
 
 
 def as_video(path: Path) -> InputImpl.VideoFromFile:
