@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 from aiohttp import web
 
 from ..film.decode import DecodeError, Value, parse
@@ -22,7 +24,7 @@ from ..film.reel.fingerprint import shot_fingerprint
 from ..film.reel.project import ProjectStore
 from ..film.reel.reel import FilmedShot, ReelError
 from ..film.storyboard.cards import Card, CardEdit, read_cards, write_cards
-from ..film.storyboard.shot import MAX_SECONDS, MAX_SEED, Shot, StoryboardError
+from ..film.storyboard.shot import MAX_SECONDS, MAX_SEED, STARTS, Shot, StoryboardError
 from ..film.storyboard.text import parse_storyboard
 from .files.paths import project_folder
 
@@ -34,7 +36,7 @@ _MOST_CARDS = 10_000
 
 def cards_of(text: str) -> dict[str, Any]:
     """The cards of a text, JSON-able."""
-    return {"text": text, "cards": [_card(card) for card in read_cards(text)]}
+    return {"text": text, "cards": [_card(card) for card in read_cards(text)], "starts": STARTS}
 
 
 def text_of(body: Value) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def _card(card: Card) -> dict[str, Any]:
         "readable": card.shot is not None,
         "seed": "" if card.seed is None else str(card.seed),
         "seconds": card.seconds,
-        "start": "cut" if card.shot is None else card.shot.start,
+        "changes": [] if card.shot is None else [prompt.at for prompt in card.shot.prompts[1:]],
         "settings": dict(card.settings),
         "words": card.words,
         "faults": [{"line": each.line, "column": each.column, "message": each.message} for each in card.faults],
@@ -86,8 +88,8 @@ def _settings(value: Value) -> dict[str, str]:
 def shots_status(text: str, project: str, keep_rest: bool) -> dict[str, Any]:
     """What Film Storyboard would do with each shot, if the engine is as it was when the project was last filmed.
 
-    JSON-able: `shots` with `action`, `reason`, `take` and `engine`; none where the text or the project cannot be read,
-    with `error` if it is the project. Only headers of files are read.
+    JSON-able: `shots` with `action`, `reason`, `take`, `engine` and `picture`, what GET /view shows of the take; none
+    where the text or the project cannot be read, with `error` if it is the project. Only headers of files are read.
     """
     try:
         shots = parse_storyboard(text).shots
@@ -106,10 +108,20 @@ def shots_status(text: str, project: str, keep_rest: bool) -> dict[str, Any]:
                 "reason": each.reason,
                 "take": "" if each.filmed is None else each.take[:TAKE_DIGITS],
                 "engine": "" if each.filmed is None else known[each.take].settings.get("engine", ""),
+                "picture": None if each.filmed is None else _picture(folder, each.take),
             }
             for each in decisions
         ]
     }
+
+
+def _picture(folder: Path, take: str) -> dict[str, str] | None:
+    """The newest picture of a take's video, in a folder of its project; None where it was not decoded yet."""
+    found = sorted(folder.glob(f"*/{take[:32]}-*.jpg"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        return None
+    subfolder = found[-1].parent.relative_to(folder_paths.get_output_directory()).as_posix()
+    return {"filename": found[-1].name, "subfolder": subfolder, "type": "output"}
 
 
 def _planned(shots: Sequence[Shot], stored: Sequence[FilmedShot]) -> list[PlannedShot]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import folder_paths
 import pytest
 import torch
 from hypothesis import given
@@ -82,6 +83,7 @@ def take(store: ProjectStore, text: str, settings: dict[str, Any]) -> list[str]:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectStore:
     monkeypatch.setattr(storyboard_routes, "project_folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     return ProjectStore(tmp_path / "told")
 
 
@@ -96,6 +98,12 @@ def test_what_becomes_of_each_shot(store: ProjectStore, tmp_path: Path):
     assert [(shot["action"], shot["take"], shot["engine"]) for shot in status] == [
         ("reused", name, "causal") for name in names
     ]
+    assert [shot["picture"] for shot in status] == [None] * 3
+    clips = store.folder / "clips"
+    clips.mkdir()
+    (clips / f"{store.shots()[0].fingerprint[:32]}-0123.jpg").write_bytes(b"picture")
+    (shown,) = [each["picture"] for each in shots_status(STORY, "told", False)["shots"] if each["picture"]]
+    assert shown["subfolder"] == "told/clips"
     changed = STORY.replace("sways", "runs")
     assert told(changed) == [
         ("reused", "nothing changed"),

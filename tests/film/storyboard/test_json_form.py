@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from longreel.film.storyboard.cards import read_cards
 from longreel.film.storyboard.text import (
     Shot,
     Storyboard,
@@ -122,7 +123,7 @@ def test_a_file_is_read_by_its_name_and_may_begin_with_a_byte_order_mark(tmp_pat
 
 def test_what_the_documentation_shows_is_read() -> None:
     page = (Path(__file__).parents[3] / "docs" / "storyboard.md").read_text(encoding="utf-8")
-    first, escapes, error, in_json = (block for _, block in re.findall(r"``(\w*)\n(.*?)\n``", page, re.DOTALL))
+    first, escapes, skipped, error, in_json = (block for _, block in re.findall(r"``(\w*)\n(.*?)\n``", page, re.DOTALL))
     robot, on, tree = parse_storyboard(first).shots
     assert [prompt.at for prompt in robot.prompts] == [0, 4.5]
     assert (on.start, on.seed) == ("continue", 1)
@@ -132,4 +133,6 @@ def test_what_the_documentation_shows_is_read() -> None:
     assert words.text.split("\n")[-1].startswith("\\(parentheses\\)")
     with pytest.raises(StoryboardError, match=f"^{re.escape(error)}$"):
         parse_storyboard("A cat.\n[2,5s] It sits.")
+    assert [shot.prompts[0].text for shot in parse_storyboard(skipped).shots] == ["A robot walks."]
+    assert [card.skipped for card in read_cards(skipped)] == [False, True]
     assert len(from_json(in_json).shots) == 3
