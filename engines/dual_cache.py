@@ -158,6 +158,8 @@ class CacheGuidedEngine(EngineBase):
 
     def _story(self, reel: Reel) -> StoryCaches:
         def make(shot: int) -> tuple[Keyframe, ...]:
+            if reel.shots[shot].family != self.family.latents.family:
+                return ()  # this VAE cannot show it: nothing of it is remembered
             return self._keyframes(reel, reel.latents(shot), reel.shots[shot].take_start, shot)
 
         return story_caches(reel, self._empty(), make)
