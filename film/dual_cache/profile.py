@@ -187,7 +187,8 @@ class LayoutProfile:
         _check_version(values.get("version"))
         names = {field.name for field in fields(cls)}
         if odd := sorted(names ^ set(values)):
-            raise CacheError(f"The layout profile has no field or an unknown field {odd[0]!r}: train the LoRA again.")
+            name = odd[0][:80]
+            raise CacheError(f"The layout profile has no field or an unknown field {name!r}: train the LoRA again.")
         told = Value(values)
         try:
             parsed = dict(

@@ -126,7 +126,10 @@ def restore(
             _check_shape(named, name, like.shape)
         if not isinstance(meta["bank"], Mapping):
             raise MemoryMismatchError(_DAMAGED)
-        memory.bank.load(named, dict(meta["bank"]))
+        try:
+            memory.bank.load(named, dict(meta["bank"]))
+        except KeyError as error:
+            raise MemoryMismatchError(f"The saved memory's bank lacks {error}: film that shot again.") from error
     if "clean" in tensors:
         memory.clean = [tensors["clean"].to(device)]
     memory.position, memory.sink = meta["position"], list(meta["sink"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from .checksum import checksum, hex_of
 from .tensor_file import FileHeader, ReelError, TensorSlot, bytes_of, changed, read_header, stamp_of
@@ -95,7 +96,7 @@ class StoredTensors:
         """
         slots = self.slots
         wanted = list(slots) if names is None else list(names)
-        with safe_open(self.path, framework="pt", device="cpu") as file:
+        with self._opened() as file:
             loaded = {name: file.get_tensor(self._prefix + name) for name in wanted}
         for name, tensor in loaded.items():
             self._verify(name, tensor)
@@ -110,11 +111,20 @@ class StoredTensors:
     def frames(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Frames start .. stop (exclusive) of a tensor [B, C, T, ...]; the rest of it is touched once, to verify it."""
         self.slots  # noqa: B018 - finds the shot again if the file was replaced
-        with safe_open(self.path, framework="pt", device="cpu") as file:
+        with self._opened() as file:
             if not self._is_verified(name):
                 self._verify(name, file.get_tensor(self._prefix + name))
             part: torch.Tensor = file.get_slice(self._prefix + name)[:, :, start:stop]
             return part
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The file, as safetensors reads it: its rules are stricter than those of our header."""
+        try:
+            with safe_open(self.path, framework="pt", device="cpu") as file:
+                yield file
+        except SafetensorError as error:
+            raise ReelError(f"{self.path} is damaged: its table of tensors is not whole; use another copy.") from error
 
     def verify(self, name: str) -> None:
         """Raises ReelError if a tensor is not what was written, or its file has gone."""

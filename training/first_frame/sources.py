@@ -30,6 +30,7 @@ from .dataset import CastClip, CastDataError, CastSettings, CastSource, fingerpr
 _WAYS = ("picture", "mask", "box")
 _NAME = r"[\w-]+"
 _MAX_NAME = 100
+_MAX_BYTES, _MAX_PATH = 255, 2000
 _FAR = 10**6  # pixels beyond every picture
 
 
@@ -128,6 +129,8 @@ def _reference(entity: Mapping[str, Any], first: torch.Tensor, folder: Path) -> 
 def _beside(folder: Path, name: str) -> Path:
     """A file of the list, named as on any system. Raises CastDataError for one that is not beside the list or below."""
     path = Path(name.replace("\\", "/"))
+    if max((len(part.encode()) for part in path.parts), default=0) > _MAX_BYTES or len(name) > _MAX_PATH:
+        raise CastDataError(f"{name[:80]!r}... is too long for a file's name: correct the list.")
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise CastDataError(f"{name[:80]!r} is not beside the list of clips or below it: put it there, and name it so.")
     return folder / path
