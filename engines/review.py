@@ -36,7 +36,7 @@ class ReviewedStory:
         if waiting is not None:
             does = "ends the film" if waiting.stopped else "waits: approve it, retry it with another seed, or stop here"
             stands = f"shot {waiting.shot} of {waiting.shots}, take {waiting.take[:TAKE_DIGITS]}, {does}"
-        return "\n".join(filter(None, (self.note, self.story.describe(), stands)))
+        return "\n".join(filter(None, (self.note, self.story.report(), stands)))
 
 
 def review_story(
