@@ -11,7 +11,7 @@ from ..film.reel.reel import Reel
 from ..film.reel.review import ReviewFile, Waiting, asked
 from ..film.storyboard.shot import Shot
 from .engine import Engine
-from .filming import ShotJob, Story, prepare
+from .filming import Story, prepare
 
 __all__ = ["ReviewedStory", "review_story"]
 
@@ -36,7 +36,7 @@ class ReviewedStory:
         if waiting is not None:
             does = "ends the film" if waiting.stopped else "waits: approve it, retry it with another seed, or stop here"
             stands = f"shot {waiting.shot} of {waiting.shots}, take {waiting.take[:TAKE_DIGITS]}, {does}"
-        return "\n".join(filter(None, (self.note, self.story.describe(), stands)))
+        return "\n".join(filter(None, (self.note, self.story.report(), stands)))
 
 
 def review_story(
@@ -51,7 +51,8 @@ def review_story(
     note = file.take_decision()
     review = file.load()
     seeded = review.seeded(shots)
-    jobs = prepare(engine, seeded, reel, project, keep=keep).jobs
+    story = prepare(engine, seeded, reel, project, keep=keep)
+    jobs = story.jobs
     takes = [job.decision.take for job in jobs if job.decision is not None]
     first = review.first_open(takes, [bool(shot.take) for shot in shots])
     waiting = None
@@ -59,11 +60,13 @@ def review_story(
         shot, shots_in_all = jobs[first].place.shot, jobs[first].place.shots
         waiting = Waiting(shot, shots_in_all, takes[first], asked(shots)[first], seeded[first].seed)
     waiting = file.update(lambda review: review.at(waiting)).waiting
-    return ReviewedStory(_first(jobs, len(jobs) if first is None else first + 1), tuple(seeded), waiting, note)
+    return ReviewedStory(_first(story, len(jobs) if first is None else first + 1), tuple(seeded), waiting, note)
 
 
-def _first(jobs: Sequence[ShotJob], count: int) -> Story:
-    """A story of the first shots alone."""
+def _first(story: Story, count: int) -> Story:
+    """A story of the first shots alone, with all its warnings."""
+    jobs = story.jobs
     end = jobs[count - 1].place.shot
     total = jobs[count].place.done if count < len(jobs) else jobs[-1].place.total
-    return Story(tuple(replace(job, place=replace(job.place, shots=end, total=total)) for job in jobs[:count]))
+    places = [replace(job.place, shots=end, total=total) for job in jobs[:count]]
+    return replace(story, jobs=tuple(replace(job, place=place) for job, place in zip(jobs, places)))

@@ -11,7 +11,7 @@ from typing_extensions import override
 from ..film.reel.archive import open_archive, pack_project, project_files, read_contents, steps_of
 from ..film.reel.atomic import whole_file
 from ..film.reel.reel import human_size
-from ..host.files.paths import input_file, output_file, project_folder
+from ..host.files.paths import input_file, output_file, prefix_fault, project_folder
 from ..host.progress import Progress
 from .sockets import FILM, project_input
 
@@ -49,8 +49,10 @@ class LongreelPackProject(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, project: str | None) -> bool | str:
-        return True if project is None or project.strip() else "Only a project can be packed: name it."
+    def validate_inputs(cls, project: str | None, filename_prefix: str | None) -> bool | str:
+        if project is not None and not project.strip():
+            return "Only a project can be packed: name it."
+        return prefix_fault(filename_prefix) or True
 
     @override
     @classmethod

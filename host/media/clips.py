@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import av
 from comfy.sd import VAE
@@ -71,7 +72,7 @@ def clips_of(reel: Reel, vaes: Sequence[VAE], shots: range, suffix: str, fps: fl
     }
     clips: list[Clip] = []
     for take in takes(reel.shots):
-        start, before = take.start, []
+        start, before = take.start, list[list[Any]]()
         for shot in take.shots:
             filmed = reel.shots[shot]
             before.append([filmed.file.uid, filmed.latent_frames, filmed.frames, filmed.lead])

@@ -59,7 +59,7 @@ def test_a_film_is_reviewed_by_buttons(open_editor: Callable[[], Editor], studio
     editor.run("async prompt => { await window.app.loadApiJson(prompt, 'review') }", prompt(project))
     says(editor, "Shot 1 of 2 (seed 1")
     press(editor, "Edit")
-    assert editor.run("() => [...window.app.canvas.selectedItems].map(node => node.type)") == ["LongreelStoryboard"]
+    editor.page.wait_for_function("() => [...window.app.canvas.selectedItems][0]?.type === 'LongreelStoryboard'")
     press(editor, "Stop here")
     says(editor, "The film ends with shot 1")
     press(editor, "Approve")

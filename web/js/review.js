@@ -92,7 +92,10 @@ function edit(node) {
 
 /** @param {any} node @param {string} decision */
 async function decide(node, decision) {
-  if (decision === "edit") return edit(node);
+  if (decision === "edit") {
+    setTimeout(() => edit(node)); // the editor selects the node whose element is pressed, after this
+    return;
+  }
   const waiting = node.longreelWaiting;
   if (!waiting) return;
   try {
