@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, expect
@@ -186,30 +184,8 @@ def test_fifty_shots(open_editor: Callable[[], Editor], vue_nodes: bool, capsys:
         dragged = script()
         editor.page.wait_for_function(f"text => ({TEXT})() !== text", arg=text)
         renderer = "Nodes 2.0" if vue_nodes else "canvas"
-        parts = (
-            f"{1000 * (dragged - before):.0f} ms of script, {1000 * (script() - dragged):.0f} ms until written"
-        )
+        parts = f"{1000 * (dragged - before):.0f} ms of script, {1000 * (script() - dragged):.0f} ms until written"
         took = f"50 shots, {renderer}: dragging {what} takes {parts}"
         with capsys.disabled():  # measured to be read, no bar: machines differ
             sys.stdout.write(f"\n{took}\n")
     assert editor.run(TEXT).count("\n---\n") == 49
-
-
-@pytest.mark.skipif("LONGREEL_PICTURES" not in os.environ, reason="draws pictures for the docs when asked to")
-def test_pictures(open_editor: Callable[[], Editor], vue_nodes: bool):
-    folder = Path(os.environ["LONGREEL_PICTURES"])
-    editor = open_editor()
-    for palette in ("dark", "light"):
-        editor.run("async id => await window.app.extensionManager.setting.set('Comfy.ColorPalette', id)", palette)
-        text = "seconds: 10\nA red ball with a crown walks in the forest.\n[5s] It jumps.\n---\n"
-        text += "seconds: 6, references: star.png\nA blue star jumps at the beach.\n---\nsec: 4\nThe star sleeps."
-        build(editor, text)
-        editor.page.wait_for_timeout(1500)
-        name = f"{palette}-{'nodes-2' if vue_nodes else 'canvas'}"
-        editor.page.screenshot(path=folder / f"node-{name}.png")
-        dialog = opened(editor)
-        editor.page.wait_for_timeout(1000)
-        editor.page.screenshot(path=folder / f"cards-{name}.png")
-        dialog.get_by_role("button", name="Text", exact=True).click()
-        editor.page.screenshot(path=folder / f"text-{name}.png")
-        editor.page.keyboard.press("Escape")
