@@ -148,8 +148,7 @@ def bare(storyboard: str, seeds: int) -> float:
 
 def overhead(repeats: int) -> None:
     """The quick start through a real server, models warm, against the same work bare; medians of `repeats`."""
-    sys.path.insert(0, str(PACK / "tests" / "server"))
-    from harness import make_server  # type: ignore[import-not-found]
+    from longreel.tests.server.harness import make_server
 
     prompt = json.loads((PACK / "tests" / "prompts" / "quickstart.json").read_text())
     board = next(node for node in prompt.values() if node["class_type"] == "LongreelStoryboard")

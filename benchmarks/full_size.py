@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -96,8 +95,7 @@ def main() -> None:
     from longreel.training.core.command_line import start_comfyui
 
     start_comfyui()
-    sys.path.insert(0, str(PACK / "tests" / "server"))
-    from harness import make_server  # type: ignore[import-not-found]
+    from longreel.tests.server.harness import make_server
 
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -137,7 +136,7 @@ def graph() -> dict[str, dict[str, dict[str, object] | str]]:
         kind, inputs = each["class_type"], each["inputs"]
         assert isinstance(inputs, dict)
         if kind == "CLIPLoader":
-            prompt[key] = {"class_type": "LongreelMiniatureTextEncoder", "inputs": {"file": "wide.safetensors"}}
+            prompt[key] = {"class_type": "LongreelMiniatureTextEncoder", "inputs": {"file": "longreel-miniature-wide.safetensors"}}
         elif kind == "LongreelLoadInstructionAdapter":
             inputs["file"] = "full-size.safetensors"
         elif kind == "LongreelPlanStates":
@@ -160,8 +159,7 @@ def main() -> None:
     from longreel.training.core.command_line import start_comfyui
 
     start_comfyui()
-    sys.path.insert(0, str(PACK / "tests" / "server"))
-    from harness import make_server  # type: ignore[import-not-found]
+    from longreel.tests.server.harness import make_server
     from PIL import Image
 
     figures: dict[str, float] = {}
@@ -173,7 +171,7 @@ def main() -> None:
         started, filler = time.perf_counter(), Filler()
         write_checkpoint(base / "models" / "checkpoints" / "svd.safetensors", filler)
         write_adapter(base / "models" / "aid" / "full-size.safetensors", filler)
-        write_text_encoder(base / "models" / "text_encoders" / "wide.safetensors")
+        write_text_encoder(base / "models" / "text_encoders" / "longreel-miniature-wide.safetensors")
         Image.linear_gradient("L").convert("RGB").save(base / "input" / "example.png")
         figures["writing_s"] = time.perf_counter() - started
         with server:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,6 @@ def clip_frames() -> torch.Tensor:
 
 def overfit(steps: int, folder: Path) -> dict[str, float]:
     """Train and film; returns the figures."""
-    import stand_ins  # type: ignore[import-not-found]
     from longreel.film.instruction import fallback_states
     from longreel.film.metrics.video_distance import psnr
     from longreel.host.files.paths import MINIATURE_WEIGHTS
@@ -46,6 +44,7 @@ def overfit(steps: int, folder: Path) -> dict[str, float]:
     from longreel.host.svd.adapters import apply_adapter, load_adapter
     from longreel.host.svd.conditioning import condition
     from longreel.host.svd.model import SvdSize, make_svd
+    from longreel.tests.server import stand_ins
     from longreel.training.instruction.data import Clip, architecture_of, encode_clips, encoders_of
     from longreel.training.instruction.train import MINIATURE, train_adapter
     from longreel.training.miniature.export import FILES
@@ -104,7 +103,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of the run, which goes on there; a temporary one if left out")
     chosen = parser.parse_args()
     start_comfyui()
-    sys.path.insert(0, str(PACK / "tests" / "server"))
     with tempfile.TemporaryDirectory() as temporary:
         figures = overfit(chosen.steps, chosen.folder or Path(temporary))
     print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
