@@ -30,6 +30,7 @@ from torch import Tensor
 
 PACK = Path(__file__).resolve().parents[1]
 WIDTH = 1024
+WIDE = "longreel-miniature-wide.safetensors"
 ASK = "A red ball jumps."
 
 
@@ -112,8 +113,9 @@ def write_adapter(path: Path, filler: Filler) -> None:
     from longreel.film.instruction.adapters import AidAdapter
     from longreel.film.instruction.settings import AdapterSettings
     from longreel.host.svd.adapters import sites_of
+    from longreel.miniature.text import LENGTH
 
-    settings = AdapterSettings(sites=sites_of(full_unet()), num_frames=16)
+    settings = AdapterSettings(sites=sites_of(full_unet()), num_frames=16, tokens_per_frame=LENGTH)
     shapes = shapes_of(AidAdapter(settings, torch.nn, device="meta"))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(filler.of(shapes, "", torch.bfloat16), path, metadata=settings.to_metadata())
@@ -136,7 +138,7 @@ def graph() -> dict[str, dict[str, dict[str, object] | str]]:
         kind, inputs = each["class_type"], each["inputs"]
         assert isinstance(inputs, dict)
         if kind == "CLIPLoader":
-            prompt[key] = {"class_type": "LongreelMiniatureTextEncoder", "inputs": {"file": "longreel-miniature-wide.safetensors"}}
+            prompt[key] = {"class_type": "LongreelMiniatureTextEncoder", "inputs": {"file": WIDE}}
         elif kind == "LongreelLoadInstructionAdapter":
             inputs["file"] = "full-size.safetensors"
         elif kind == "LongreelPlanStates":
@@ -171,7 +173,7 @@ def main() -> None:
         started, filler = time.perf_counter(), Filler()
         write_checkpoint(base / "models" / "checkpoints" / "svd.safetensors", filler)
         write_adapter(base / "models" / "aid" / "full-size.safetensors", filler)
-        write_text_encoder(base / "models" / "text_encoders" / "longreel-miniature-wide.safetensors")
+        write_text_encoder(base / "models" / "text_encoders" / WIDE)
         Image.linear_gradient("L").convert("RGB").save(base / "input" / "example.png")
         figures["writing_s"] = time.perf_counter() - started
         with server:

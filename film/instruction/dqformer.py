@@ -133,7 +133,7 @@ class DQFormer(nn.Module):
         only: indices [n] of frames that are wanted, all if None; frames do not depend on each other.
 
         Returns [B, n, tokens, context_dim], or twice the tokens with concat "token". Raises InstructionError for
-        widths or a number of states that are not the adapter's.
+        widths, tokens or a number of states that are not the adapter's.
         """
         self._check(text, vision, states)
         text, states = self._projected(text), self._projected(states)
@@ -185,6 +185,11 @@ class DQFormer(nn.Module):
             raise InstructionError(
                 f"The text encoder gives {text.shape[-1]} numbers a word and the adapter reads {settings.text_dim}: "
                 "load the text encoder that it was trained with."
+            )
+        if self.fuse is not None and text.shape[1] != settings.tokens_per_frame:
+            raise InstructionError(
+                f"The text encoder gives {text.shape[1]} tokens and the adapter has {settings.tokens_per_frame} of "
+                "each frame: load the text encoder that it was trained with."
             )
         if self.upper is not None and vision.shape[-1] != settings.vision_dim:
             raise InstructionError(

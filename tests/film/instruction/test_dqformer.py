@@ -154,6 +154,7 @@ def test_words_of_another_width_are_projected():
     ("which", "change", "message"),
     [
         (0, lambda x: x[..., :8], "gives 8 numbers a word and the adapter reads 24"),
+        (0, lambda x: x[:, :4], "gives 4 tokens and the adapter has 5 of each frame"),
         (1, lambda x: x[..., :8], "gives 8 numbers a patch and the adapter reads 20"),
         (2, lambda x: x[:, :2], "There are 2 states and the adapter was trained with 3"),
     ],
