@@ -283,7 +283,7 @@ def speak_miniature(prompt: Prompt) -> None:
             inputs["text"] = re.sub(r"^[A-Z].*$", "A red ball walks.", inputs["text"], flags=re.MULTILINE)
 
 
-OTHERS = ("-cast-dataset", "-cast-lora", "-motion-adapter", "plan-states", "do-this")
+OTHERS = ("-cast-dataset", "-cast-lora", "-motion-adapter", "-instruction-adapter", "plan-states", "do-this")
 FILMS = sorted(file for file in PROMPTS.glob("*.json") if not file.stem.endswith(OTHERS))
 """Prompts that end in a video and run on tiny models; the others have tests of their own."""
 

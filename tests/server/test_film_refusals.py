@@ -17,8 +17,9 @@ def refusal(server: Server, prompt: Prompt) -> str:
     try:
         outcome = server.queue(prompt)
     except PromptRejected as rejected:
-        (message,) = rejected.messages
-        return message.partition(" - ")[2]
+        # of two inputs that are wrong together, each says so
+        (message,) = {message.partition(" - ")[2] for message in rejected.messages}
+        return message
     assert outcome.error is not None, "it ran"
     message = str(outcome.error["exception_message"]).strip()
     assert "\n" not in message
@@ -125,7 +126,7 @@ def test_reel_files(studio: Server):
     assert refusal(studio, other).startswith("The reel was filmed with width 32 and this engine has 64")
 
 
-def test_unwritable_output_loses_nothing(studio: Server):
+def test_unwritable_output_is_said_before_anything_is_filmed(studio: Server):
     (studio.base / "output" / "blocked").write_text("a file where a folder should be")
     prompt = story("unwritable", *SHOTS)
     prompt["video"] = to_video("film", filename_prefix="blocked/film")
@@ -133,7 +134,7 @@ def test_unwritable_output_loses_nothing(studio: Server):
     assert "blocked" in said
     assert said.endswith(".")
     prompt["video"] = to_video("film", filename_prefix="free/film")
-    assert studio.queue(prompt).ran == ["video"]
+    assert "shot 1 filmed" in studio.queue(prompt).outputs["film"]["text"][0]
     (studio.base / "output" / "longreel" / "a file").write_text("")
     assert "cannot be made" in refusal(studio, story("a file", SHOTS[0]))
 
