@@ -111,3 +111,17 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
     server = make_server(tmp_path / "server")
     yield server
     server.stop()
+
+
+@pytest.fixture
+def tidy_output(server: Server) -> Iterator[None]:
+    """What a test writes into the output folder of the shared server is gone after it.
+
+    Folders stay: ComfyUI no longer shows a node whose list of files is of a folder that has gone.
+    """
+    output = server.base / "output"
+    before = set(output.rglob("*"))
+    yield
+    for path in set(output.rglob("*")) - before:
+        if not path.is_dir():
+            path.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,16 +93,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(autouse=True)
-def tidy_output(server: Server) -> Iterator[None]:
-    """What a test saved is gone after it: files in the output folder are choices of nodes in the next test's editor."""
-    output = server.base / "output"
-    before = set(output.rglob("*"))
-    yield
-    for path in sorted(set(output.rglob("*")) - before):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def tidied(tidy_output: None) -> None:
+    """Files in the output folder are choices of nodes in the next test's editor."""
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes-2"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,16 +50,6 @@ def test_prompts_as_shipped_name_nodes_and_inputs_that_exist(server: Server):
             assert set(groups.get("required", {})) <= set(each["inputs"])
 
 
-@pytest.fixture
-def tidy(server: Server) -> Iterator[None]:
-    """Takes out of the output folder what a test put there."""
-    output = server.base / "output"
-    before = set(output.rglob("*"))
-    yield
-    for path in sorted(set(output.rglob("*")) - before, reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-
-
 def training_prompt(clips: Path) -> Prompt:
     """The shipped graph on the small stand-in for Stable Video Diffusion."""
     prompt = shortened(json.loads((PROMPTS / "train-instruction-adapter.json").read_text(encoding="utf-8")))
@@ -74,7 +63,7 @@ def training_prompt(clips: Path) -> Prompt:
     return prompt
 
 
-@pytest.mark.usefixtures("tidy")
+@pytest.mark.usefixtures("tidy_output")
 def test_the_shipped_graph_trains_an_adapter_that_films(studio: Server, tmp_path: Path):
     for number in range(4):
         write_video(tmp_path / f"{number}.mp4", 5)
