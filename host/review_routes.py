@@ -87,11 +87,7 @@ async def _decide(request: web.Request) -> web.Response:
         return web.json_response({"error": str(error)}, status=409)
 
 
-def register_review_routes() -> None:
-    """Add the routes to ComfyUI's server; nothing where there is none, as on the command line."""
-    from server import PromptServer
-
-    instance = getattr(PromptServer, "instance", None)
-    if instance is not None:
-        instance.routes.get(_PATH)(_show)
-        instance.routes.post(_PATH)(_decide)
+def register_review_routes(routes: web.RouteTableDef) -> None:
+    """Add the routes to ComfyUI's server."""
+    routes.get(_PATH)(_show)
+    routes.post(_PATH)(_decide)

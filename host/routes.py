@@ -24,6 +24,7 @@ from ..film.reel.reel import FilmedShot, ReelError
 from ..film.storyboard.json_form import shot_to_dict
 from ..film.storyboard.text import format_storyboard, parse_storyboard, storyboard_faults
 from .files.paths import project_folder
+from .review_routes import register_review_routes
 from .storyboard_routes import register_storyboard_routes
 
 __all__ = ["project_status", "register_routes", "storyboard_status"]
@@ -113,3 +114,4 @@ def register_routes() -> None:
     instance.routes.get("/longreel/projects/{name}")(_show)
     instance.routes.post("/longreel/storyboard")(_storyboard)
     register_storyboard_routes(instance.routes)
+    register_review_routes(instance.routes)

@@ -9,7 +9,6 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..host.files.paths import register_model_folders
-from ..host.review_routes import register_review_routes
 from ..host.routes import register_routes
 from .archive import LongreelOpenProject, LongreelPackProject
 from .causal_checkpoint import LongreelLoadCausalCheckpoint
@@ -137,7 +136,6 @@ class LongreelExtension(ComfyExtension):
         """Let ComfyUI's own loaders find the miniature's weights, and programs ask about projects."""
         register_model_folders()
         register_routes()
-        register_review_routes()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import folder_paths
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..film.reel.archive import open_archive, pack_project, project_files, read_contents, steps_of
 from ..film.reel.atomic import whole_file
 from ..film.reel.reel import human_size
-from ..host.files.paths import input_file, output_file, prefix_fault, project_folder
+from ..host.files.paths import input_file, listed_files, output_file, prefix_fault, project_folder
 from ..host.progress import Progress
-from .sockets import FILM, project_input
+from .sockets import FILM, prefix_input, project_input
 
 _SUFFIX = ".longreel.zip"
 
@@ -33,11 +32,7 @@ class LongreelPackProject(io.ComfyNode):
             search_aliases=["archive", "zip", "backup", "export project", "portable", "move project"],
             inputs=[
                 project_input("my film"),
-                io.String.Input(
-                    "filename_prefix",
-                    default="projects/film",
-                    tooltip="Folder and beginning of the file's name, below the output folder; a number is added.",
-                ),
+                prefix_input("projects/film"),
             ],
             outputs=[
                 io.Combo.Output(
@@ -67,10 +62,9 @@ class LongreelPackProject(io.ComfyNode):
         report = Progress(steps_of(path.stat().st_size for path in project_files(folder)))
         with whole_file(target.path, unique=True, place=target.place) as part:
             packed = pack_project(folder, project, part, lambda _: report.skip(1))
-        name = f"{target.subfolder}/{target.filename}" if target.subfolder else target.filename
-        told = f"{name}: {len(packed)} files, {human_size(sum(each.size for each in packed))}"
+        told = f"{target.name}: {len(packed)} files, {human_size(sum(each.size for each in packed))}"
         report.finish(told)
-        return io.NodeOutput(f"{name} [output]", ui=ui.PreviewText(told))
+        return io.NodeOutput(f"{target.name} [output]", ui=ui.PreviewText(told))
 
 
 class LongreelOpenProject(io.ComfyNode):
@@ -89,7 +83,7 @@ class LongreelOpenProject(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_files(),
+                    options=listed_files(_SUFFIX),
                     tooltip="A file of the output folder, marked so, or of the input folder. Press R to look again.",
                 ),
                 io.String.Input(
@@ -130,10 +124,3 @@ class LongreelOpenProject(io.ComfyNode):
         told = f"{name}: {len(opened)} files, {human_size(sum(each.size for each in opened))}"
         report.finish(told)
         return io.NodeOutput(name, ui=ui.PreviewText(told))
-
-
-def _files() -> list[str]:
-    saved, _ = folder_paths.recursive_search(folder_paths.get_output_directory())
-    given, _ = folder_paths.recursive_search(folder_paths.get_input_directory())
-    named = [*(f"{name} [output]" for name in saved), *given]
-    return sorted(name.replace("\\", "/") for name in named if name.removesuffix(" [output]").endswith(_SUFFIX))

@@ -19,7 +19,7 @@ from ..training.dual_cache.run import train_scenes
 from ..training.dual_cache.samples import TEMPORAL_ONLY, Curriculum
 from ..training.dual_cache.train import PAPER
 from .sockets import TRAINING, WeaverDatasetSocket
-from .training_run import run_folder, trained
+from .training_run import run_folder, run_name_input, trained
 
 _USUAL = Curriculum()
 
@@ -44,11 +44,7 @@ class LongreelTrainWeaverLora(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Its text encoder; encodes the empty caption that some samples have."),
                 io.Vae.Input("vae", tooltip="Its VAE; shows what the LoRA films so far."),
                 WeaverDatasetSocket.Input("dataset", tooltip="From FilmWeaver Dataset."),
-                io.String.Input(
-                    "name",
-                    default="my-weaver",
-                    tooltip="Of the run and its file. The same name with the same settings goes on where it stopped.",
-                ),
+                run_name_input("my-weaver"),
                 *node_inputs(PAPER, "first_steps", "steps", "rank", "lr", "batch", "seed"),
                 io.Combo.Input(
                     "time_mode",

@@ -18,7 +18,7 @@ from ..training.first_frame.encode import RECOLOURED, Encoders, variants
 from ..training.first_frame.run import train_cast
 from ..training.first_frame.train import PAPER
 from .sockets import TRAINING, CastDatasetSocket
-from .training_run import run_folder, trained
+from .training_run import run_folder, run_name_input, trained
 
 
 class LongreelTrainCastLora(io.ComfyNode):
@@ -41,11 +41,7 @@ class LongreelTrainCastLora(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Its text encoder; reads the captions once."),
                 io.Vae.Input("vae", tooltip="Its VAE; encodes the clips once."),
                 CastDatasetSocket.Input("dataset", tooltip="From Build Cast Dataset."),
-                io.String.Input(
-                    "name",
-                    default="my-cast",
-                    tooltip="Of the run and its file. The same name with the same settings goes on where it stopped.",
-                ),
+                run_name_input("my-cast"),
                 *node_inputs(PAPER, "expert", "steps", "rank", "lr", "batch"),
                 io.Int.Input(
                     "frames",

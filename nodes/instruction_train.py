@@ -31,7 +31,7 @@ from ..training.instruction.data import (
 from ..training.instruction.train import PAPER, train_adapter
 from .instruction_states import states_count_input
 from .sockets import TRAINING, InstructionAdapterSocket, InstructionDatasetSocket
-from .training_run import run_folder, trained
+from .training_run import run_folder, run_name_input, trained
 
 
 class LongreelInstructionDataset(io.ComfyNode):
@@ -156,11 +156,7 @@ class LongreelTrainInstructionAdapter(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The one that the dataset was encoded for; it stays as it is."),
                 InstructionDatasetSocket.Input("dataset", tooltip="From Instruction Dataset."),
-                io.String.Input(
-                    "name",
-                    default="my-skill",
-                    tooltip="Of the run and its file. The same name with the same settings goes on where it stopped.",
-                ),
+                run_name_input("my-skill"),
                 *node_inputs(PAPER, "steps", "lr", "batch", "seed", "ratio", "context_mode"),
                 io.Float.Input(
                     "held_out",

@@ -25,7 +25,7 @@ from ..training.motion.sources import list_videos, video_clips
 from ..training.motion.train import train_motion
 from .motion_flow import estimator_input
 from .sockets import TRAINING, MotionAdapterSocket, MotionDatasetSocket
-from .training_run import run_folder, trained
+from .training_run import run_folder, run_name_input, trained
 
 
 def _model_inputs() -> list[Any]:
@@ -166,11 +166,7 @@ class LongreelTrainMotionAdapter(io.ComfyNode):
                     tooltip="Another dataset, with measured on, of other clips: how good the predicted motion is goes "
                     "into the file, for the gate of Inner Guidance.",
                 ),
-                io.String.Input(
-                    "name",
-                    default="my-motion",
-                    tooltip="Of the run and its file. The same name with the same settings goes on where it stopped.",
-                ),
+                run_name_input("my-motion"),
                 *node_inputs(PAPER, "steps", "rank", "lr", "batch", "seed", "trunk", "head", "expert"),
                 *node_inputs(
                     PAPER, "motion_lr", "flow_first", "text_drop", "motion_drop", "shift", "micro_batch",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import folder_paths
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..film.reel.atomic import write_text
 from ..film.reel.cut_list import edit_list, subtitles
 from ..film.reel.reel import Reel, ReelError, load_reel, save_reel
-from ..host.files.paths import input_file, output_file, prefix_fault
-from .sockets import FILM, ReelSocket
+from ..host.files.paths import input_file, listed_files, output_file, prefix_fault
+from .sockets import FILM, ReelSocket, prefix_input
 
 _SUFFIX = ".reel.safetensors"
 
@@ -29,11 +28,7 @@ class LongreelSaveReel(io.ComfyNode):
             search_aliases=["export reel", "store film", "checkpoint"],
             inputs=[
                 ReelSocket.Input("reel", tooltip="The reel to keep."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="reels/reel",
-                    tooltip="Folder and beginning of the file's name, below the output folder; a number is added.",
-                ),
+                prefix_input("reels/reel"),
             ],
             outputs=[
                 io.Combo.Output(
@@ -53,8 +48,7 @@ class LongreelSaveReel(io.ComfyNode):
     def execute(cls, reel: Reel, filename_prefix: str) -> io.NodeOutput:
         target = output_file(filename_prefix, _SUFFIX, reel.layout.width, reel.layout.height)
         save_reel(reel, target.path, target.place)
-        name = f"{target.subfolder}/{target.filename}" if target.subfolder else target.filename
-        return io.NodeOutput(f"{name} [output]", ui=ui.PreviewText(f"{name}: {reel.describe()}"))
+        return io.NodeOutput(f"{target.name} [output]", ui=ui.PreviewText(f"{target.name}: {reel.describe()}"))
 
 
 class LongreelLoadReel(io.ComfyNode):
@@ -73,7 +67,7 @@ class LongreelLoadReel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_files(),
+                    options=listed_files(_SUFFIX),
                     tooltip="A file of the output folder, marked so, or of the input folder. Press R to look again.",
                 ),
             ],
@@ -156,13 +150,5 @@ class LongreelSaveCutList(io.ComfyNode):
             raise ReelError(
                 f"The cut list cannot be written to {target.path.parent} ({error.strerror}): choose another folder."
             ) from error
-        name = f"{target.subfolder}/{target.filename}" if target.subfolder else target.filename
-        told = f"{name} and .srt: {len(reel.shots)} {'shot' if len(reel.shots) == 1 else 'shots'}"
+        told = f"{target.name} and .srt: {len(reel.shots)} {'shot' if len(reel.shots) == 1 else 'shots'}"
         return io.NodeOutput(cuts, words, ui=ui.PreviewText(told))
-
-
-def _files() -> list[str]:
-    saved, _ = folder_paths.recursive_search(folder_paths.get_output_directory())
-    given, _ = folder_paths.recursive_search(folder_paths.get_input_directory())
-    named = [*(f"{name} [output]" for name in saved), *given]
-    return sorted(name.replace("\\", "/") for name in named if name.removesuffix(" [output]").endswith(_SUFFIX))

@@ -65,6 +65,15 @@ def keep_rest_input() -> io.Boolean.Input:
     )
 
 
+def prefix_input(default: str) -> io.String.Input:
+    """Where a node saves a file; check it with prefix_fault()."""
+    return io.String.Input(
+        "filename_prefix",
+        default=default,
+        tooltip="Folder and beginning of the file's name, below the output folder; a number is added.",
+    )
+
+
 def last_shot_input() -> io.Int.Input:
     """How far a storyboard is filmed."""
     return io.Int.Input(

@@ -38,6 +38,15 @@ class Trained:
     ui: dict[str, Any]
 
 
+def run_name_input(default: str) -> io.String.Input:
+    """The name of a run; its folder is run_folder()."""
+    return io.String.Input(
+        "name",
+        default=default,
+        tooltip="Of the run and its file. The same name with the same settings goes on where it stopped.",
+    )
+
+
 def run_folder(name: str) -> Path:
     """The folder of the run `name`; its own name is the file's."""
     return project_folder(Path(folder_paths.get_output_directory()) / "longreel-loras", name)

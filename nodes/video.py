@@ -14,7 +14,7 @@ from ..host.files.video import as_video, workflow_metadata
 from ..host.media.clips import clip_steps, clips_of, decode_clips, number_clips
 from ..host.media.pictures import Pictures
 from ..host.progress import Progress
-from .sockets import FILM, ReelSocket
+from .sockets import FILM, ReelSocket, prefix_input
 
 
 class LongreelReelToVideo(io.ComfyNode):
@@ -39,11 +39,7 @@ class LongreelReelToVideo(io.ComfyNode):
                     tooltip="For a reel with shots of two model families (Wan and Stable Video Diffusion): the VAE of "
                     "the other.",
                 ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="video/longreel",
-                    tooltip="Folder and beginning of the file's name, below the output folder; a number is added.",
-                ),
+                prefix_input("video/longreel"),
                 io.Combo.Input(
                     "format",
                     options=["mp4", "webm"],

@@ -53,6 +53,11 @@ class SavedName:
         """Its name alone."""
         return self.path.name
 
+    @property
+    def name(self) -> str:
+        """Its name below the output folder."""
+        return f"{self.subfolder}/{self.filename}" if self.subfolder else self.filename
+
     def place(self, part: Path) -> None:
         """Give a finished part its name, with the next free number if another server has taken this one meanwhile."""
         while True:
@@ -95,6 +100,14 @@ def made_folder(folder: Path) -> Path:
             f"The folder {folder} cannot be made ({error.strerror}): allow it, or let ComfyUI use another place."
         ) from error
     return folder
+
+
+def listed_files(suffix: str) -> list[str]:
+    """Names of the files in ComfyUI's input and output folders that end so, as `input_file` takes them, for choices."""
+    saved, _ = folder_paths.recursive_search(folder_paths.get_output_directory())
+    given, _ = folder_paths.recursive_search(folder_paths.get_input_directory())
+    named = [*(f"{name} [output]" for name in saved), *given]
+    return sorted(name.replace("\\", "/") for name in named if name.removesuffix(" [output]").endswith(suffix))
 
 
 def input_file(name: str) -> Path:
