@@ -17,6 +17,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 14):
 import argparse
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from comfyui_setup import Place, SetupError, find_place, has_cuda, in_words, ins
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUICKSTART = REPOSITORY / "tests" / "prompts" / "quickstart.json"
 DEFAULT_PORT = 8188
+MOST_TEST_PROCESSES = 4
 VIDEO_ENDINGS = (".mp4", ".webm")
 
 
@@ -143,9 +145,16 @@ def test(place: Place, arguments: list[str]) -> int:
     no_browser = install_chromium(place)
     if no_browser is not None:
         print(f"- Browser tests are skipped: {no_browser}", flush=True)
+    environment = clean_environment()
+    if not arguments:
+        # The whole suite, on the CPU: PyTorch's threads would wait for each other where processes share the cores.
+        cores = os.cpu_count() or 1
+        processes = min(cores, MOST_TEST_PROCESSES)
+        arguments = [f"--numprocesses={processes}", "--dist=loadgroup"]
+        environment.setdefault("OMP_NUM_THREADS", str(cores // processes))
     # The program and not `python -m pytest`, which would put the repository's root on the path.
     command = [str(place.script("pytest")), "--durations=10", f"--junitxml={place.home / 'tests.xml'}", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, env=clean_environment()).returncode
+    return subprocess.run(command, cwd=REPOSITORY, env=environment).returncode
 
 
 def main() -> int:

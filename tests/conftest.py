@@ -77,6 +77,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             long = [item for item in items if item.get_closest_marker(marker)]
             items[:] = [item for item in items if item not in long]
             config.hook.pytest_deselected(items=long)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_process_group(item)))
+
+
+def _process_group(item: pytest.Item) -> str:
+    """Which tests stay together where pytest-xdist runs the suite in several processes: a file, or a shared server."""
+    room = item.path.relative_to(Path(__file__).parent).parts[0]
+    if room == "browser":
+        return room
+    return "server" if "server" in getattr(item, "fixturenames", ()) else str(item.path)
 
 
 @pytest.fixture(scope="session")

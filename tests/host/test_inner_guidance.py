@@ -73,13 +73,10 @@ def test_no_guidance_at_all_is_the_conditional_prediction(joint):
 
 
 def test_zero_adapter_guided_is_plain_guidance(base, monkeypatch):
-    # Bits are equal where the passes of both run in one batch each, which ComfyUI decides by the memory that is free.
-    plenty = 2**40
-    monkeypatch.setattr(
-        comfy.model_management, "get_free_memory", lambda dev=None, torch_free_too=False: (plenty, plenty)
-        if torch_free_too else plenty,
-    )  # fmt: skip
+    # One pass a batch: the bits of a matrix product depend on its number of rows on some processors.
+    monkeypatch.setattr(type(base), "get_free_memory", lambda self, device: 0)
     zero = attach(base, zero_adapter(base, info()))
+    assert counts(zero, MotionGuidance(3.0, ALWAYS)) == [1] * 12
     assert torch.equal(sample(guide(zero, MotionGuidance(3.0, ALWAYS))), sample(base))
 
 
