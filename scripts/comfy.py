@@ -150,7 +150,7 @@ def test(place: Place, arguments: list[str]) -> int:
         # The whole suite, on the CPU: PyTorch's threads would wait for each other where processes share the cores.
         cores = os.cpu_count() or 1
         processes = min(cores, MOST_TEST_PROCESSES)
-        arguments = [f"--numprocesses={processes}", "--dist=loadgroup"]
+        arguments = [f"--numprocesses={processes}", "--dist=loadscope"]
         environment.setdefault("OMP_NUM_THREADS", str(cores // processes))
     # The program and not `python -m pytest`, which would put the repository's root on the path.
     command = [str(place.script("pytest")), "--durations=10", f"--junitxml={place.home / 'tests.xml'}", *arguments]

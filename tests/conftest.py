@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import comfy.options
 import hypothesis
@@ -30,8 +30,10 @@ import comfy.cli_args  # noqa: E402
 sys.argv = _argv
 
 
-# How long an example takes depends on what else the machine does: no verdict hangs on it.
-hypothesis.settings.register_profile("longreel", deadline=None)
+# How long an example takes depends on what else the machine does: no verdict hangs on it. The same code gets the same
+# verdict; --hypothesis-profile=random looks for what these examples miss.
+hypothesis.settings.register_profile("longreel", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("random", deadline=None)
 hypothesis.settings.load_profile("longreel")
 
 # A cancelled CI job sends SIGTERM: end as Ctrl-C does, so that fixtures stop their servers.
@@ -77,16 +79,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             long = [item for item in items if item.get_closest_marker(marker)]
             items[:] = [item for item in items if item not in long]
             config.hook.pytest_deselected(items=long)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_process_group(item)))
 
 
-def _process_group(item: pytest.Item) -> str:
-    """Which tests stay together where pytest-xdist runs the suite in several processes: a file, or a shared server."""
-    room = item.path.relative_to(Path(__file__).parent).parts[0]
-    if room == "browser":
-        return room
-    return "server" if "server" in getattr(item, "fixturenames", ()) else str(item.path)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where pytest-xdist runs the suite in several processes, tests that share a server stay in one: they leave files
+    for each other. Its marker for groups does nothing with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRoomOrFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            room = file.rsplit("/", 1)[0]
+            return room if room.endswith(("tests/browser", "tests/server")) else file
+
+    return ByRoomOrFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ class Naive:
         self.pinned = set()
 
     def fold(self):
-        if not self.rules.bank or self.pending is None or (self.rules.fold_once and not self.pending_new):
+        if not self.count or self.pending is None or (self.rules.fold_once and not self.pending_new):
             return
         self.pending_new = False
         for layer, bank in enumerate(self.bank):
@@ -347,3 +347,21 @@ def test_long_random_films(seed):
         else:
             getattr(machine, action)(**({"denoising": pick.randint(0, 1)} if action == "block" else {}))
         machine.same_frames()
+
+
+def test_a_bank_emptied_by_bans_fills_with_the_next_frame_recorded():
+    """With record "single" every block renews what is pending, but only a block that is due takes a place."""
+    machine = MemoryMachine()
+    rules = MemorySettings(window=None, sink=0, bank=1, record_interval=2, record="single", active=1)
+    machine.begin(rules=(1, rules), seed=0)
+    machine.block(denoising=0)
+    machine.switch()
+    choices = iter([set(), {0}])
+    machine.steer_with(lambda known: next(choices))
+    machine.block(denoising=0)
+    machine.switch()
+    assert machine.memory.bank.frames() == [[]] * LAYERS
+    machine.block(denoising=0)
+    machine.switch()
+    machine.same_frames()
+    assert machine.memory.bank.frames() == [[2]] * LAYERS
