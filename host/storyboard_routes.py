@@ -21,7 +21,7 @@ from aiohttp import web
 from ..film.decode import DecodeError, Value, parse
 from ..film.reel.choice import TAKE_DIGITS, PlannedShot, decide
 from ..film.reel.fingerprint import shot_fingerprint
-from ..film.reel.project import ProjectStore
+from ..film.reel.project import CLIPS, ProjectStore, take_stem
 from ..film.reel.reel import FilmedShot, ReelError
 from ..film.storyboard.cards import Card, CardEdit, read_cards, write_cards
 from ..film.storyboard.shot import MAX_SECONDS, MAX_SEED, STARTS, Shot, StoryboardError
@@ -116,8 +116,8 @@ def shots_status(text: str, project: str, keep_rest: bool) -> dict[str, Any]:
 
 
 def _picture(folder: Path, take: str) -> dict[str, str] | None:
-    """The newest picture of a take's video, in a folder of its project; None where it was not decoded yet."""
-    found = sorted(folder.glob(f"*/{take[:32]}-*.jpg"), key=lambda path: path.stat().st_mtime)
+    """The newest picture of a take's video in its project; None where it was not decoded yet."""
+    found = sorted((folder / CLIPS).glob(f"{take_stem(take)}-*.jpg"), key=lambda path: path.stat().st_mtime)
     if not found:
         return None
     subfolder = found[-1].parent.relative_to(folder_paths.get_output_directory()).as_posix()

@@ -21,7 +21,7 @@ from .atomic import claim, sweep, write_text
 from .choice import TAKE_DIGITS, Decision, PlannedShot, decide, find_take
 from .reel import FilmedShot, ReelError, human_size, load_shot_file, save_shot_file
 
-__all__ = ["CLIPS", "ProjectStore", "Pruned", "folder_of", "project_folder"]
+__all__ = ["CLIPS", "ProjectStore", "Pruned", "folder_of", "project_folder", "take_stem"]
 
 CLIPS = "clips"
 """The folder of a project with its shots as videos; their names begin as those of the takes' files."""
@@ -48,6 +48,11 @@ def project_folder(root: Path, name: str) -> Path:
     if safe != plain or _DEVICE.fullmatch(safe):
         safe = f"{safe}-{hashlib.sha256(plain.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
     return root / safe
+
+
+def take_stem(fingerprint: str) -> str:
+    """What the names of a take's files have in common: its own behind `shot-`, those in CLIPS before `-`."""
+    return fingerprint[:32]
 
 
 def folder_of(filmed: FilmedShot) -> Path | None:
@@ -196,7 +201,7 @@ class ProjectStore:
             return ""
 
     def _path(self, fingerprint: str) -> Path:
-        return self.folder / f"shot-{fingerprint[:32]}.safetensors"
+        return self.folder / f"shot-{take_stem(fingerprint)}.safetensors"
 
 
 def _intact(filmed: FilmedShot) -> bool:

@@ -25,7 +25,7 @@ from ...film.pixels import to_pil
 from ...film.reel.atomic import whole_file
 from ...film.reel.choice import take_of
 from ...film.reel.fingerprint import canonical_json
-from ...film.reel.project import CLIPS, folder_of
+from ...film.reel.project import CLIPS, folder_of, take_stem
 from ...film.reel.reel import Reel
 from ...film.reel.takes import takes
 from ..files.join import frame_order
@@ -78,7 +78,7 @@ def clips_of(reel: Reel, vaes: Sequence[VAE], shots: range, suffix: str, fps: fl
             before.append([filmed.file.uid, filmed.latent_frames, filmed.frames, filmed.lead])
             if shot in shots:
                 key = hashlib.sha256(canonical_json({**written, "take": before}).encode("ascii")).hexdigest()[:16]
-                name = f"{take_of(filmed)[:32]}-{key}{suffix}"
+                name = f"{take_stem(take_of(filmed))}-{key}{suffix}"
                 clips.append(Clip(shot, start, filmed.frames, _folder(reel, shot) / name))
             start += filmed.frames
     return clips

@@ -100,8 +100,9 @@ def test_what_becomes_of_each_shot(store: ProjectStore, tmp_path: Path):
     ]
     assert [shot["picture"] for shot in status] == [None] * 3
     clips = store.folder / "clips"
-    clips.mkdir()
-    (clips / f"{store.shots()[0].fingerprint[:32]}-0123.jpg").write_bytes(b"picture")
+    for folder in (clips, store.folder / "mine"):
+        folder.mkdir()
+        (folder / f"{store.shots()[0].fingerprint[:32]}-0123.jpg").write_bytes(b"picture")
     (shown,) = [each["picture"] for each in shots_status(STORY, "told", False)["shots"] if each["picture"]]
     assert shown["subfolder"] == "told/clips"
     changed = STORY.replace("sways", "runs")
