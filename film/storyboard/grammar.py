@@ -79,7 +79,7 @@ _TIMED_WORDS = re.compile(
 )
 _OTHER_TIME = re.compile(r"\[\s*(?:at|from|after|until|@|t\s*=|f|frame)?\s*\d[^\]]*\]", re.ASCII | re.IGNORECASE)
 _SHOT_LABEL = re.compile(
-    r"[#*_\[({]*\s*(?:shot|scene|take|clip|\u955c\u5934)\s*(?:#\s*)?\d+\s*(?:[:.)\]}*_\u2013\u2014-]|$)",
+    r"[#*_\[({-]*\s*(?:shot|scene|take|clip|\u955c\u5934)\s*(?:#\s*)?\d+\s*(?:[:.)\]}*_\u2013\u2014-]|$)",
     re.IGNORECASE,
 )
 _OTHER_SETTING = re.compile(
@@ -119,6 +119,13 @@ def near_miss(content: str, at_head: bool) -> str | None:
 
     at_head: no prompt text came before it in its shot, so that a comment `# Shot 2` there is one.
     """
+    bare = content.replace(" ", "")
+    if _RULE.fullmatch(bare) and (len(bare) > 1 or bare != "-"):
+        return f"Shots are separated by a line of three dashes, and this one only looks like it: write ---, {KEEP}."
+    if re.match(r"#{2,}\s*\S", content) or (not at_head and content.startswith("#") and _SHOT_LABEL.match(content)):
+        return "A heading does not begin a shot: write a line --- above it, and a single # to keep it as a comment."
+    if content.startswith("#"):
+        return None
     visible = "".join(sign for sign in content if unicodedata.category(sign) != "Cf" and sign not in _NO_INK)
     if visible != content and _is_special(visible, at_head):
         return f"Invisible characters hide what this line is: type it anew, {KEEP}."
@@ -126,14 +133,8 @@ def near_miss(content: str, at_head: bool) -> str | None:
     kept = content.startswith("\\")
     if behind and not kept and any(_is_special(content_of(part), at_head) for part in (first, *behind)):
         return f"Another program's line breaks join lines here: begin each on a line of its own, {KEEP}."
-    bare = content.replace(" ", "")
-    rule = _RULE.fullmatch(bare) and (len(bare) > 1 or bare != "-")
-    if rule or re.match(r"-{3,}\s*[^\s-]", content) or (not kept and re.search(r"\s-{3,}$", content)):
-        return f"Shots are separated by a line of three dashes, and this one only looks like it: write ---, {KEEP}."
-    if re.match(r"#{2,}\s*\S", content) or (not at_head and content.startswith("#") and _SHOT_LABEL.match(content)):
-        return "A heading does not begin a shot: write a line --- above it, and a single # to keep it as a comment."
-    if content.startswith("#"):
-        return None
+    if not kept and re.search(r"\s-{3,}$", content):
+        return f"A line of three dashes that separates shots has nothing else on it: write --- by itself, {KEEP}."
     if _SUBTITLE.match(content):
         return f"This is a line of subtitles: write [2.5s] and the words after it, {KEEP}."
     if _SCREENPLAY.match(content):

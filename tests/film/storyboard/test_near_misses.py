@@ -80,9 +80,9 @@ WRONG = {
     "A fox.\n[f48] It runs.": (2, "square brackets"),
     "A fox.\n[50%] It runs.": (2, "square brackets"),
     # what other programs make of a line
-    "--- A fox.": (1, "three dashes"),
-    "A fox. ---\nA bear.": (1, "three dashes"),
-    "--- Shot 2 ---\nA bear.": (1, "three dashes"),
+    "--- Shot 2\nA fox.": (1, "no label"),
+    "A fox. ---\nA bear.": (1, "by itself"),
+    "--- Shot 2 ---\nA bear.": (1, "by itself"),
     "**Shot 1:** A fox.": (1, "no label"),
     "[Shot 1] A fox.": (1, "no label"),
     "seconds = 10\nA fox.": (1, "`seconds: 10`"),
