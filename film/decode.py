@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DecodeError", "Value", "parse", "parse_file"]
+__all__ = ["DecodeError", "Value", "parse", "parse_file", "quoted"]
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
@@ -67,7 +67,7 @@ class Value:
         """A field of an object, which must be there."""
         found = self.get(key)
         if found is None:
-            raise DecodeError(f"{self._name} has no {key!r}")
+            raise DecodeError(f"{self._name} has no {quoted(key)}")
         return found
 
     def get(self, key: str) -> Value | None:
@@ -133,7 +133,13 @@ class Value:
 
     @property
     def _name(self) -> str:
-        return self.where or "it"
+        return self.where if 0 < len(self.where) <= 200 else f"{self.where[:197]}..." if self.where else "it"
+
+
+def quoted(word: object) -> str:
+    """A word of a file, as a sentence about it quotes it: as Python writes it, cut where it is long."""
+    text = ascii(word)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _refuse(name: str) -> Any:

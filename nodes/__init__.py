@@ -22,6 +22,7 @@ from .dual_cache_engine import LongreelCacheGuidedEngine, LongreelFilmWeaverLora
 from .dual_cache_train import LongreelTrainWeaverLora
 from .edit import LongreelExtendShot, LongreelForkReel, LongreelRetakeShot, LongreelStartFromVideo
 from .film import LongreelFilmShot, LongreelFilmStoryboard
+from .finite import with_finite_numbers
 from .first_frame_compose import LongreelFirstFrameComposer, LongreelReference
 from .first_frame_dataset import LongreelBuildCastDataset, LongreelCastClip, LongreelMiniatureCastClips
 from .first_frame_engine import LongreelFirstFrameEngine
@@ -140,4 +141,4 @@ class LongreelExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes of the pack."""
-        return NODES
+        return [with_finite_numbers(node) for node in NODES]

@@ -186,13 +186,13 @@ class LongreelInstructionEngine(io.ComfyNode):
         model: ModelPatcher,
         clip: CLIP,
         vae: VAE,
-        way: dict[str, Any],
         width: int,
         height: int,
         fps: float,
         state_count: int,
         detail: str,
         replan: bool,
+        way: dict[str, Any] | None = None,
         low_noise_model: ModelPatcher | None = None,
         language_model: CLIP | None = None,
         states: States | None = None,
@@ -201,6 +201,8 @@ class LongreelInstructionEngine(io.ComfyNode):
     ) -> io.NodeOutput:
         if clip is None:
             raise EngineError("The loader gave no text encoder: connect one that belongs to the model.")
+        if way is None:  # left out, or none of the choices, by who calls ComfyUI's API
+            raise EngineError(f"Choose a way to film: {_CAUSAL}, {_CHUNKS} or {_ADAPTER}.")
         if way["way"] == _ADAPTER:
             if adapter is None:
                 raise EngineError("Stable Video Diffusion needs an AID adapter here: connect Load Instruction Adapter.")

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ..decode import DecodeError, Value, parse
+from ..decode import DecodeError, Value, parse, quoted
 
 __all__ = [
     "FILMWEAVER",
@@ -107,9 +107,9 @@ class LayoutProfile:
                     "make its latents a multiple of the first number."
                 )
         if self.time_mode not in get_args(TimeMode):
-            raise CacheError(f"Unknown time mode {self.time_mode!r}: choose shared, own or zero.")
+            raise CacheError(f"Unknown time mode {quoted(self.time_mode)}: choose shared, own or zero.")
         if self.channel_fill not in get_args(ChannelFill):
-            raise CacheError(f"Unknown channel fill {self.channel_fill!r}: choose zeros or known.")
+            raise CacheError(f"Unknown channel fill {quoted(self.channel_fill)}: choose zeros or known.")
 
     @property
     def history(self) -> int:
@@ -188,7 +188,9 @@ class LayoutProfile:
         names = {field.name for field in fields(cls)}
         if odd := sorted(names ^ set(values)):
             name = odd[0][:80]
-            raise CacheError(f"The layout profile has no field or an unknown field {name!r}: train the LoRA again.")
+            raise CacheError(
+                f"The layout profile lacks or does not know the field {quoted(name)}: train the LoRA again."
+            )
         told = Value(values)
         try:
             parsed = dict(

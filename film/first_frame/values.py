@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, cast, get_args
 
-from ..decode import DecodeError, Value, parse
+from ..decode import DecodeError, Value, parse, quoted
 from ..pixels import Box, PixelError
 
 __all__ = [
@@ -97,7 +97,7 @@ class Layout:
         try:
             data = parse(text, 1 << 20)
             if unknown := set(data.object()) - {field.name for field in fields(cls)}:
-                raise DecodeError(f"it has the unknown field {min(unknown)!r}")
+                raise DecodeError(f"it has the unknown field {quoted(min(unknown))}")
             plate = data["plate"]
             return cls(
                 kind=cast(LayoutKind, data["kind"].choice(get_args(LayoutKind))),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ..decode import quoted
 from .planner import DEFAULT_STATES, InstructionError, check_count
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "PARTS", "AdapterSettings", "Branches", "ContextMode", "Fill", "Part", "Site"]
@@ -100,7 +101,7 @@ class AdapterSettings:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise InstructionError(
-                    f"The adapter's {name} is {getattr(self, name)!r}: choose {' or '.join(get_args(kind))}."
+                    f"The adapter's {name} is {quoted(getattr(self, name))}: choose {' or '.join(get_args(kind))}."
                 )
         if not self.sites:
             raise InstructionError("The adapter has no sites: load a Stable Video Diffusion model.")

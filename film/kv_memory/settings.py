@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from ..decode import quoted
+
 __all__ = [
     "LONGLIVE",
     "MEMFLOW",
@@ -70,11 +72,11 @@ class MemorySettings:
         if self.record_interval < 1:
             raise MemorySettingsError("The record interval must be at least 1 block.")
         if self.record not in ("interactive", "single"):
-            raise MemorySettingsError(f"Unknown record rule {self.record!r}; choose 'interactive' or 'single'.")
+            raise MemorySettingsError(f"Unknown record rule {quoted(self.record)}; choose 'interactive' or 'single'.")
         if self.positions not in ("absolute", "relative"):
-            raise MemorySettingsError(f"Unknown positions {self.positions!r}; choose 'absolute' or 'relative'.")
+            raise MemorySettingsError(f"Unknown positions {quoted(self.positions)}; choose 'absolute' or 'relative'.")
         if self.sink_from not in ("film", "shots"):
-            raise MemorySettingsError(f"Unknown sink {self.sink_from!r}; choose 'film' or 'shots'.")
+            raise MemorySettingsError(f"Unknown sink {quoted(self.sink_from)}; choose 'film' or 'shots'.")
         if self.sink_from == "shots" and (not self.sink or self.bank or self.active):
             raise MemorySettingsError(
                 "A sink of pictures from earlier shots needs 1 frame or more and goes without bank and active frames; "
@@ -103,7 +105,7 @@ class MemorySettings:
         """Inverse of to_json. Raises MemorySettingsError on an unknown field or a contradiction."""
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
-            raise MemorySettingsError(f"Unknown memory setting {min(unknown)!r}; it comes from another version.")
+            raise MemorySettingsError(f"Unknown memory setting {quoted(min(unknown))}; it comes from another version.")
         return cls(**values)
 
 

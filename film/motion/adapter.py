@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
-from ..decode import parse
+from ..decode import parse, quoted
 from .codec import FlowCodec
 from .values import MotionError
 
@@ -174,7 +174,7 @@ class AdapterInfo:
         except (KeyError, ValueError, TypeError) as error:
             if isinstance(error, MotionError):
                 raise
-            raise MotionError(f"The adapter's metadata cannot be read ({error!r}): save the adapter anew.") from error
+            raise MotionError(f"The adapter's metadata cannot be read ({quoted(error)}): save it anew.") from error
 
 
 def _number(said: Mapping[str, str], name: str) -> float:

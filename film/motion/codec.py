@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..decode import quoted
 from .values import MotionError
 
 __all__ = ["ENCODINGS", "Direction", "Encoding", "FlowCodec", "Padding", "check_flow", "pad_flow", "resize_flow"]
@@ -43,7 +44,7 @@ class FlowCodec:
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:
-            raise MotionError(f"Unknown flow encoding {self.encoding!r}; choose one of {', '.join(ENCODINGS)}.")
+            raise MotionError(f"Unknown flow encoding {quoted(self.encoding)}; choose one of {', '.join(ENCODINGS)}.")
         if not self.sigma > 0:
             raise MotionError(f"The saturation of flow must be above 0, not {self.sigma:g}.")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..decode import DecodeError, Value
+from ..decode import DecodeError, Value, quoted
 from .latent_space import WAN, LatentSpace
 from .tensor_file import ReelError
 
@@ -118,7 +118,7 @@ class ReelLayout:
             model=values["model"].text(),
         )
         if unknown := set(values.object()) - set(asdict(layout)):
-            raise DecodeError(f"{values.where} has the unknown field {min(unknown)!r}")
+            raise DecodeError(f"{values.where} has the unknown field {quoted(min(unknown))}")
         return layout
 
     def to_json(self) -> dict[str, Any]:

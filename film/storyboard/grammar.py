@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import NoReturn
@@ -60,7 +61,7 @@ SETTING = re.compile(rf"({'|'.join(_KEYS)})\s*:", re.ASCII | re.IGNORECASE)
 # Wider than a valid time, so that [2,5s] and [3] are reported instead of being filmed as words.
 _TIME = r"[-+]?[\d.,:]*\d[\d.,:]*\s*(?:s|sec|secs|seconds?|ms|m|min)?"
 TIME = re.compile(
-    rf"\[\s*(?P<time>{_TIME})(?:\s*(?:-+>?|[\u2010-\u2015\u2212\u2192~]|to|until)\s*(?P<end>{_TIME}))?\s*\]",
+    rf"\[\s*(?P<time>{_TIME})(?:\s*(?:-+>?|[\u2010-\u2015\u2212\u2192\u301c~]|to|until)\s*(?P<end>{_TIME}))?\s*\]",
     re.ASCII | re.IGNORECASE,
 )
 _NAMED = re.compile(r"([a-z_]+)\s*:", re.ASCII | re.IGNORECASE)
@@ -76,9 +77,19 @@ _TIMED_WORDS = re.compile(
     rf"[\[({{<]\s*(?:{_CLOCK_TIME}|{_UNIT_TIME})(?:\s*[\])}}>:,-]|\s|$)|{_CLOCK_TIME}(?:\s|\s*[-:]|$)|{_UNIT_TIME}\s*[:-]\s",
     re.ASCII | re.IGNORECASE,
 )
+_OTHER_TIME = re.compile(r"\[\s*(?:at|from|after|until|@|t\s*=|f|frame)?\s*\d[^\]]*\]", re.ASCII | re.IGNORECASE)
 _SHOT_LABEL = re.compile(
-    r"#*\s*(?:shot|scene|take|clip|\u955c\u5934)\s*(?:#\s*)?\d+\s*(?:[:.)\u2013\u2014-]|$)", re.IGNORECASE
+    r"[#*_\[({-]*\s*(?:shot|scene|take|clip|\u955c\u5934)\s*(?:#\s*)?\d+\s*(?:[:.)\]}*_\u2013\u2014-]|$)",
+    re.IGNORECASE,
 )
+_OTHER_SETTING = re.compile(
+    rf"[\"'`*_\u201c\u201d\u2018\u2019]*(?:{'|'.join(_KEYS)})[\"'`*_\u201c\u201d\u2018\u2019]*\s*[:=]", re.IGNORECASE
+)
+_JSON = re.compile(r"""[\[{]\s*(?:["\[{]|$)""")
+# What other programs end a line with, and ComfyUI's text field does not: vertical tab, form feed, NEL, LS, PS.
+_OTHER_BREAKS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
+# Letters and signs without ink that are no format characters: variation selectors, fillers, the empty Braille sign.
+_NO_INK = "".join(map(chr, range(0xFE00, 0xFE10))) + "\u115f\u1160\u2800\u3164\uffa0"
 _LABEL = re.compile(r"[a-z_]+(?:\s+\d+)?\s*:(?:\s|$|\d)", re.ASCII | re.IGNORECASE)
 _SUBTITLE = re.compile(r"(?:\d\d?:)?\d\d:\d\d[.,]\d+\s*-->", re.ASCII)
 _SCREENPLAY = re.compile(r"(?:INT|EXT|EST|I/E)(?:\./?(?:INT|EXT)?\.?|/EXT\.?)\s+\S", re.ASCII)
@@ -115,13 +126,28 @@ def near_miss(content: str, at_head: bool) -> str | None:
         return "A heading does not begin a shot: write a line --- above it, and a single # to keep it as a comment."
     if content.startswith("#"):
         return None
+    visible = "".join(sign for sign in content if unicodedata.category(sign) != "Cf" and sign not in _NO_INK)
+    if visible != content and _is_special(visible, at_head):
+        return f"Invisible characters hide what this line is: type it anew, {KEEP}."
+    first, *behind = _OTHER_BREAKS.split(content)
+    kept = content.startswith("\\")
+    if behind and not kept and any(_is_special(content_of(part), at_head) for part in (first, *behind)):
+        return f"Another program's line breaks join lines here: begin each on a line of its own, {KEEP}."
+    if not kept and re.search(r"\s-{3,}$", content):
+        return f"A line of three dashes that separates shots has nothing else on it: write --- by itself, {KEEP}."
     if _SUBTITLE.match(content):
         return f"This is a line of subtitles: write [2.5s] and the words after it, {KEEP}."
     if _SCREENPLAY.match(content):
         return f"This is a screenplay's heading: write a line --- and say the place in words, {KEEP}."
-    if _TIMED_WORDS.match(content):
+    if content.startswith("```"):
+        return f"The fence of a block of code is no part of a storyboard: remove this line, {KEEP}."
+    if at_head and _JSON.match(content):
+        return f"This is JSON: save it as a .json file for Storyboard From File, {KEEP}."
+    if at_head and _OTHER_SETTING.match(content):
+        return f"A setting is written as in `seconds: 10`, without quotes or other signs, {KEEP}."
+    if _TIMED_WORDS.match(content) or _OTHER_TIME.match(content):
         return f"A time stands alone in square brackets before its words: write [2.5s] and what is seen, {KEEP}."
-    if content.startswith("|") or (content.endswith("|") and not content.startswith("\\")):
+    if content.startswith("|") or (content.endswith("|") and not kept):
         return f"A bar does not separate shots or prompts: write a line --- or a time such as [2.5s], {KEEP}."
     if _SHOT_LABEL.match(content):
         return f"Shots have no label: separate them by a line --- and write what is seen, {KEEP}."

@@ -75,6 +75,30 @@ WRONG = {
     "seconds: 20\nA fox.\n[0:10-0:15] It runs.": (3, "ends at 15 s but the shot ends at 20 s"),
     "seconds: 20\nA fox.\n[5s-12s] It runs.\n[10s] It sleeps.": (3, "next prompt starts at 10 s"),
     "[0:00-0:05] A fox.\n[0:07] It runs.\nseconds: 20": (3, "Settings stand above"),
+    "A fox.\n[ 0 : 10 ] It runs.": (2, "square brackets"),
+    "A fox.\n[at 10s] It runs.": (2, "square brackets"),
+    "A fox.\n[f48] It runs.": (2, "square brackets"),
+    "A fox.\n[50%] It runs.": (2, "square brackets"),
+    # what other programs make of a line
+    "--- Shot 2\nA fox.": (1, "no label"),
+    "A fox. ---\nA bear.": (1, "by itself"),
+    "--- Shot 2 ---\nA bear.": (1, "by itself"),
+    "**Shot 1:** A fox.": (1, "no label"),
+    "[Shot 1] A fox.": (1, "no label"),
+    "seconds = 10\nA fox.": (1, "`seconds: 10`"),
+    "\u201cseconds\u201d: 10\nA fox.": (1, "`seconds: 10`"),
+    "**seed:** 10\nA fox.": (1, "`seconds: 10`"),
+    "```\nA fox.": (1, "block of code"),
+    "A fox.\n```": (2, "block of code"),
+    '[{"prompt": "A fox."}]': (1, ".json"),
+    '{"shots": ["A fox."]}': (1, ".json"),
+    '{\n"shots": ["A fox."]}': (1, ".json"),
+    "A fox.\u2028---\u2028A bear.": (1, "line breaks"),
+    "A fox.\x0b[2s] It runs.": (1, "line breaks"),
+    "sec\u200bonds: 10\nA fox.": (1, "Invisible"),
+    "\ufe0fseconds: 10\nA fox.": (1, "Invisible"),
+    "A fox.\n-\u2060--\nA bear.": (2, "Invisible"),
+    "A fox.\n[\u200d2s] It runs.": (2, "Invisible"),
     # other formats pasted in
     "1\n00:00:01,000 --> 00:00:04,000\nA fox.": (2, "subtitles"),
     "00:01.000 --> 00:04.000\nA fox.": (1, "subtitles"),
@@ -120,7 +144,7 @@ def test_all_mistakes_are_named_at_once():
 
 
 def test_ranges_wide_signs_and_invisible_characters_are_read():
-    ranged = parse_storyboard("seconds: 20\n[0-5s] A fox wakes.\n[0:05\u20130:10] It runs.\n[10s to 20s] It sleeps.")
+    ranged = parse_storyboard("seconds: 20\n[0-5s] A fox wakes.\n[0:05\u20130:10] It runs.\n[10s\u301c20s] It sleeps.")
     assert [prompt.at for prompt in ranged.shots[0].prompts] == [0, 5, 10]
     wide = parse_storyboard(
         "seconds\uff1a\uff11\uff10\uff0c\u3000seed\uff1a3\n\u4e00\u53ea\u72d0\u72f8\u3002\n\uff3b5s\uff3d\u5954\u8dd1\n\uff0d\uff0d\uff0d\nB"
@@ -140,7 +164,8 @@ def test_ranges_wide_signs_and_invisible_characters_are_read():
     "text",
     ["Close-up: a fox.", "A fox: red, quick.", "16:9, a fox.", "Cut to a fox | dusk | grain", "-", "3 foxes run.",
      "Internal light.", "# Shot 1, a comment\nA fox.", "A fox.\n# it runs later\nIt runs.", "Extra wide.",
-     "5 seconds later"],
+     "5 seconds later", "A fox \u2014 red --- runs on.", "[red fox] runs.", "{red|blue} fox", "A \u2764\ufe0f fox.",
+     "A fox.\u2028It runs.", "Seconds later a fox runs.", "Take 2 eggs."],
 )  # fmt: skip
 def test_ordinary_words_stay_words(text: str):
     words = "\n".join(line for line in text.split("\n") if not line.startswith("#"))
