@@ -47,8 +47,10 @@ from .motion_report import LongreelMotionReport
 from .motion_train import LongreelMotionDataset, LongreelTrainMotionAdapter
 from .project import LongreelFilmPlan, LongreelFilmTakes, LongreelPruneProject
 from .reel import LongreelLoadReel, LongreelSaveCutList, LongreelSaveReel
+from .rehearsal import LongreelRehearsalEngine
 from .report import LongreelContinuityReport, LongreelIdentityReport
 from .review import LongreelReviewFilm
+from .sound import LongreelFilmSound, LongreelShotSound
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
 from .video import LongreelReelToVideo
 
@@ -89,6 +91,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelRGBToFlow,
     LongreelAddReferences,
     LongreelStartFromVideo,
+    LongreelRehearsalEngine,
     LongreelFilmShot,
     LongreelFilmStoryboard,
     LongreelReviewFilm,
@@ -103,6 +106,8 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelRetakeShot,
     LongreelForkReel,
     LongreelCacheConditioning,
+    LongreelShotSound,
+    LongreelFilmSound,
     LongreelReelToVideo,
     LongreelContinuityReport,
     LongreelIdentityReport,
