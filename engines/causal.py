@@ -35,7 +35,7 @@ from ..host.wan.rollout import Prompt, roll_out
 from ..host.wan.rollout_checks import check_start
 from .causal_context import earlier_shots
 from .causal_memory import decode_stills, restore, retrieve
-from .engine import Capabilities, EngineBase, EngineError, ShotInputs
+from .engine import Capabilities, EngineBase, EngineError, ShotInputs, share_of
 
 __all__ = ["CausalEngine"]
 
@@ -95,6 +95,12 @@ class CausalEngine(EngineBase):
     def steps(self, plan: ShotPlan) -> int:
         """Forward passes: denoising and one clean pass for each block."""
         return plan.latent_frames // self.frames_per_block * len(self.sigmas)
+
+    def _fewer_steps(self, share: float) -> dict[str, Any]:
+        # Sigmas of the schedule itself: a model that was distilled to them knows no others.
+        steps = len(self.sigmas) - 1
+        fewer = share_of(steps, share)
+        return {"sigmas": tuple(self.sigmas[round(i * steps / fewer)] for i in range(fewer + 1))}
 
     @property
     def _latent_size(self) -> tuple[int, int]:

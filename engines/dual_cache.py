@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, ClassVar
 
@@ -46,7 +46,7 @@ from ..host.wan.noise import SeededNoise
 from .dual_cache_backends import FilmWeaver
 from .dual_cache_bank import StoryCaches, new_group, story_caches
 from .dual_cache_inputs import Backend, ChunkInputs, check_history, chunks, prompt_per_chunk
-from .engine import Capabilities, EngineBase, EngineError, ShotInputs
+from .engine import Capabilities, EngineBase, EngineError, ShotInputs, share_of
 
 __all__ = ["CacheGuidedEngine"]
 
@@ -100,6 +100,9 @@ class CacheGuidedEngine(EngineBase):
     def steps(self, plan: ShotPlan) -> int:
         """Denoising steps, and one for each finished chunk."""
         return len(chunks(self.backend, plan)) * (self.sampling.steps + 1)
+
+    def _fewer_steps(self, share: float) -> dict[str, Any]:
+        return {"sampling": replace(self.sampling, steps=share_of(self.sampling.steps, share))}
 
     def _fingerprints(self) -> dict[str, str]:
         return {**super()._fingerprints(), "embedder": self.embedder.fingerprint}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -16,6 +16,7 @@ from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import Tensor
+from typing_extensions import Self
 
 from ..film.reel.groups import GroupTensors
 from ..film.reel.reel import FOLLOWS, FilmedShot, Reel, ReelLayout
@@ -28,7 +29,7 @@ from ..host.progress import Previewer, Progress, film_previewer
 from ..host.wan.joint_latent import joint_of
 from ..host.wan.other_nodes import patch_fault
 
-__all__ = ["Capabilities", "EditKind", "Engine", "EngineBase", "EngineError", "ShotInputs"]
+__all__ = ["Capabilities", "EditKind", "Engine", "EngineBase", "EngineError", "ShotInputs", "share_of"]
 
 EditKind = Literal["kv_bank", "keyframes"]
 """What a user can edit of an engine's memory: frames of a KV memory bank, keyframes of a shot cache."""
@@ -80,6 +81,7 @@ class Engine(Protocol):
     def steps(self, plan: ShotPlan) -> int: ...
     def memory_bytes(self, latent_frames: int) -> int | None: ...
     def get_models(self) -> list[ModelPatcher]: ...
+    def rehearsal(self, size: float, steps: float) -> Self: ...
     def previewer(self) -> Previewer: ...
     def encode_frames(self, frames: Tensor) -> Tensor: ...
     def shot_inputs(self, shot: Shot, given: Tensor | None = None) -> ShotInputs: ...
@@ -210,7 +212,28 @@ class EngineBase(ABC):
         """The fingerprint of several models in a row; of one, its own."""
         return " ".join(fingerprints)
 
+    # For a rehearsal
+
+    def rehearsal(self, size: float, steps: float) -> Self:
+        """This engine for a rehearsal: the same films, smaller and with fewer steps.
+
+        size: of width and height, steps: of the denoising steps, each a share in 0..1. Both are part of a shot's
+        fingerprint, so a take of a rehearsal is never one of the film. Raises what `check` raises.
+        """
+        width, height = (share_of(pixels // self.cell, size) * self.cell for pixels in (self.width, self.height))
+        smaller = replace(self, width=width, height=height, **self._fewer_steps(steps))
+        smaller.check()
+        return smaller
+
+    def _fewer_steps(self, share: float) -> dict[str, Any]:
+        """The fields in which this engine differs from one with that share of its steps; none: it keeps all of them."""
+        return {}
+
     # What it refuses before a GPU starts
+
+    def check(self) -> None:
+        """Refuse models and settings that cannot film. Raises ValueErrors of one sentence."""
+        self.check_models()
 
     def check_models(self) -> None:
         """Refuse a VAE, or a size, that does not fit the models, and models that return more than a video's latents or
@@ -296,3 +319,8 @@ class EngineBase(ABC):
                 "load the text encoder that belongs to the model."
             )
         return conditioning
+
+
+def share_of(count: int, share: float) -> int:
+    """A share (0..1) of a number of things, at least one of them."""
+    return max(1, round(count * share))

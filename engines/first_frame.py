@@ -42,7 +42,7 @@ from ..host.files.pictures import PLATE, load_cut_out, load_picture
 from ..host.progress import Progress
 from ..host.sampling import Stage, stages_by_boundary
 from ..host.wan.first_frame import kind_of, sample_clip, start_from
-from .engine import Capabilities, EngineBase, EngineError, ShotInputs
+from .engine import Capabilities, EngineBase, EngineError, ShotInputs, share_of
 
 __all__ = ["FirstFrameEngine", "ShotCast", "Transition"]
 
@@ -123,6 +123,9 @@ class FirstFrameEngine(EngineBase):
     def steps(self, plan: ShotPlan) -> int:
         """Denoising steps: a whole shot is denoised at once, however long it is."""
         return self.step_count
+
+    def _fewer_steps(self, share: float) -> dict[str, Any]:
+        return {"step_count": share_of(self.step_count, share)}
 
     def _join(self, fingerprints: Sequence[str]) -> str:
         if len(fingerprints) == 1:

@@ -31,7 +31,7 @@ from ..host.files.pictures import load_picture
 from ..host.media.keyframes import LEAD
 from ..host.media.plan_states import StatePlanner
 from ..host.progress import Progress
-from .engine import Capabilities, EngineBase, EngineError, ShotInputs
+from .engine import Capabilities, EngineBase, EngineError, ShotInputs, share_of
 
 __all__ = ["Chunk", "ChunkBackend", "InstructionEngine", "Planning", "timed_prompts", "written_states"]
 
@@ -109,6 +109,7 @@ class ChunkBackend(Protocol):
     def known(self) -> int: ...
     @property
     def step_count(self) -> int: ...
+    def with_steps(self, count: int) -> ChunkBackend: ...
     def check(self, engine: InstructionEngine) -> None: ...
     def settings(self) -> Mapping[str, Any]: ...
     def models(self) -> list[ModelPatcher]: ...
@@ -146,6 +147,9 @@ class InstructionEngine(EngineBase):
     def steps(self, plan: ShotPlan) -> int:
         """Denoising steps of all its chunks."""
         return self._parts(plan) * self.backend.step_count
+
+    def _fewer_steps(self, share: float) -> dict[str, Any]:
+        return {"backend": self.backend.with_steps(share_of(self.backend.step_count, share))}
 
     def _parts(self, plan: ShotPlan) -> int:
         known = self.backend.known

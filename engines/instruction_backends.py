@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
+from typing_extensions import Self
 
 from ..film.instruction import States, chunk_prompt
 from ..film.reel.groups import StatesGroup
@@ -120,6 +121,10 @@ class FirstFrameChunks:
             "boundary": self.boundary,
         }
 
+    def with_steps(self, count: int) -> Self:
+        """The same with so many denoising steps."""
+        return replace(self, step_count=count)
+
     def models(self) -> list[ModelPatcher]:
         """None of its own."""
         return []
@@ -204,6 +209,10 @@ class AdapterChunks:
             "strengths": [strengths.spatial, strengths.short, strengths.long, strengths.text],
             "known": [self.known, self.keep_known, self.augmentation, self.later_augmentation],
         }
+
+    def with_steps(self, count: int) -> Self:
+        """The same with so many denoising steps."""
+        return replace(self, step_count=count)
 
     def models(self) -> list[ModelPatcher]:
         """The adapter and the vision encoder."""

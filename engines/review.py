@@ -48,8 +48,7 @@ def review_story(
     ReelError for a review that cannot be read or written.
     """
     file = ReviewFile(project.folder)
-    note = file.take_decision()
-    review = file.load()
+    review, note = file.take_decision()
     seeded = review.seeded(shots)
     story = prepare(engine, seeded, reel, project, keep=keep)
     jobs = story.jobs
@@ -59,6 +58,7 @@ def review_story(
     if first is not None:
         shot, shots_in_all = jobs[first].place.shot, jobs[first].place.shots
         waiting = Waiting(shot, shots_in_all, takes[first], asked(shots)[first], seeded[first].seed)
+    # Read anew: a button may have been pressed since.
     waiting = file.update(lambda review: review.at(waiting)).waiting
     return ReviewedStory(_first(story, len(jobs) if first is None else first + 1), tuple(seeded), waiting, note)
 

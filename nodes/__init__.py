@@ -48,8 +48,10 @@ from .motion_report import LongreelMotionReport
 from .motion_train import LongreelMotionDataset, LongreelTrainMotionAdapter
 from .project import LongreelFilmPlan, LongreelFilmTakes, LongreelPruneProject
 from .reel import LongreelLoadReel, LongreelSaveCutList, LongreelSaveReel
+from .rehearsal import LongreelRehearsalEngine
 from .report import LongreelContinuityReport, LongreelIdentityReport
 from .review import LongreelReviewFilm
+from .sound import LongreelFilmSound, LongreelShotSound
 from .storyboard import LongreelStoryboard, LongreelStoryboardFromFile
 from .video import LongreelReelToVideo
 
@@ -90,6 +92,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelRGBToFlow,
     LongreelAddReferences,
     LongreelStartFromVideo,
+    LongreelRehearsalEngine,
     LongreelFilmShot,
     LongreelFilmStoryboard,
     LongreelReviewFilm,
@@ -104,6 +107,8 @@ NODES: list[type[io.ComfyNode]] = [
     LongreelRetakeShot,
     LongreelForkReel,
     LongreelCacheConditioning,
+    LongreelShotSound,
+    LongreelFilmSound,
     LongreelReelToVideo,
     LongreelContinuityReport,
     LongreelIdentityReport,

@@ -6,12 +6,15 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..film.reel.atomic import write_text
-from ..film.reel.cut_list import edit_list, subtitles
+from ..film.reel.cut_list import edit_list, film_sources, shot_sources, timeline
+from ..film.reel.cut_list import subtitles as subtitles_of
 from ..film.reel.reel import Reel, ReelError, load_reel, save_reel
 from ..host.files.paths import input_file, listed_files, output_file, prefix_fault
 from .sockets import FILM, ReelSocket, prefix_input
 
 _SUFFIX = ".reel.safetensors"
+_FILM, _SHOTS = "film", "shots"
+_NO_SUBTITLES = "none"
 
 
 class LongreelSaveReel(io.ComfyNode):
@@ -110,25 +113,49 @@ class LongreelSaveCutList(io.ComfyNode):
             node_id="LongreelSaveCutList",
             display_name="Save Cut List",
             category=FILM,
-            description="Writes the film's cuts as an edit decision list (.edl) and its prompts as subtitles (.srt) "
-            "for editing programs. The video itself is Reel To Video's.",
-            search_aliases=["edl", "srt", "subtitles", "premiere", "resolve", "timeline export"],
+            description="Writes the film's cuts as an edit decision list (.edl) and a timeline (.otio), and its "
+            "prompts as subtitles, for editing programs. The video itself is Reel To Video's.",
+            search_aliases=[
+                "edl",
+                "otio",
+                "srt",
+                "subtitles",
+                "premiere",
+                "resolve",
+                "timeline export",
+            ],
             inputs=[
                 ReelSocket.Input("reel", tooltip="The film."),
                 io.String.Input(
                     "filename_prefix",
                     default="video/film",
-                    tooltip="Folder and beginning of both files' names, below the output folder; a number is added.",
+                    tooltip="Folder and beginning of the files' names, below the output folder; a number is added.",
                 ),
                 io.String.Input(
                     "video",
                     default="film_00001_.mp4",
                     tooltip="The name of the video file that the list cuts up: the one that Reel To Video wrote.",
                 ),
+                io.Combo.Input(
+                    "cut_from",
+                    options=[_FILM, _SHOTS],
+                    default=_FILM,
+                    optional=True,  # API prompts of before it was there go on working
+                    tooltip="film: shots are cut out of the one video. shots: they are the videos 001.mp4, "
+                    "002.mp4 and so on in the project, which can be replaced one by one.",
+                ),
+                io.Combo.Input(
+                    "subtitles",
+                    options=["srt", "vtt", _NO_SUBTITLES],
+                    default="srt",
+                    optional=True,
+                    tooltip="The prompts as subtitles: srt (SubRip) for editors and players, vtt (WebVTT) for the web.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="edl", tooltip="The edit decision list."),
-                io.String.Output(display_name="srt", tooltip="The subtitles."),
+                io.String.Output(display_name="srt", tooltip="The subtitles; empty without."),
+                io.String.Output(display_name="otio", tooltip="The timeline."),
             ],
             is_output_node=True,
         )
@@ -140,15 +167,21 @@ class LongreelSaveCutList(io.ComfyNode):
 
     @override
     @classmethod
-    def execute(cls, reel: Reel, filename_prefix: str, video: str) -> io.NodeOutput:
+    def execute(
+        cls, reel: Reel, filename_prefix: str, video: str, cut_from: str = _FILM, subtitles: str = "srt"
+    ) -> io.NodeOutput:
         target = output_file(filename_prefix, ".edl", reel.layout.width, reel.layout.height)
-        cuts, words = edit_list(reel, video), subtitles(reel)
+        sources = shot_sources(reel, video) if cut_from == _SHOTS else film_sources(reel, video)
+        cuts, times = edit_list(reel, video, sources), timeline(reel, video, sources)
+        words = "" if subtitles == _NO_SUBTITLES else subtitles_of(reel, web=subtitles == "vtt")
+        files = {".edl": cuts, ".otio": times} | ({f".{subtitles}": words} if words else {})
         try:
-            write_text(target.path, cuts)
-            write_text(target.path.with_suffix(".srt"), words)
+            for suffix, text in files.items():
+                write_text(target.path.with_suffix(suffix), text)
         except OSError as error:
             raise ReelError(
                 f"The cut list cannot be written to {target.path.parent} ({error.strerror}): choose another folder."
             ) from error
-        told = f"{target.name} and .srt: {len(reel.shots)} {'shot' if len(reel.shots) == 1 else 'shots'}"
-        return io.NodeOutput(cuts, words, ui=ui.PreviewText(told))
+        shots = "1 shot" if len(reel.shots) == 1 else f"{len(reel.shots)} shots"
+        told = f"{', '.join([target.name, *list(files)[1:]])}: {shots}"
+        return io.NodeOutput(cuts, words, times, ui=ui.PreviewText(told))

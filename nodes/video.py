@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy.sd import VAE
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -13,6 +15,7 @@ from ..host.files.paths import output_file, prefix_fault
 from ..host.files.video import as_video, workflow_metadata
 from ..host.media.clips import clip_steps, clips_of, decode_clips, number_clips
 from ..host.media.pictures import Pictures
+from ..host.media.sound import CROSSFADE, film_sound, part_of_sound, samples_of
 from ..host.progress import Progress
 from .sockets import FILM, ReelSocket, prefix_input
 
@@ -81,6 +84,12 @@ class LongreelReelToVideo(io.ComfyNode):
                     tooltip="How many frames to give out as images. More: all of them stay in memory at once, 4.8 MB "
                     "each at 832x480.",
                 ),
+                io.Audio.Input(
+                    "sound",
+                    optional=True,
+                    tooltip="The sound of the whole film, from its first frame on: Film Sound's, or any. It is cut at "
+                    "the film's end, or silence follows. Without it the shots' own sounds are heard, if they have any.",
+                ),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The saved file."),
@@ -109,6 +118,7 @@ class LongreelReelToVideo(io.ComfyNode):
         first_image: int,
         images: int,
         other_vae: VAE | None = None,
+        sound: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         vaes = [vae] if other_vae is None else [vae, other_vae]
         shots = _shots_of(reel, first_shot, last_shot)
@@ -117,6 +127,9 @@ class LongreelReelToVideo(io.ComfyNode):
         start, stop = clips[0].start, clips[-1].start + clips[-1].frames
         if first_image >= stop - start:
             raise ReelError(f"There is no frame {first_image}: what is shown ends with frame {stop - start - 1}.")
+        heard = film_sound(reel, None, CROSSFADE, 0, rate) if sound is None else samples_of(sound)
+        if heard is not None:
+            heard = part_of_sound(heard, start, stop, rate)
         target = output_file(filename_prefix, f".{format}", layout.width, layout.height)
         pictures = Pictures(clips, start + first_image, min(start + first_image + images, stop))
         missing = [clip for clip in clips if not clip.is_whole()]
@@ -130,7 +143,8 @@ class LongreelReelToVideo(io.ComfyNode):
         decode_clips(reel, vaes, missing, rate, watch)
         picked = pictures.finish(reel, vaes)
         metadata = workflow_metadata(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        join_videos([clip.path for clip in clips], target.path, metadata=metadata, place=target.place)
+        paths = [clip.path for clip in clips]
+        join_videos(paths, target.path, metadata=metadata, place=target.place, sound=heard)
         number_clips(reel, clips)
         report.finish(f"{target.filename}: {(stop - start) / rate:.1f} s, {stop - start} frames")
         shown = ui.PreviewVideo([ui.SavedResult(target.filename, target.subfolder, io.FolderType.output)])

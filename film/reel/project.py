@@ -21,7 +21,7 @@ from .atomic import claim, sweep, write_text
 from .choice import TAKE_DIGITS, Decision, PlannedShot, decide, find_take
 from .reel import FilmedShot, ReelError, human_size, load_shot_file, save_shot_file
 
-__all__ = ["CLIPS", "ProjectStore", "Pruned", "folder_of", "project_folder", "take_stem"]
+__all__ = ["CLIPS", "ProjectStore", "Pruned", "folder_of", "numbered", "project_folder", "take_stem"]
 
 CLIPS = "clips"
 """The folder of a project with its shots as videos; their names begin as those of the takes' files."""
@@ -59,6 +59,11 @@ def folder_of(filmed: FilmedShot) -> Path | None:
     """The folder of the project that a shot lies in, None where it is in no project."""
     path = filmed.file.path
     return path.parent if _TAKE_FILE.fullmatch(path.name) else None
+
+
+def numbered(number: int, suffix: str) -> str:
+    """The name for people of the video or the picture of a film's shot in its project. number: of the shot, from 1."""
+    return f"{number:03}{suffix}"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from .group_schema import check_groups
 from .groups import TransitionGroup
 from .latent_space import WAN, LatentSpace
 from .layout import ReelLayout
+from .shot_sound import ShotSound, sounds_from, sounds_to
 from .stored_tensors import StoredTensors
 from .tensor_file import FileHeader, ReelError, TensorSlot, foreign, link_file, read_header, write_tensor_file
 
@@ -61,7 +62,7 @@ class FilmedShot:
     shot: what was asked for. previous: fingerprint of the shot before, "" for the first. settings: the engine's part of
     the fingerprint. latent_frames: T. take_start: it begins a take, so the VAE starts afresh and its first latent is
     one frame. frames: frames of the finished film that belong to it. meta: JSON-able, by group. file: its tensors.
-    family: whose latents they are.
+    family: whose latents they are. sound: its own, if it was given one; it lives on reels and not in projects.
     """
 
     shot: Shot
@@ -73,6 +74,7 @@ class FilmedShot:
     meta: Mapping[str, Any]
     file: StoredTensors
     family: str = WAN
+    sound: ShotSound | None = None
 
     @classmethod
     def store(
@@ -180,6 +182,11 @@ class Reel:
             return replace(self, layout=replace(joined, engine=layout.engine, model=layout.model))
         return replace(self, layout=replace(joined, engine={**layout.engine, **joined.engine}))
 
+    def with_sound(self, shot: int, sound: ShotSound | None) -> Reel:
+        """This reel with another sound of a shot (from 0), None for none. No fingerprint changes."""
+        shots = (*self.shots[:shot], replace(self.shots[shot], sound=sound), *self.shots[shot + 1 :])
+        return replace(self, shots=shots)
+
     def latent_space(self, shot: int) -> LatentSpace:
         """Of a shot's latents."""
         layout = self.layout.of_family(self.shots[shot].family)
@@ -216,7 +223,8 @@ class Reel:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors on disk."""
-        return sum(shot.file.nbytes for shot in self.shots) + sum(edit.file.nbytes for edit in self.edits)
+        sounds = (shot.sound for shot in self.shots if shot.sound is not None)
+        return sum(part.file.nbytes for part in (*self.shots, *self.edits, *sounds))
 
     def latents(self, shot: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Latent frames of a shot, [1, C, frames, h, w] fp32 on the CPU; see FilmedShot.latents."""
@@ -291,6 +299,7 @@ def save_reel(reel: Reel, path: Path, place: Place | None = None) -> None:
         edits.append(edit_section(edit, f"edits.{i}."))
         slots.update({f"edits.{i}.{name}": slot for name, slot in edit.file.slots.items()})
     info = {"kind": "reel", "layout": reel.layout.to_json(), "shots": sections, "edits": edits}
+    info |= sounds_to([filmed.sound for filmed in reel.shots], slots)
     write_tensor_file(path, info, slots, place=place)
 
 
@@ -309,9 +318,11 @@ def load_reel(path: Path) -> Reel:
         for edit in edits.list() if edits else ():  # files of before there were edits have none
             edit["after"].integer(0, len(header.info["shots"]))
             check_groups(edit["meta"])
+        sounds = sounds_from(header)
     except DecodeError as error:
         raise foreign(path, error) from error
-    shots = tuple(_filmed(section, header) for section in header.info["shots"])
+    filmed_shots = (_filmed(section, header) for section in header.info["shots"])
+    shots = tuple(replace(filmed, sound=sounds.get(i)) for i, filmed in enumerate(filmed_shots))
     for before, filmed in zip((None, *shots), shots):
         check_fit(layout, filmed, before)
     return Reel(layout, shots, tuple(edit_from(section, header) for section in header.info.get("edits", ())))

@@ -208,21 +208,28 @@ class ReviewFile:
                 self._write(after)
         return after
 
-    def take_decision(self) -> str:
-        """Applies decision.json if there is one and removes it. Returns a line for the user, "" without one.
+    def take_decision(self) -> tuple[Review, str]:
+        """Applies decision.json if there is one and removes it. Returns the state after that, and a line for the user,
+        "" without a decision.
 
         The state is written first: after a kill between the two the file is about a take that does not wait any more,
         and changes nothing. Raises ReelError for one that is damaged, which then stays.
         """
         wish = self._wish()
         if wish is None:
-            return ""
-        made = self.load().made
-        applied = self.update(lambda review: review.decided(wish) if review.waits_for(wish) else review).made > made
+            return self.load(), ""
+        applied = False
+
+        def change(review: Review) -> Review:
+            nonlocal applied
+            applied = review.waits_for(wish)
+            return review.decided(wish) if applied else review
+
+        after = self.update(change)
         with suppress(OSError):
             (self.folder / _WISH).unlink()
         outcome = "done" if applied else "it does not wait, so nothing changes"
-        return f"{_WISH}: {wish.decision} take {wish.take[:TAKE_DIGITS]}: {outcome}"
+        return after, f"{_WISH}: {wish.decision} take {wish.take[:TAKE_DIGITS]}: {outcome}"
 
     def decisions(self) -> str:
         """Another text whenever something was decided, also where decision.json is there for the next run."""

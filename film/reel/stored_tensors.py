@@ -40,7 +40,7 @@ def losses(folder: Path) -> int:
 
 
 class StoredTensors:
-    """A handle to the tensors of one shot, or edit, in a file of ours. Compares by identity; never holds a tensor.
+    """A handle to the tensors of one shot, edit or sound in a file of ours. Compares by identity; never holds a tensor.
 
     A shot is found in its file by its uid, so the handle also survives the file's replacement by a newer one that still
     has the shot (Save Reel onto the file that was loaded). An owned file goes with the last reference to its handle.
@@ -143,7 +143,8 @@ class StoredTensors:
             _verified.add((self.path, self._header.stamp, self._prefix + name))
 
     def _find_prefix(self, header: FileHeader) -> str:
-        for section in (*header.info["shots"], *header.info.get("edits", ())):
+        info = header.info
+        for section in (*info["shots"], *info.get("edits", ()), *info.get("sounds", ())):
             if section["uid"] == self.uid:
                 return str(section["prefix"])
         raise ReelError(f"{self.path} was replaced by a file without this shot: load the reel again.")

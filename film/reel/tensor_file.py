@@ -128,9 +128,11 @@ def read_header(path: Path) -> FileHeader:
 
 def _checked(description: Value) -> dict[str, Any]:
     """The description, with what every file has checked."""
-    description["kind"].choice(("reel", "shot", "edit"))
-    edits = description.get("edits")
-    for section in (*description["shots"].list(), *(edits.list() if edits else ())):
+    description["kind"].choice(("reel", "shot", "edit", "sound"))
+    further = [
+        section for name in ("edits", "sounds") if (listed := description.get(name)) for section in listed.list()
+    ]
+    for section in (*description["shots"].list(), *further):
         section["uid"].text(200)
         section["prefix"].text(200)
     return description.object()

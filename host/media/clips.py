@@ -25,7 +25,7 @@ from ...film.pixels import to_pil
 from ...film.reel.atomic import whole_file
 from ...film.reel.choice import take_of
 from ...film.reel.fingerprint import canonical_json
-from ...film.reel.project import CLIPS, folder_of, take_stem
+from ...film.reel.project import CLIPS, folder_of, numbered, take_stem
 from ...film.reel.reel import Reel
 from ...film.reel.takes import takes
 from ..files.join import frame_order
@@ -123,7 +123,7 @@ def number_clips(reel: Reel, clips: Sequence[Clip]) -> None:
                 if old.suffix in _SHOWN:
                     old.unlink()
             for file in (clip.path, clip.poster):
-                _link(file, folder / f"{clip.shot + 1:03}{file.suffix}")
+                _link(file, folder / numbered(clip.shot + 1, file.suffix))
             if clip.shot + 1 == len(reel.shots):
                 _drop_behind(folder, len(reel.shots))
 

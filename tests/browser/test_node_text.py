@@ -16,7 +16,7 @@ SPEAKERS = {
     "LongreelSaveReel": ["_00001_.reel.safetensors: 3 shots"],
     "LongreelLoadReel": ["3 shots, 1.8 s"],
     "LongreelForkReel": ["1 shot, 0.6 s"],
-    "LongreelSaveCutList": [" fork_00001_.edl and .srt: 1 shot"],
+    "LongreelSaveCutList": [" fork_00001_.edl, .otio, .srt: 1 shot"],
     "LongreelExpertSwitch": ["steps with the high-noise model"],
     "LongreelFirstFramePrompt": ["ad23r2 the camera view suddenly changes. The robot waves."],
     "LongreelFirstFrameLora": ["1 of 1", "1 of 1"],

@@ -191,7 +191,7 @@ def test_a_film_goes_to_editing_programs(studio: Server):
     }
     outcome = studio.queue(prompt)
     assert outcome.succeeded, outcome.error
-    assert outcome.outputs["list"]["text"] == ["cuts/film_00001_.edl and .srt: 4 shots"]
+    assert outcome.outputs["list"]["text"] == ["cuts/film_00001_.edl, .otio, .srt: 4 shots"]
     folder = studio.base / "output" / "cuts"
     assert (folder / "film_00001_.edl").read_text().count("AX       V     C") == 4
     assert (folder / "film_00001_.srt").read_text().count(" --> ") == 4

@@ -113,7 +113,7 @@ class ReviewedFilm(RuleBasedStateMachine):
             (self.folder / "decision.json").write_text(json.dumps(wish))
             self.write(file.take_decision, killed)
             # A killed run leaves the file; the next one takes it, if it is still to be taken.
-            again = ReviewFile(self.folder).take_decision()
+            again = ReviewFile(self.folder).take_decision()[1]
             assert ("nothing changes" in again) == (killed == "after" and decision != "stop")
             assert not (self.folder / "decision.json").exists()
             done = True
@@ -166,7 +166,8 @@ def test_the_cache_sees_each_decision_and_no_run(tmp_path: Path):
     (tmp_path / "decision.json").write_text(json.dumps({"take": "a" * 64, "decision": "approve"}))
     seen.append(file.decisions())
     assert len(set(seen)) == len(seen)
-    assert file.take_decision() == "decision.json: approve take aaaaaaaa: done"
+    assert file.take_decision() == (file.load(), "decision.json: approve take aaaaaaaa: done")
+    assert file.take_decision() == (file.load(), "")
     assert file.decisions() == seen[-1]
 
 

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from longreel.host.files.join import frame_order, join_videos
+from longreel.host.files.join import SOUND_RATE, frame_order, join_videos
 from longreel.host.files.video import VideoFileError, VideoWriter
 
 
@@ -57,6 +57,40 @@ def test_joined_is_the_parts_and_nothing_else(tmp_path: Path, suffix: str):
         assert container.streams.video[0].codec_context.colorspace == 6
         if suffix == ".mp4":
             assert container.streams.video[0].average_rate == pytest.approx(23.976)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_a_sound_is_encoded_once_and_the_pictures_not_at_all(tmp_path: Path, suffix: str):
+    parts = [written(tmp_path / f"{i}{suffix}", moving(21, i)) for i in range(2)]
+    silent, film = tmp_path / f"silent{suffix}", tmp_path / f"film{suffix}"
+    join_videos(parts, silent)
+    # A tone of another pitch in each half, the same in both channels, the right one quieter.
+    samples = round(42 / 23.976 * SOUND_RATE)
+    half = samples // 2
+    pitch = torch.where(torch.arange(samples) < half, 500.0, 2000.0)
+    tone = torch.sin((pitch / SOUND_RATE).cumsum(0) * 2 * torch.pi)
+    join_videos(parts, film, sound=torch.stack([tone, tone / 2]) * 0.5)
+    assert packets(film) == packets(silent)
+    with av.open(str(film)) as container:
+        heard = list(container.decode(audio=0))
+        assert {frame.sample_rate for frame in heard} == {SOUND_RATE}
+        assert [frame.layout.name for frame in heard[:1]] == ["stereo"]
+        assert abs(float(heard[0].pts * heard[0].time_base)) < 0.001
+        played = torch.from_numpy(np.concatenate([frame.to_ndarray() for frame in heard], axis=1))
+        streams = [stream.duration * stream.time_base for stream in container.streams if stream.duration]
+    # As long as the pictures but for a frame of the codec, and every sample where it was.
+    assert samples <= played.shape[1] + 1024
+    assert played.shape[1] <= samples + 2048
+    assert all(length == pytest.approx(42 / 23.976, abs=0.05) for length in streams)
+    for start in (2000, half - 4000, half + 2000, samples - 6000):
+        wanted = torch.stack([tone, tone / 2])[:, start : start + 2000] * 0.5
+        assert (played[:, start : start + 2000] - wanted).abs().max() < 0.05
+
+
+def packets(path: Path) -> list[tuple[bytes, int, int]]:
+    """What a video stream holds, and when."""
+    with av.open(str(path)) as container:
+        return [(bytes(packet), packet.pts, packet.dts) for packet in container.demux(video=0) if packet.size]
 
 
 def test_what_cannot_be_joined_leaves_nothing(tmp_path: Path):
