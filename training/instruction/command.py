@@ -1,11 +1,13 @@
-"""Two commands: `instruction` trains an AID adapter from a folder of clips and sentences, `instruction-measure`
-compares two folders of videos.
+"""Four commands: `instruction` trains an AID adapter from a folder of clips and sentences, `instruction-measure`
+compares two folders of videos, `miniature-svd` trains a small base and its adapter on the small world, and
+`miniature-svd-evaluate` judges them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from ..core.run import on_its_device
 from ..core.settings import add_arguments, chosen_settings
 from .data import InstructionDataError, InstructionDataset, architecture_of, encode_clips, encoders_of, list_clips
 from .evaluate import compare_folders
+from .follow import ROWS, evaluate_files
+from .miniature import SmallRecipe, train_small
 from .train import MINIATURE, PAPER, train_adapter
 
 
@@ -103,6 +107,55 @@ def run_measure(chosen: argparse.Namespace) -> None:
                                      i3d=chosen.i3d, swapped=chosen.swapped), indent=1))  # fmt: skip
 
 
+def add_small_arguments(parser: argparse.ArgumentParser) -> None:
+    """`miniature-svd`'s."""
+    usual = SmallRecipe()
+    seconds = (usual.autoencoder.seconds, usual.base.seconds, usual.adapter.seconds)
+    parser.add_argument("--folder", type=Path, default=Path("miniature-svd"), help="checkpoints and logs (resumed)")
+    parser.add_argument("--weights", type=Path, required=True, help="folder under which the finished files go")
+    told = " ".join(f"{one:g}" for one in seconds)
+    parser.add_argument("--seconds", type=float, nargs=3, metavar=("VAE", "BASE", "ADAPTER"), default=seconds,
+                        help=f"of each stage, on one core of a CPU: default {told}")  # fmt: skip
+    parser.add_argument("--pictures", type=int, default=usual.pictures, help="first frames, six clips of each: default "
+                        f"{usual.pictures}")  # fmt: skip
+    parser.add_argument("--taught", type=int, default=usual.taught, help="of them, those the adapter learns with: "
+                        f"default {usual.taught}")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another run")
+
+
+@command_line(InstructionDataError, InstructionError)
+def run_small(chosen: argparse.Namespace) -> None:
+    """`miniature-svd`."""
+    usual = SmallRecipe()
+    vae, base, adapter = chosen.seconds
+    recipe = SmallRecipe(
+        chosen.pictures,
+        chosen.taught,
+        replace(usual.autoencoder, seconds=vae, seed=chosen.seed),
+        replace(usual.base, seconds=base, seed=chosen.seed),
+        replace(usual.adapter, seconds=adapter, seed=chosen.seed),
+        chosen.seed,
+    )
+    train_small(recipe, chosen.folder, chosen.weights)
+
+
+def add_small_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """`miniature-svd-evaluate`'s."""
+    parser.add_argument("--weights", type=Path, required=True, help="folder of `miniature-svd`'s files")
+    parser.add_argument("--rows", nargs="*", choices=tuple(ROWS), default=list(ROWS), help="of the table: default all")
+    parser.add_argument("--count", type=int, default=100, help="held-out pictures, two films each: default 100")
+    parser.add_argument("--steps", type=int, default=12, help="of sampling: default 12")
+    parser.add_argument("--text", type=float, default=1.0, help="strength of guidance towards the words: default 1")
+    parser.add_argument("--sheet", type=Path, help="a picture of some films: true ones, then those made, at 4 frames a "
+                        "second")  # fmt: skip
+
+
+@command_line(InstructionDataError, InstructionError)
+def run_small_evaluation(chosen: argparse.Namespace) -> None:
+    """`miniature-svd-evaluate`."""
+    evaluate_files(chosen.weights, chosen.rows, chosen.count, steps=chosen.steps, text=chosen.text, sheet=chosen.sheet)
+
+
 COMMANDS = {
     "instruction": Command(
         "train an AID adapter on Stable Video Diffusion from clips and sentences",
@@ -114,5 +167,15 @@ COMMANDS = {
         "compare folders of videos: FVD, KVD, PSNR, SSIM, what another instruction changes",
         add_measure_arguments,
         lambda chosen, _: run_measure(chosen),
+    ),
+    "miniature-svd": Command(
+        "train the miniature's Stable Video Diffusion and its AID adapter from nothing",
+        add_small_arguments,
+        lambda chosen, _: run_small(chosen),
+    ),
+    "miniature-svd-evaluate": Command(
+        "judge the miniature's Stable Video Diffusion: does what happens follow the sentence?",
+        add_small_evaluation_arguments,
+        lambda chosen, _: run_small_evaluation(chosen),
     ),
 }

@@ -116,7 +116,11 @@ class AidTrainable(Trainable):
                 still.append(value)
             else:
                 usual.append(value)
-        parts = (ParamGroup(tuple(usual)), ParamGroup(tuple(still), weight_decay=0.0), ParamGroup(tuple(slow), 0.1))
+        parts = (
+            ParamGroup(tuple(usual), muon=True),
+            ParamGroup(tuple(still), weight_decay=0.0),
+            ParamGroup(tuple(slow), 0.1),
+        )
         return [group for group in parts if group.params]
 
     def export(self, path: Path, metadata: Mapping[str, str]) -> Path:
@@ -254,6 +258,23 @@ def held_out_loss(lesson: Lesson, examples: Sequence[Example], swapped: bool = F
     }
 
 
+def loss_over(
+    lesson: Lesson, examples: Sequence[Example], settings: TrainSettings
+) -> Callable[[int], tuple[Tensor, Metrics]]:
+    """The loss of a draw: `batch` random examples, `micro_batch` of them in one pass."""
+
+    def loss_at(draw: int) -> tuple[Tensor, Metrics]:
+        chosen = torch.randint(len(examples), (settings.batch,)).tolist()
+        losses = []
+        for first in range(0, settings.batch, settings.micro_batch):
+            part = chosen[first : first + settings.micro_batch]
+            loss, told = lesson.loss([examples[number] for number in part])
+            losses.append(loss * len(part) / settings.batch)
+        return torch.stack(losses).sum(), told
+
+    return loss_at
+
+
 def train_adapter(
     model: Any,
     architecture: AdapterSettings,
@@ -285,15 +306,6 @@ def train_adapter(
     trainable = AidTrainable(adapter, torch.bfloat16 if bf16 else torch.float32)
     lesson = Lesson(model, trainable, settings, bf16)
 
-    def loss_at(draw: int) -> tuple[Tensor, Metrics]:
-        chosen = torch.randint(len(examples), (settings.batch,)).tolist()
-        losses = []
-        for first in range(0, settings.batch, settings.micro_batch):
-            part = chosen[first : first + settings.micro_batch]
-            loss, told = lesson.loss([examples[number] for number in part])
-            losses.append(loss * len(part) / settings.batch)
-        return torch.stack(losses).sum(), told
-
     def sample(step: int) -> None:
         own, other = held_out_loss(lesson, held_out), held_out_loss(lesson, held_out, swapped=True)
         row = {"step": step, "loss": own["1"], "own": own, "swapped": other}
@@ -303,6 +315,6 @@ def train_adapter(
 
     told = {"dataset": f"{len(examples)} clips", **(notes or {})}
     return run_training(
-        "instruction-adapter", adapter, trainable, loss_at, settings, folder, told,
+        "instruction-adapter", adapter, trainable, loss_over(lesson, examples, settings), settings, folder, told,
         sample=sample if held_out else None, say=say,
     )  # fmt: skip
