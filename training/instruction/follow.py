@@ -113,8 +113,8 @@ def evaluate(
         truth = draw_pool([scene], world).frames[0].float().movedim(2, -1) / 255
         seen = []
         for action in rng.sample(ACTIONS, 2):
-            told = instruction_of(scene, action)
-            states = states_of(scene, action) if row.states else fallback_states(told, 2)
+            told = instruction_of(action)
+            states = states_of(action) if row.states else fallback_states(told, 2)
             frames = film(small, file, clip, truth[0, :1], told, states, row, seed=number, steps=steps, text=text)
             true = truth[ACTIONS.index(action)]
             seen.append(read_action(probe, frames))

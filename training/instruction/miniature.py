@@ -65,7 +65,7 @@ class SmallRecipe:
     adapter: InstructionSettings = field(
         default_factory=lambda: replace(
             MINIATURE, steps=10**6, seconds=900.0, batch=4, micro_batch=4, lr=3e-3, muon_lr=4e-3, warmup=20,
-            ema_decay=0.99, final_lr_ratio=0.05, ratio=1, sample_every=0, save_every=0,
+            ema_decay=0.99, final_lr_ratio=0.05, ratio=1, p_mean=1.2, p_std=1.4, sample_every=0, save_every=0,
         )
     )  # fmt: skip
     seed: int = 0

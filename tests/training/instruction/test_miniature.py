@@ -8,7 +8,7 @@ import pytest
 import torch
 from longreel.film.instruction import InstructionError
 from longreel.host.svd.adapters import sites_of
-from longreel.host.svd.model import make_svd
+from longreel.host.svd.model import SvdSize, make_svd
 from longreel.host.svd.small import (
     MINIATURE_SIZE,
     load_small_svd,
@@ -22,19 +22,20 @@ from longreel.training.instruction.base import UNET_ZERO, initialise, train_unet
 from longreel.training.instruction.miniature import write_base
 from longreel.training.instruction.small_world import FRAMES, draw_pool, scenes
 
-from .test_train import EXAMPLES, RUN, SIZE, settings, svd  # noqa: F401 - fixtures
+from .test_train import EXAMPLES, RUN, settings, svd  # noqa: F401 - fixtures
 
 
 def test_a_whole_unet_learns_a_clip_by_the_adapters_loss(settings, tmp_path):  # noqa: F811
-    model = make_svd(SIZE)
+    model = make_svd(SvdSize(32, (1,), (True,), 1, 16, 24))
     unet = model.model.diffusion_model
+    settings = replace(settings, sites=sites_of(unet))
     initialise(unet, 1, zero=UNET_ZERO)
-    run = replace(RUN, steps=50, lr=1e-2, muon_lr=2e-2, ema_decay=0.9, warmup=5, sample_every=0, frames_dropout=0.0)
+    run = replace(RUN, steps=30, lr=1e-2, muon_lr=2e-2, ema_decay=0.9, warmup=5, sample_every=0, frames_dropout=0.0)
     run = replace(run, text_dropout=0.0, both_dropout=0.0)
     said: list[str] = []
     train_unet(model, settings, EXAMPLES[:1], run, tmp_path, say=said.append)
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in said if "loss" in line]
-    assert losses[-1] < 0.9, "a network that gives zeros has a loss of one"
+    assert losses[-1] < 0.95, "the mean of the run; a network that gives zeros has a loss of one"
     assert unet.out[2].weight.any(), "the model itself has learned, not a copy"
     assert not without_words(settings).has_text
 
@@ -105,8 +106,8 @@ def test_the_same_first_frame_goes_with_every_action():
     pool = draw_pool(chosen[:1], Drawn())
     assert pool.frames.shape == (1, len(ACTIONS), FRAMES, 3, 64, 64)
     assert (pool.frames[:, :, 0] == pool.frames[:, :1, 0]).all()
-    last = pool.frames[0, :, 6].float()
-    assert all(not torch.equal(last[i], last[j]) for i in range(6) for j in range(i))
+    later = pool.frames[0, :, 3].float()
+    assert all(not torch.equal(later[i], later[j]) for i in range(6) for j in range(i))
     clips = list(pool.clips(1))
     assert len({clip.instruction for clip in clips}) == len(ACTIONS)
     assert all("stands" in clip.states.texts[0] for clip in clips)
