@@ -76,7 +76,7 @@ def overfit(learner: str, steps: int, folder: Path, base: Path | None) -> dict[s
     )  # fmt: skip
     if learner == "unet":
         initialise(model.model.diffusion_model, 1, zero=UNET_ZERO)
-        train_unet(model, architecture, [example], replace(settings, lr=2e-3, muon_lr=2e-3), folder)
+        train_unet(model, architecture, [example], replace(settings, lr=3e-3, muon_lr=1e-2), folder)
         file = AdapterFile.of(AidAdapter(without_words(architecture), torch.nn))
         patched = model
     else:

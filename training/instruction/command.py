@@ -145,7 +145,7 @@ def add_small_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", nargs="*", choices=tuple(ROWS), default=list(ROWS), help="of the table: default all")
     parser.add_argument("--count", type=int, default=100, help="held-out pictures, two films each: default 100")
     parser.add_argument("--steps", type=int, default=12, help="of sampling: default 12")
-    parser.add_argument("--text", type=float, default=1.0, help="strength of guidance towards the words: default 1")
+    parser.add_argument("--text", type=float, default=3.0, help="strength of guidance towards the words: default 3")
     parser.add_argument("--sheet", type=Path, help="a picture of some films: true ones, then those made, at 4 frames a "
                         "second")  # fmt: skip
 
