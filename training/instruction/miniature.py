@@ -152,7 +152,7 @@ def _autoencoder(recipe: AutoencoderRecipe, pool: Pool, folder: Path, say: Calla
     """State of the trained autoencoder with SVD's temporal decoder, its latents of SVD's scale."""
     from ...host.svd.small import make_autoencoder, with_temporal_decoder
 
-    network = make_autoencoder()
+    network: Any = make_autoencoder()
     initialise(network, recipe.seed, zero=_ENDS)
     frames, masks = pool.frames.flatten(0, 2), pool.masks.flatten(0, 2)
 
