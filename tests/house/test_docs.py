@@ -13,7 +13,7 @@ from ..server.harness import REPOSITORY
 OUTSIDE = re.compile(r"\bshared/|\bresearch/\w+\.md|\bthe brief\b|\bbrief'?s?(?: section)? \d", re.IGNORECASE)
 DOCS = REPOSITORY / "docs"
 MAPS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", DOCS / "map.md", *(DOCS / "methods").glob("*.md")]
-TOP = "benchmarks|docs|engines|film|host|kernels|locales|miniature|nodes|scripts|tests|training|web|workflows"
+TOP = "benchmarks|docs|engines|film|host|kernels|locales|miniature|nodes|scripts|subgraphs|tests|training|web|workflows"
 PATH = re.compile(rf"`((?:{TOP})/[\w./*<>-]*)`")
 LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
 

@@ -18,7 +18,10 @@ else:
     import tomli as tomllib
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-ROOMS = ("engines", "film", "host", "kernels", "locales", "miniature", "nodes", "training", "web", "workflows")
+ROOMS = (
+    *("engines", "film", "host", "kernels", "locales", "miniature"),
+    *("nodes", "subgraphs", "training", "web", "workflows"),
+)
 DEVELOPED = (".ci", ".comfy", ".gitignore", "benchmarks", "scripts", "tests")
 MEGABYTES = 60
 

@@ -18,7 +18,7 @@ from ..server.harness import REPOSITORY
 TITLE = 30
 """Pixels of a node's title, which stands above its position."""
 LEAST_ZOOM = 0.6
-"""The editor draws text from here on."""
+"""The editor draws text from here on. (Of a file that is opened; a template is always fitted into the window.)"""
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 BLUEPRINTS = sorted((REPOSITORY / "subgraphs").glob("*.json"))

@@ -22,6 +22,7 @@ from .harness import REPOSITORY, Server
 
 SNAPSHOT = REPOSITORY / "tests" / "snapshots" / "object_info.json"
 WORKFLOWS = REPOSITORY / "workflows"
+BLUEPRINTS = REPOSITORY / "subgraphs"
 MODEL_FILE = re.compile(r"\.(safetensors|pt|pth|ckpt)$")
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -220,13 +221,39 @@ def test_every_node_appears_in_a_workflow(schemas: dict[str, Schema]):
 
 def test_workflows_use_known_nodes_only(server: Server):
     known = server.object_info().keys()
-    for workflow in WORKFLOWS.glob("*.json"):
+    for workflow in [*WORKFLOWS.glob("*.json"), *BLUEPRINTS.glob("*.json")]:
         saved = json.loads(workflow.read_text(encoding="utf-8"))
         local = {graph["id"] for graph in (saved.get("definitions") or {}).get("subgraphs", [])} | {
             "Note",
             "MarkdownNote",
         }
         assert types_used(workflow) <= known | local, workflow.name
+
+
+def test_editor_is_offered_every_blueprint(server: Server):
+    shared = {each["name"]: number for number, each in server.get("/global_subgraphs").items() if is_ours(each)}
+    assert shared.keys() == {file.stem for file in BLUEPRINTS.glob("*.json")}
+    engines = set()
+    for name, number in shared.items():
+        saved = json.loads(server.get(f"/global_subgraphs/{number}")["data"])
+        (outer,), (inner,) = saved["nodes"], saved["definitions"]["subgraphs"]
+        assert outer["type"] == inner["id"]
+        assert outer["title"] == inner["name"] == name
+        assert [each["name"] for each in outer["outputs"]] == ["video", "reel"]
+        widgets = {
+            (str(each["id"]), slot["widget"]["name"])
+            for each in inner["nodes"]
+            for slot in each["inputs"]
+            if "widget" in slot
+        }
+        assert {tuple(each) for each in outer["properties"]["proxyWidgets"]} <= widgets
+        engines |= {each["type"] for each in inner["nodes"] if each["type"].endswith("Engine")}
+    films = {name for name in server.object_info() if re.fullmatch("Longreel.*Engine", name)}
+    assert engines == films - {"LongreelRehearsalEngine"}, "which goes between an engine and what films"
+
+
+def is_ours(blueprint: dict[str, Any]) -> bool:
+    return bool(blueprint["info"]["node_pack"] == "custom_nodes.longreel")
 
 
 def test_template_browser_shows_every_workflow(server: Server):
