@@ -29,15 +29,15 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node; it refuses NaN before it runs, and its validate_inputs gets values of the types that it expects."""
     inputs = node.define_schema().inputs
     if any(isinstance(each, io.Float.Input) for given in inputs for each in given.get_all()):
-        node.check_lazy_status = classmethod(_refuse_nan)  # type: ignore[method-assign, assignment]
+        node.check_lazy_status = classmethod(_refuse_nan)
     own = node.__dict__.get("validate_inputs")
     if own is not None:
         types = {each.id: _TYPES[type(each)] for each in inputs if type(each) in _TYPES}
-        node.validate_inputs = classmethod(_typed(own.__func__, types))  # type: ignore[method-assign, assignment]
+        node.validate_inputs = classmethod(_typed(own.__func__, types))
     return node
 
 
-def _refuse_nan(cls: type[io.ComfyNode], **values: Any) -> list[str]:
+def _refuse_nan(cls: type[io.ComfyNode], /, **values: Any) -> list[str]:
     """ComfyUI calls check_lazy_status with all inputs, those inside dynamic ones too, before it calls execute.
 
     validate_inputs would come earlier, but takes the place of ComfyUI's own bounds for what it names.
@@ -61,7 +61,7 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
 
 
 def _typed(own: Callable[..., bool | str], types: dict[str, tuple[tuple[type, ...], str]]) -> Callable[..., bool | str]:
-    def validate_inputs(cls: type[io.ComfyNode], **values: Any) -> bool | str:
+    def validate_inputs(cls: type[io.ComfyNode], /, **values: Any) -> bool | str:
         for name, value in values.items():
             expected, words = types.get(name, ((object,), ""))
             if value is not None and not isinstance(value, expected):  # None: connected, not known yet
