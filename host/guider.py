@@ -87,7 +87,8 @@ def _guide(
     model_options: dict[str, Any],
     seed: int | None,
 ) -> Tensor:
-    """PREDICT_NOISE wrapper. Where no other guider predicts, all passes run in one batch; else its result is the base."""
+    """PREDICT_NOISE wrapper. Where no other guider predicts, all passes run in one batch; else its result is the base.
+    """
     guider = executor.class_obj
     own: tuple[Guidance, ...] | None = None
     if isinstance(guider, Guider):
