@@ -17,7 +17,6 @@ from .. import tiny_models
 from ..server.film_prompts import SHOTS, Prompt, engine, node
 from ..server.harness import PromptRejected, Server
 
-pytestmark = pytest.mark.campaign
 LEFT_OUT = object()
 WORDS = ["", " ", "\0", "\ud800", "x" * 5000, "../../etc/x", "%date%", "con", "\u202egpj", "nan", None, 3, [], {}]
 NUMBERS = [float("nan"), "nan", float("inf"), "-inf", 1e308, -(10**30), 10**400, "", "many", None, [], {}]
@@ -126,6 +125,7 @@ def campaign(server: Server, seed: int, budget: int) -> None:
     assert found == []
 
 
+@pytest.mark.campaign
 @pytest.mark.usefixtures("tidy_output")
 def test_long(studio: Server):
     seed, budget = os.environ.get("LONGREEL_FUZZ_SEED", "1"), os.environ.get("LONGREEL_FUZZ_BUDGET", "4000")
