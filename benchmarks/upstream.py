@@ -1,4 +1,5 @@
-"""An original MemFlow checkout (KlingTeam/MemFlow) made to film with given weights, for `rollout.py --upstream PATH`.
+"""An original MemFlow checkout (KlingTeam/MemFlow) made to film with given weights, for `rollout.py --upstream PATH`
+and `parity.py`; LongLive's (NVlabs/LongLive), which it came from, has the same entry points and no bank.
 
 Nothing of it is copied or changed: its packages are imported from PATH, without their `__init__` files, which would
 load training and text encoder. What is replaced is named in what `open_upstream` returns: diffusers' base classes where
@@ -19,10 +20,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-__all__ = ["MODEL", "film_upstream", "open_upstream"]
+__all__ = ["MEMORY", "MODEL", "film_upstream", "open_upstream"]
 
 MODEL = {"dim": 1536, "ffn_dim": 8960, "num_layers": 30, "num_heads": 12, "text_len": 512, "freq_dim": 256}
-_MEMORY = {"local_attn_size": 12, "sink_size": 3, "bank_size": 3, "record_interval": 3, "SMA": False}
+MEMORY = {"local_attn_size": 12, "sink_size": 3, "bank_size": 3, "record_interval": 3, "SMA": False}
 
 
 class _Settings(dict[str, Any]):
@@ -84,12 +85,15 @@ def open_upstream(
     device: torch.device,
     dtype: torch.dtype,
     model: Mapping[str, int] = MODEL,
+    memory: Mapping[str, Any] = MEMORY,
 ) -> tuple[Any, list[str]]:
     """Its interactive pipeline over `weights` (Wan's names), every prompt encoded as `context` [1, 512, 4096]; and what
     was replaced.
     """
     if not (path / "pipeline" / "interactive_causal_inference.py").is_file():
-        raise SystemExit(f"{path} is no checkout of MemFlow: clone https://github.com/KlingTeam/MemFlow there.")
+        raise SystemExit(
+            f"{path} is no checkout of MemFlow or LongLive: it has no pipeline/interactive_causal_inference.py."
+        )
     replaced = _prepare_imports(path)
     causal = importlib.import_module("wan.modules.causal_model")
     wrapper = importlib.import_module("utils.wan_wrapper")
@@ -106,12 +110,12 @@ def open_upstream(
             self.scheduler.set_timesteps(1000, training=True)
             self.post_init()
 
-    dit = causal.CausalWanModel(model_type="t2v", **model, **_MEMORY)
+    dit = causal.CausalWanModel(model_type="t2v", **model, **memory)
     dit.load_state_dict(dict(weights))
     dit = dit.to(device, dtype).eval().requires_grad_(False)
     arguments = SimpleNamespace(
         denoising_step_list=[1000, 750, 500, 250], warp_denoising_step=True, num_frame_per_block=3, context_noise=0,
-        global_sink=True, model_kwargs=_Settings(_MEMORY, timestep_shift=5.0),
+        global_sink=True, model_kwargs=_Settings(memory, timestep_shift=5.0),
     )  # fmt: skip
     pipeline = interactive.InteractiveCausalInferencePipeline(
         arguments,
@@ -125,7 +129,7 @@ def open_upstream(
 
 
 @torch.inference_mode()
-def film_upstream(pipeline: Any, noise: torch.Tensor, tick: Callable[[], None]) -> torch.Tensor:
+def film_upstream(pipeline: Any, noise: torch.Tensor, tick: Callable[[], object]) -> torch.Tensor:
     """Film noise [1, T, 16, 60, 104] under one prompt; `tick` is called after every block. Returns the latents."""
 
     def after(_: Any, __: Any, given: Mapping[str, Any], ___: Any) -> None:

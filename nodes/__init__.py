@@ -22,13 +22,13 @@ from .dual_cache_engine import LongreelCacheGuidedEngine, LongreelFilmWeaverLora
 from .dual_cache_train import LongreelTrainWeaverLora
 from .edit import LongreelExtendShot, LongreelForkReel, LongreelRetakeShot, LongreelStartFromVideo
 from .film import LongreelFilmShot, LongreelFilmStoryboard
-from .finite import with_finite_numbers
 from .first_frame_compose import LongreelFirstFrameComposer, LongreelReference
 from .first_frame_dataset import LongreelBuildCastDataset, LongreelCastClip, LongreelMiniatureCastClips
 from .first_frame_engine import LongreelFirstFrameEngine
 from .first_frame_models import LongreelExpertSwitch, LongreelFirstFrameLora
 from .first_frame_prompt import LongreelFirstFramePrompt, LongreelTrimTransition
 from .first_frame_train import LongreelTrainCastLora
+from .given_values import checked
 from .instruction_chunk import LongreelNextChunk
 from .instruction_conditioning import (
     LongreelApplyInstructionAdapter,
@@ -146,4 +146,4 @@ class LongreelExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes of the pack."""
-        return [with_finite_numbers(node) for node in NODES]
+        return [checked(node) for node in NODES]

@@ -44,7 +44,7 @@ class LongreelPackProject(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, project: str | None, filename_prefix: str | None) -> bool | str:
+    def validate_inputs(cls, project: str | None = None, filename_prefix: str | None = None) -> bool | str:
         if project is not None and not project.strip():
             return "Only a project can be packed: name it."
         return prefix_fault(filename_prefix) or True
@@ -99,7 +99,7 @@ class LongreelOpenProject(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         if file is None:
             return True
         try:

@@ -107,7 +107,7 @@ class LongreelPinMemory(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, pin: str | None, ban: str | None) -> bool | str:
+    def validate_inputs(cls, pin: str | None = None, ban: str | None = None) -> bool | str:
         try:
             _numbers(pin or "")
             _numbers(ban or "")

@@ -61,7 +61,9 @@ class LongreelDualCache(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, pin: str | None, ban: str | None, release: str | None, remove: str | None) -> bool | str:
+    def validate_inputs(
+        cls, pin: str | None = None, ban: str | None = None, release: str | None = None, remove: str | None = None
+    ) -> bool | str:
         try:
             for text in (pin, ban, release, remove):
                 _numbers(text or "")

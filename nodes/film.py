@@ -69,7 +69,7 @@ class LongreelFilmShot(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, shot: str | None) -> bool | str:
+    def validate_inputs(cls, shot: str | None = None) -> bool | str:
         if shot is None:
             return True
         try:

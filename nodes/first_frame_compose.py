@@ -198,7 +198,7 @@ class LongreelFirstFrameComposer(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, canvas: str | None, references: Any = None) -> bool | str:
+    def validate_inputs(cls, canvas: str | None = None, references: Any = None) -> bool | str:
         if canvas is None:
             return True
         try:

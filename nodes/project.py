@@ -118,7 +118,7 @@ class LongreelFilmTakes(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, project: str | None) -> bool | str:
+    def validate_inputs(cls, project: str | None = None) -> bool | str:
         if project is None or project.strip():
             return True
         return "Takes are kept in a project: give it a name."
@@ -177,7 +177,7 @@ class LongreelPruneProject(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, project: str | None) -> bool | str:
+    def validate_inputs(cls, project: str | None = None) -> bool | str:
         return True if project is None or project.strip() else "Only a project has takes to clear: name it."
 
     @override

@@ -43,7 +43,7 @@ class LongreelSaveReel(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         return prefix_fault(filename_prefix) or True
 
     @override
@@ -79,7 +79,7 @@ class LongreelLoadReel(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         if file is None:
             return True
         try:
@@ -162,7 +162,7 @@ class LongreelSaveCutList(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         return prefix_fault(filename_prefix) or True
 
     @override

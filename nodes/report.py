@@ -29,6 +29,8 @@ from ..host.media.measure import ContinuityOptions, measure_continuity, measure_
 from ..host.media.source import footage_of
 from .sockets import REPORT, KeyframeClipSocket, ReelSocket, StoryboardSocket, references_input, references_of
 
+_LEAST_FPS, _MOST_FPS = 0.1, 240.0
+
 
 class LongreelContinuityReport(io.ComfyNode):
     """A video to its measures."""
@@ -103,8 +105,10 @@ class LongreelContinuityReport(io.ComfyNode):
     @override
     @classmethod
     def validate_inputs(
-        cls, cuts: str | None, characters: str | None, boxes: str | None, fps: float | None
+        cls, cuts: str | None = None, characters: str | None = None, boxes: str | None = None, fps: float | None = None
     ) -> bool | str:
+        if fps is not None and not _LEAST_FPS <= fps <= _MOST_FPS:  # ComfyUI leaves to us what is named here
+            return f"fps must be a number from {_LEAST_FPS:g} to {_MOST_FPS:g}, not {fps}."
         try:
             parse_times(cuts or "", fps or 1.0)
             parse_characters(characters or "")
@@ -199,7 +203,7 @@ class LongreelIdentityReport(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, boxes: str | None, references: Any = None) -> bool | str:
+    def validate_inputs(cls, boxes: str | None = None, references: Any = None) -> bool | str:
         try:
             boxes_from_json(boxes or "")
         except MetricsError as error:
@@ -247,8 +251,8 @@ def _video_inputs() -> list[io.Input]:
         io.Float.Input(
             "fps",
             default=24.0,
-            min=0.1,
-            max=240.0,
+            min=_LEAST_FPS,
+            max=_MOST_FPS,
             step=1.0,
             tooltip="Frames a second of the images; a video and a reel know their own. More: the same motion counts as "
             "faster.",

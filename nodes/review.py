@@ -60,7 +60,7 @@ class LongreelReviewFilm(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, project: str | None) -> bool | str:
+    def validate_inputs(cls, project: str | None = None) -> bool | str:
         return True if project is None or project.strip() else "The review lies in a project: give it a name."
 
     @override

@@ -67,7 +67,7 @@ class LongreelStoryboard(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, text: str | None) -> bool | str:
+    def validate_inputs(cls, text: str | None = None) -> bool | str:
         if text is None:  # connected: not known before it runs
             return True
         faults = storyboard_faults(text)
@@ -126,11 +126,11 @@ class LongreelStoryboardFromFile(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, file: str | None, story: int | None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None, story: int | None = None) -> bool | str:
         if file is None:
             return True
         try:
-            _choose(file, story or 1, DEFAULT_SECONDS)
+            _choose(file, 1 if story is None else story, DEFAULT_SECONDS)
         except ValueError as error:
             return str(error)
         return True
@@ -161,7 +161,7 @@ def _path(file: str) -> Path:
 
 def _choose(file: str, story: int, seconds_per_prompt: float) -> Storyboard:
     stories = read_storyboards(_path(file), seconds_per_prompt)
-    if story > len(stories):
+    if not 1 <= story <= len(stories):
         raise StoryboardError(f"{file} has no story {story}: its last is number {len(stories)}.")
     return stories[story - 1]
 

@@ -101,7 +101,7 @@ class LongreelReelToVideo(io.ComfyNode):
 
     @override
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         return prefix_fault(filename_prefix) or True
 
     @override

@@ -115,10 +115,14 @@ def input_file(name: str) -> Path:
 
     Raises ValueError: there is no such file, or the name leads out of the folder.
     """
-    path = Path(folder_paths.get_annotated_filepath(name))
-    if not path.is_file():
-        raise ValueError(f"There is no file {name!r} in ComfyUI's input folder; put it there or correct the name.")
-    return path
+    try:
+        path = Path(folder_paths.get_annotated_filepath(name))
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # out of the folder, too long for a disk, characters that no name can have
+        pass
+    shown = name if len(name) <= 200 else f"{name[:197]}..."
+    raise ValueError(f"There is no file {shown!r} in ComfyUI's input folder; put it there or correct the name.")
 
 
 def prefix_fault(prefix: str | None) -> str:

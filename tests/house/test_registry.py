@@ -33,10 +33,14 @@ def git(*options: str) -> set[str]:
     return {name for name in listed.stdout.split("\0") if name}
 
 
+def archive_names() -> set[str]:
+    """What is in the archive: what git tracks, without what .comfyignore names in git's own patterns."""
+    return git() - git("--cached", "--ignored", f"--exclude-from={REPOSITORY / '.comfyignore'}")
+
+
 @pytest.fixture(scope="module")
 def archive() -> set[str]:
-    """The names in the archive: what git tracks, without what .comfyignore names in git's own patterns."""
-    return git() - git("--cached", "--ignored", f"--exclude-from={REPOSITORY / '.comfyignore'}")
+    return archive_names()
 
 
 @pytest.fixture(scope="module")

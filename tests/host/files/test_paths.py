@@ -57,7 +57,7 @@ def test_input_file(tmp_path: Path) -> None:
     assert paths.input_file("cat.png [output]") == tmp_path / "output" / "cat.png"
     with pytest.raises(ValueError, match=r"no file 'dog\.png'"):
         paths.input_file("dog.png")
-    with pytest.raises(ValueError, match="Invalid file path"):
+    with pytest.raises(ValueError, match="There is no file"):
         paths.input_file("../output/cat.png")
 
 
@@ -136,3 +136,11 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "file"))
     with pytest.raises(ValueError, match=r"cannot be made \(Not a directory\)"):
         paths.spill_folder()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000, "x/" * 3000, "../a", "a [temp", ""])
+def test_names_that_no_file_can_have_are_one_sentence(name: str):
+    with pytest.raises(ValueError, match=r"^There is no file ") as raised:
+        paths.input_file(name)
+    assert str(raised.value).endswith("correct the name.")
+    assert len(str(raised.value)) < 400
