@@ -223,8 +223,9 @@ class Reel:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors on disk."""
-        sounds = (shot.sound for shot in self.shots if shot.sound is not None)
-        return sum(part.file.nbytes for part in (*self.shots, *self.edits, *sounds))
+        files = [shot.file for shot in self.shots] + [edit.file for edit in self.edits]
+        files += [shot.sound.file for shot in self.shots if shot.sound is not None]
+        return sum(file.nbytes for file in files)
 
     def latents(self, shot: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Latent frames of a shot, [1, C, frames, h, w] fp32 on the CPU; see FilmedShot.latents."""

@@ -141,6 +141,41 @@ def test_a_story_by_mouse_and_keyboard(open_editor: Callable[[], Editor]):
     assert not [complaint for complaint in editor.complaints if "longreel" in complaint.lower()]
 
 
+def test_twelve_shots(open_editor: Callable[[], Editor]):
+    """Every shot is added, written and set by hand, as fast as a hand that waits for nothing."""
+    editor = open_editor()
+    build(editor, "A cat.")
+    dialog, keyboard = opened(editor), editor.page.keyboard
+    words = [f"Scene {number}: a red ball\nwalks." for number in range(1, 13)]
+    dialog.get_by_label("Shot 1: what is seen").click()
+    keyboard.press("ControlOrMeta+a")
+    keyboard.type(words[0])
+    adding = dialog.get_by_role("button", name="Add shot")
+    for number, text in enumerate(words[1:], start=2):
+        if number % 2:
+            adding.press("Enter")
+        else:
+            adding.click()
+        keyboard.type(text)
+    says(editor, "\n---\n".join(words))
+    for number, setting, value in ((3, "seconds", "2.5"), (7, "seed", "42"), (9, "references", "face.png")):
+        dialog.get_by_label(f"Shot {number}: {setting}").click()
+        keyboard.type(value)
+        keyboard.press("Tab")
+    dialog.get_by_label("Shot 5: start").press("ArrowDown")
+    dialog.get_by_label("Move shot 12").press("ArrowUp")
+    expected = list(words)
+    for number, line in ((3, "seconds: 2.5"), (5, "start: continue"), (7, "seed: 42"), (9, "references: face.png")):
+        expected[number - 1] = f"{line}\n{words[number - 1]}"
+    # A shot that moves keeps its seed.
+    expected[10:] = [f"seed: 11\n{words[11]}", f"seed: 10\n{words[10]}"]
+    says(editor, "\n---\n".join(expected))
+    keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    assert [each["inputs"] for each in editor.prompt().values()] == [{"text": "\n---\n".join(expected)}]
+    assert not [complaint for complaint in editor.complaints if "longreel" in complaint.lower()]
+
+
 def test_mistakes_are_said_while_one_types(open_editor: Callable[[], Editor], vue_nodes: bool):
     editor = open_editor()
     build(editor, "A cat.")

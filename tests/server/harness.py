@@ -40,7 +40,7 @@ def load_script(name: str) -> ModuleType:
 
 _server = load_script("comfyui_server")
 _setup = load_script("comfyui_setup")
-Server, Outcome = _server.Server, _server.Outcome
+Event, Server, Outcome = _server.Event, _server.Server, _server.Outcome
 PromptRejected, ServerError = _server.PromptRejected, _server.ServerError
 
 

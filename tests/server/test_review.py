@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from .. import tiny_models
 from .film_prompts import SHOTS, Prompt, node, story
-from .harness import Server
+from .harness import Event, Server, ServerError
 
 PROJECT = "under review"
 ROUTE = f"/longreel/projects/{PROJECT.replace(' ', '%20')}/review"
@@ -99,6 +100,43 @@ def test_a_film_is_reviewed_shot_by_shot(reviewed: Server):
     reviewed.post(ROUTE, {"take": three["take"], "decision": "approve"})
     assert run(reviewed, *SHOTS) == ({}, ["reused"] * 3)
     assert len(json.loads((folder / "review.json").read_text())["approved"]) == 3
+
+
+def test_a_killed_server_loses_neither_takes_nor_decisions(own_server: Server):
+    """It is killed while the review waits, and again while the next shot is filmed."""
+    tiny_models.write(own_server.base / "models")
+    own_server.start()
+    one, _ = run(own_server, *SHOTS[:2])
+    own_server.post(ROUTE, {"take": one["take"], "decision": "retry", "seed": 4})
+    one, _ = run(own_server, *SHOTS[:2])
+    project = own_server.base / "output" / "longreel" / PROJECT
+    takes = {path.name: path.read_bytes() for path in project.glob("shot-*")}
+    own_server.kill()
+    own_server.restart()
+    assert own_server.get(ROUTE)["waiting"] == one
+    approved = own_server.post(ROUTE, {"take": one["take"], "decision": "approve"})
+    assert (one["seed"], approved["approved"]) == (4, [one["take"]])
+
+    filming: set[str] = set()
+
+    def kill_at_second(event: Event) -> None:
+        node = event["data"].get("node") if event["type"] == "executing" else None
+        if node and node.startswith("review."):
+            filming.add(node)
+            if len(filming) == 2:
+                own_server.kill()
+
+    with pytest.raises(ServerError, match="broke off"):
+        own_server.queue(prompt(*SHOTS[:2]), on_event=kill_at_second)
+    own_server.restart()
+    status = own_server.get(ROUTE)
+    assert (status["approved"], status["waiting"]["shot"]) == ([one["take"]], 2)
+    assert {name: (project / name).read_bytes() for name in takes} == takes
+    two, done = run(own_server, *SHOTS[:2])
+    assert (two["shot"], two["take"], done[0]) == (2, status["waiting"]["take"], "reused")
+    assert own_server.post(ROUTE, {"take": two["take"], "decision": "approve"})["waiting"] is None
+    assert run(own_server, *SHOTS[:2]) == ({}, ["reused"] * 2)
+    assert not list(project.rglob("*.part"))
 
 
 def test_a_decision_must_be_one_from_here(reviewed: Server):

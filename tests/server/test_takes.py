@@ -6,7 +6,10 @@ import json
 import urllib.error
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+import av
 import pytest
 from longreel.film.reel.project import ProjectStore
 
@@ -195,6 +198,58 @@ def test_a_film_goes_to_editing_programs(studio: Server):
     folder = studio.base / "output" / "cuts"
     assert (folder / "film_00001_.edl").read_text().count("AX       V     C") == 4
     assert (folder / "film_00001_.srt").read_text().count(" --> ") == 4
+    prompt["list"]["inputs"] |= {"cut_from": "shots", "subtitles": "vtt"}
+    again = studio.queue(prompt)
+    assert again.outputs["list"]["text"] == ["cuts/film_00002_.edl, .otio, .vtt: 4 shots"]
+    timeline = json.loads((folder / "film_00002_.otio").read_text(encoding="utf-8"))
+    clips = timeline["tracks"]["children"][0]["children"]
+    urls = [clip["media_reference"]["target_url"] for clip in clips]
+    assert all(Path(url2pathname(urlsplit(url).path)).is_file() for url in urls)
+    assert [url.rpartition("/")[2] for url in urls] == ["001.mp4", "002.mp4", "003.mp4", "004.mp4"]
+
+
+def test_a_film_is_heard(studio: Server):
+    """Its pictures are those of the silent film, whichever sound it has."""
+    prompt = story("heard", *CUTS) | {
+        "music": node("EmptyAudio", duration=60.0, sample_rate=22050, channels=1),
+        "voice": node("LongreelShotSound", reel=["film", 0], audio=["music", 0], shot=2),
+        "sound": node("LongreelFilmSound", reel=["voice", 0], soundtrack=["music", 0], crossfade=0.1, fade_out=1.0),
+    }
+    prompt |= {
+        "own": to_video("voice", filename_prefix="heard"),
+        "mixed": to_video("film", filename_prefix="heard", sound=["sound", 0]),
+        "part": to_video("film", filename_prefix="heard", first_shot=2, last_shot=3, sound=["sound", 0]),
+    }
+    outcome = studio.queue(prompt)
+    assert outcome.succeeded, outcome.error
+    assert outcome.outputs["sound"]["text"] == ["2.4 s, a soundtrack, 1 of 4 shots with a sound of their own"]
+    streams = {}
+    for name in ("video", "own", "mixed", "part"):
+        with av.open(str(studio.path_of(outcome.outputs[name]["images"][0]))) as container:
+            pictures = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+            seconds = [float(stream.duration * stream.time_base) for stream in container.streams.audio]
+        streams[name] = (pictures, seconds)
+    silent = streams["video"]
+    assert silent[1] == []
+    assert streams["own"] == streams["mixed"]
+    assert streams["mixed"][0] == silent[0]
+    assert streams["mixed"][1] == [pytest.approx(2.4, abs=0.05)]
+    assert streams["part"][1] == [pytest.approx(1.2, abs=0.05)]
+
+
+def test_a_rehearsal_is_never_the_film(studio: Server):
+    """In one project its takes are others than the film's, and both are used again."""
+    full = story("rehearsed", *CUTS[:2])
+    small = full | {"small": node("LongreelRehearsalEngine", engine=["engine", 0], size=0.5, steps=0.5)}
+    small["film"] = node("LongreelFilmStoryboard", **full["film"]["inputs"] | {"engine": ["small", 0]})
+    for prompt, size in ((small, "16x16"), (full, "32x32"), (small, "16x16")):
+        before = files(studio, "rehearsed")
+        outcome = studio.queue(prompt)
+        assert outcome.succeeded, outcome.error
+        new = files(studio, "rehearsed").keys() - before.keys()
+        assert len(new) == (2 if len(before) < 4 else 0)
+        with av.open(str(studio.path_of(outcome.files()[0]))) as container:
+            assert f"{container.streams.video[0].width}x{container.streams.video[0].height}" == size
 
 
 def test_programs_ask_over_http(studio: Server):
