@@ -73,3 +73,13 @@ def test_workflow_opens_at_its_note(workflow: Path):
     assert scale >= LEAST_ZOOM
     assert 0 < (found[first][0] + x) * scale < 200
     assert 0 < (found[first][1] + y) * scale < 200
+
+
+@pytest.mark.parametrize("file", [*WORKFLOWS, *BLUEPRINTS], ids=lambda file: file.stem)
+def test_widgets_hold_plain_values(file: Path):
+    """A choice saved as an object, as an API prompt may have it, does not reach the node: it fails after the film."""
+    for graph in graphs(file):
+        for each in graph["nodes"]:
+            values = each.get("widgets_values") or []
+            assert isinstance(values, list)
+            assert not [value for value in values if isinstance(value, dict)], each["type"]
