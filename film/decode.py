@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DecodeError", "Value", "parse", "parse_file", "quoted"]
+__all__ = ["DecodeError", "Value", "parse", "parse_file", "quoted", "shortened"]
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
@@ -133,13 +133,17 @@ class Value:
 
     @property
     def _name(self) -> str:
-        return self.where if 0 < len(self.where) <= 200 else f"{self.where[:197]}..." if self.where else "it"
+        return shortened(self.where, 200) if self.where else "it"
 
 
 def quoted(word: object) -> str:
     """A word of a file, as a sentence about it quotes it: as Python writes it, cut where it is long."""
-    text = ascii(word)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(ascii(word), 60)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters, cut where it is longer."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _refuse(name: str) -> Any:

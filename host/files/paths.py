@@ -11,6 +11,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...film.decode import shortened
 from ...film.reel import project as film_project
 from ...film.reel.atomic import claim, sweep
 
@@ -121,8 +122,9 @@ def input_file(name: str) -> Path:
             return path
     except (OSError, ValueError):  # out of the folder, too long for a disk, characters that no name can have
         pass
-    shown = name if len(name) <= 200 else f"{name[:197]}..."
-    raise ValueError(f"There is no file {shown!r} in ComfyUI's input folder; put it there or correct the name.")
+    raise ValueError(
+        f"There is no file {shortened(name, 200)!r} in ComfyUI's input folder; put it there or correct the name."
+    )
 
 
 def prefix_fault(prefix: str | None) -> str:
